@@ -1,0 +1,1 @@
+"""The spatial stage of surgical phase recognition."""
