@@ -1,0 +1,5 @@
+"""`python -m spatialfeat`."""
+
+from spatialfeat.cli import main
+
+main()

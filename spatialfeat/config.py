@@ -1,0 +1,148 @@
+"""Every option of every command with its default, written once. The command line reads its defaults from here.
+
+Only the standard library is imported, so that `spatialfeat --help` stays fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from spatialfeat.errors import SpatialfeatError
+
+TRAIN_CSV = Path("train_ResNet_DB.csv")
+VAL_CSV = Path("val_ResNet_DB.csv")
+TEST_CSV = Path("test_ResNet_DB.csv")
+IMG_DIR = Path("images")
+WEIGHTS_NAME = "best_spatial_study_weights.pth"
+PREDICTIONS_NAME = "predictions_resnet.csv"
+
+PRECISIONS = ("fp32",)
+LAYOUTS = ("channel-first", "time-first")
+GROUPINGS = ("video", "patient")
+
+NUM_CHILDREN = 10
+"""Children of a torchvision ResNet: conv1, bn1, relu, maxpool, layer1..layer4, avgpool, fc."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """The specified study. `test_csv=None` means `test_ResNet_DB.csv` if it is there; `workers=None` means automatic."""
+
+    train_csv: Path = TRAIN_CSV
+    val_csv: Path = VAL_CSV
+    test_csv: Path | None = None
+    img_dir: Path = IMG_DIR
+    out_dir: Path = Path()
+    num_classes: int = 7
+    phase_names: tuple[str, ...] | None = None
+    batch_size: int = 32
+    lr: float = 1e-4
+    epochs: int = 50
+    freeze_until: int = 6
+    patience: int = 10
+    lr_patience: int = 3
+    lr_factor: float = 0.5
+    weights: str = "imagenet"
+    reset_classifier: bool = False
+    image_size_px: int = 224
+    device: str = "auto"
+    precision: str = "fp32"
+    workers: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("--num-classes", self.num_classes, 2)
+        _at_least("--epochs", self.epochs, 1)
+        _at_least("--patience", self.patience, 1)
+        _at_least("--lr-patience", self.lr_patience, 0)
+        _at_least("--seed", self.seed, 0)
+        # At 64 px the last stage is still 2x2, so BatchNorm has several values even for a batch of one frame.
+        _at_least("--image-size", self.image_size_px, 64)
+        if not 0 < self.lr < float("inf"):
+            raise SpatialfeatError(f"--lr {self.lr}: must be a positive number, e.g. 1e-4")
+        if not 0 < self.lr_factor < 1:
+            raise SpatialfeatError(f"--lr-factor {self.lr_factor}: must lie between 0 and 1, e.g. 0.5")
+        if not 0 <= self.freeze_until < NUM_CHILDREN:
+            raise SpatialfeatError(
+                f"--freeze-until {self.freeze_until}: must be 0 (train everything) to {NUM_CHILDREN - 1} "
+                "(train the classifier only)"
+            )
+        _check_loading(self.batch_size, self.workers, self.precision)
+        check_phase_names(self.phase_names, self.num_classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What to score. `num_classes=None` and `phase_names=None` are taken from the weights."""
+
+    csv: Path = TEST_CSV
+    img_dir: Path = IMG_DIR
+    weights: Path = Path(WEIGHTS_NAME)
+    out_dir: Path = Path("evaluation")
+    num_classes: int | None = None
+    phase_names: tuple[str, ...] | None = None
+    batch_size: int = 32
+    device: str = "auto"
+    precision: str = "fp32"
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_loading(self.batch_size, self.workers, self.precision)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """What to extract. `csvs` holds `PATH` or `SPLIT=PATH`; empty means the specification's three files."""
+
+    csvs: tuple[str, ...] = ()
+    img_dir: Path = IMG_DIR
+    weights: Path = Path(WEIGHTS_NAME)
+    out_dir: Path = Path("features")
+    group_by: str = "video"
+    layout: str = "channel-first"
+    fps: float = 1.0
+    overwrite: bool = False
+    num_classes: int | None = None
+    phase_names: tuple[str, ...] | None = None
+    batch_size: int = 32
+    device: str = "auto"
+    precision: str = "fp32"
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("--group-by", self.group_by, GROUPINGS)
+        _one_of("--layout", self.layout, LAYOUTS)
+        if not 0 < self.fps < float("inf"):
+            raise SpatialfeatError(f"--fps {self.fps}: must be a positive number of frames per second, e.g. 1")
+        _check_loading(self.batch_size, self.workers, self.precision)
+
+
+def check_phase_names(phase_names: tuple[str, ...] | None, num_classes: int) -> None:
+    """Refuse names that are too few, too many, empty or repeated."""
+    if phase_names is None:
+        return
+    if len(phase_names) != num_classes:
+        raise SpatialfeatError(
+            f"--phase-names: {len(phase_names)} names for {num_classes} classes; "
+            "give one name per class, in label order, or pass --num-classes"
+        )
+    if len(set(phase_names)) != num_classes or not all(name.strip() for name in phase_names):
+        raise SpatialfeatError(f"--phase-names: {', '.join(phase_names)}: every name must be present and unique")
+
+
+def _check_loading(batch_size: int, workers: int | None, precision: str) -> None:
+    _at_least("--batch-size", batch_size, 1)
+    if workers is not None:
+        _at_least("--workers", workers, 0)
+    _one_of("--precision", precision, PRECISIONS)
+
+
+def _at_least(option: str, value: int, minimum: int) -> None:
+    if value < minimum:
+        raise SpatialfeatError(f"{option} {value}: must be at least {minimum}")
+
+
+def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise SpatialfeatError(f"{option} {value}: must be one of {', '.join(allowed)}")

@@ -1,0 +1,202 @@
+"""`spatialfeat extract`: one HDF5 feature file per video, in one pass over all frames."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from spatialfeat.checkpoint import Checkpoint, load_checkpoint
+from spatialfeat.config import ExtractConfig
+from spatialfeat.dataset import FrameDataset, make_loader
+from spatialfeat.errors import SpatialfeatError
+from spatialfeat.extractplan import feature_path, image_paths, plan_extraction, stat_digest, video_header
+from spatialfeat.featurefile import FeatureFileWriter, Recipe
+from spatialfeat.files import prepare_output_dir
+from spatialfeat.framecheck import check_images, describe_broken_image
+from spatialfeat.frames import FrameTable, read_frames
+from spatialfeat.inference import FrameOutputs, run_inference
+from spatialfeat.model import BACKBONE, FEATURE_LAYER
+from spatialfeat.progress import frame_bar
+from spatialfeat.runrecord import RunRecord
+from spatialfeat.runtime import (
+    choose_workers,
+    describe_device,
+    library_versions,
+    select_device,
+    use_true_float32,
+)
+from spatialfeat.splits import named_csvs
+from spatialfeat.transforms import evaluation_transform
+from spatialfeat.videos import Video, group_videos
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ExtractResult:
+    """Video ids by what became of them; `failed` maps an id to the reason."""
+
+    written: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def extract(config: ExtractConfig) -> ExtractResult:
+    """Write the feature files of all videos of all CSVs to `config.out_dir`.
+
+    A video with an unreadable frame gets no file and is listed in the result; the others are written.
+
+    Raises:
+        SpatialfeatError: anything that the user can mend, before the first frame is computed where possible.
+    """
+    checkpoint = load_checkpoint(config.weights, num_classes=config.num_classes, phase_names=config.phase_names)
+    tables = [
+        read_frames(path, config.img_dir, split=split, num_classes=checkpoint.num_classes, labels_required=False)
+        for split, path in named_csvs(config.csvs)
+    ]
+    videos = group_videos(tables, config.group_by)
+    prepare_output_dir(config.out_dir)
+    result = ExtractResult()
+    result.failed = _videos_with_broken_images(videos, tables)
+    recipe = _recipe(config, checkpoint)
+    sound = [video for video in videos if video.video_id not in result.failed]
+    plan = plan_extraction(sound, config.out_dir, recipe, overwrite=config.overwrite)
+    result.skipped = [video.video_id for video in plan.done]
+    device = select_device(config.device)
+    use_true_float32()
+    record = RunRecord(config.out_dir, "extract", config, [table.source for table in tables],
+                       device=describe_device(device), weights_sha256=checkpoint.sha256)  # fmt: skip
+    _announce(videos, result, device)
+    if plan.to_compute:
+        _compute(config, checkpoint, plan.to_compute, device, _FeatureSink(plan.to_compute, config.out_dir, recipe, result))
+    status = "incomplete" if result.failed else "complete"
+    record.finish(status, written=result.written, skipped=result.skipped, failed=result.failed)
+    _report(config.out_dir, result)
+    return result
+
+
+def _recipe(config: ExtractConfig, checkpoint: Checkpoint) -> Recipe:
+    return Recipe(
+        weights_sha256=checkpoint.sha256,
+        phase_names=checkpoint.phase_names,
+        preprocessing=json.dumps(checkpoint.preprocessing.as_dict(), sort_keys=True),
+        precision=config.precision,
+        backbone=BACKBONE,
+        layer=FEATURE_LAYER,
+        layout=config.layout,
+        group_by=config.group_by,
+        fps=config.fps,
+    )
+
+
+def _videos_with_broken_images(videos: Sequence[Video], tables: Sequence[FrameTable]) -> dict[str, str]:
+    """{video id: its first broken image}. Refuses a run in which no video is left."""
+    broken = check_images(tables)
+    reasons = {(id(table), row): describe_broken_image(table, row, reason) for table, row, reason in broken}
+    failed: dict[str, str] = {}
+    for video in videos:
+        found = [reasons[key] for row in video.rows.tolist() if (key := (id(video.table), row)) in reasons]
+        if found:
+            failed[video.video_id] = found[0] + (f" ({len(found)} such images)" if len(found) > 1 else "")
+    if len(failed) == len(videos):
+        raise SpatialfeatError(f"{next(iter(failed.values()))}; no video is left to extract: check --img-dir")
+    return failed
+
+
+class _FeatureSink:
+    """Takes the network's outputs in the order of the frames and cuts them into one file per video."""
+
+    def __init__(self, videos: Sequence[Video], out_dir: Path, recipe: Recipe, result: ExtractResult) -> None:
+        self._videos, self._out_dir, self._recipe, self._result = videos, out_dir, recipe, result
+        self._ends = np.cumsum([len(video) for video in videos])
+        self._versions = library_versions()
+        self._writer: FeatureFileWriter | None = None
+        self._images_digest = hashlib.sha256()
+
+    def take(self, outputs: FrameOutputs) -> None:
+        """Write the frames of one batch. A frame that could not be decoded fails its video, never a single row."""
+        for row, reason in outputs.failures:
+            self._fail(row, reason)
+        video_of_row = np.searchsorted(self._ends, outputs.rows, side="right")
+        for index in np.unique(video_of_row).tolist():
+            mine = np.flatnonzero(video_of_row == index)
+            video = self._videos[index]
+            if video.video_id not in self._result.failed:
+                self._append(video, outputs.features[mine], outputs.logits[mine], [outputs.digests[i] for i in mine])
+            if outputs.rows[mine[-1]] == self._ends[index] - 1:
+                self._finish(video)
+
+    def close(self) -> None:
+        """Remove the file of a video that was not finished."""
+        if self._writer is not None:
+            self._writer.discard()
+            self._writer = None
+
+    def _append(
+        self, video: Video, features: NDArray[np.float32], logits: NDArray[np.float32], digests: list[bytes]
+    ) -> None:
+        if self._writer is None:
+            path = feature_path(self._out_dir, video)
+            self._writer = FeatureFileWriter(path, video_header(video), self._recipe, self._versions)
+            self._images_digest = hashlib.sha256()
+        self._writer.append(features, logits)
+        self._images_digest.update(b"".join(digests))
+
+    def _finish(self, video: Video) -> None:
+        if self._writer is None:
+            return
+        self._writer.finish(
+            images_stat=stat_digest(image_paths(video)), images_content=self._images_digest.hexdigest()
+        )
+        self._writer = None
+        self._result.written.append(video.video_id)
+
+    def _fail(self, row: int, reason: str) -> None:
+        index = int(np.searchsorted(self._ends, row, side="right"))
+        video = self._videos[index]
+        table_row = int(video.rows[row - (self._ends[index] - len(video))])
+        self._result.failed.setdefault(video.video_id, describe_broken_image(video.table, table_row, reason))
+        if self._writer is not None and self._writer.video_id == video.video_id:
+            self.close()
+
+
+def _compute(
+    config: ExtractConfig, checkpoint: Checkpoint, videos: Sequence[Video], device: torch.device, sink: _FeatureSink
+) -> None:
+    """Run the network over all frames of `videos`, one video after the other."""
+    dataset = FrameDataset(
+        np.concatenate([np.full(len(video), str(video.table.img_dir)) for video in videos]),
+        np.concatenate([video.table.ids[video.rows] for video in videos]),
+        np.concatenate([video.table.labels[video.rows] for video in videos]),
+        evaluation_transform(checkpoint.preprocessing),
+    )
+    loader = make_loader(
+        dataset, batch_size=config.batch_size, workers=choose_workers(config.workers, device), device=device
+    )
+    try:
+        with frame_bar(len(dataset), "extract") as bar:
+            for outputs in run_inference(checkpoint.model, loader, device, checkpoint.preprocessing):
+                sink.take(outputs)
+                bar.advance(len(outputs.rows) + len(outputs.failures))
+    finally:
+        sink.close()
+
+
+def _announce(videos: Sequence[Video], result: ExtractResult, device: torch.device) -> None:
+    logger.info("%d videos, %d frames; device: %s", len(videos), sum(map(len, videos)), describe_device(device))
+    if result.skipped:
+        logger.info("%d videos are there already, made by the same weights, options and frames", len(result.skipped))
+
+
+def _report(out_dir: Path, result: ExtractResult) -> None:
+    logger.info("%d feature files written to %s, %d already there", len(result.written), out_dir, len(result.skipped))
+    for video_id, reason in result.failed.items():
+        logger.error("video %s has no feature file: %s", video_id, reason)

@@ -1,0 +1,53 @@
+"""Are all images of the frame tables there and whole? Answered before long work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from spatialfeat.errors import SpatialfeatError
+from spatialfeat.frames import FrameTable
+from spatialfeat.images import find_broken_images, list_pngs
+
+
+def check_images(tables: Sequence[FrameTable], *, progress: bool = True) -> list[tuple[FrameTable, int, str]]:
+    """Find rows whose image is missing or not a whole PNG, without decoding: seconds for 200,000 frames.
+
+    Returns:
+        (table, row, reason) per broken row, in the order of the tables.
+    Raises:
+        SpatialfeatError: the image folder does not exist or cannot be read.
+    """
+    present_by_dir = {img_dir: _list_img_dir(img_dir) for img_dir in {table.img_dir for table in tables}}
+    broken: list[tuple[FrameTable, int, str]] = []
+    for table in tables:
+        present = present_by_dir[table.img_dir]
+        there = [row for row, name in enumerate(table.ids.tolist()) if name in present]
+        reasons = find_broken_images([table.image_path(row) for row in there], progress=progress)
+        unreadable = {there[index]: reason for index, reason in reasons.items()}
+        missing = dict.fromkeys(set(range(len(table))) - set(there), "the file does not exist")
+        broken += [(table, row, reason) for row, reason in sorted((unreadable | missing).items())]
+    return broken
+
+
+def describe_broken_image(table: FrameTable, row: int, reason: str) -> str:
+    """`train.csv row 812: cannot read images/1050_1_000812.png: the file is empty`."""
+    return f"{table.where(row)}: cannot read {table.image_path(row)}: {reason}"
+
+
+def require_images(tables: Sequence[FrameTable]) -> None:
+    """Raise SpatialfeatError naming the first broken image and the number of others, if there is any."""
+    broken = check_images(tables)
+    if broken:
+        others = f" ({len(broken)} of {sum(map(len, tables))} images are broken)" if len(broken) > 1 else ""
+        raise SpatialfeatError(
+            f"{describe_broken_image(*broken[0])}{others}; put the image there, pass --img-dir, or remove the row"
+        )
+
+
+def _list_img_dir(img_dir: Path) -> set[str]:
+    try:
+        return list_pngs(img_dir)
+    except OSError as error:
+        raise SpatialfeatError(f"--img-dir {img_dir}: cannot be read ({error.strerror}); pass the folder of the PNG files"
+                               ) from error  # fmt: skip

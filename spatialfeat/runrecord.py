@@ -1,0 +1,52 @@
+"""`run.json`: how an output folder came to be."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, is_dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from spatialfeat.files import file_sha256, write_json
+from spatialfeat.runtime import library_versions
+
+RUN_SCHEMA = 1
+
+
+class RunRecord:
+    """Collects facts during a run and writes them to `out_dir/run.json`, at the start and again at the end.
+
+    A record whose `status` still says "running" belongs to a run that was cut off.
+    """
+
+    def __init__(self, out_dir: Path, command: str, config: Any, data: Iterable[Path], **facts: Any) -> None:
+        assert is_dataclass(config)
+        self._path = out_dir / "run.json"
+        self._start = time.monotonic()
+        self._content: dict[str, Any] = {
+            "schema": RUN_SCHEMA,
+            "status": "running",
+            "command": command,
+            "command_line": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "options": {name: _json_ready(value) for name, value in asdict(config).items()},  # type: ignore[arg-type]
+            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "versions": library_versions(),
+            "data_sha256": {str(path): file_sha256(path) for path in data},
+            **facts,
+        }
+        write_json(self._path, self._content)
+
+    def finish(self, status: str = "complete", **facts: Any) -> None:
+        """Add the last facts and the run's seconds, and write the record again."""
+        self._content |= {"status": status, "seconds": round(time.monotonic() - self._start, 3), **facts}
+        write_json(self._path, self._content)
+
+
+def _json_ready(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
