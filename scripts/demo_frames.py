@@ -35,8 +35,8 @@ class Look(NamedTuple):
 LOOKS = (
     Look("preparation", "#703a34 #c88070 #eebaa8", "plain", 0.15, 0.9, "swab", 0.5, 0.0, 0.0),
     Look("access", "#682624 #be6256 #e89e8c", "folds", 0.3, 0.8, "elevator", 0.7, 0.25, 0.0),
-    Look("exposure", "#764230 #c6926e #eecea4", "bone", 0.1, 0.3, "burr", 0.8, 0.25, 0.45),
-    Look("dissection", "#64241e #bc624a #e8ac7e", "fibres", 0.4, 0.2, "hook", 0.8, 0.35, 0.6),
+    Look("exposure", "#764230 #c6926e #eecea4", "bone", 0.1, 0.3, "burr", 0.75, 0.25, 0.6),
+    Look("dissection", "#64241e #bc624a #e8ac7e", "fibres", 0.4, 0.2, "hook", 0.75, 0.35, 0.75),
     Look("resection", "#5c161c #b04e46 #e2967a", "nodules", 0.5, 0.3, "grasper", 0.8, 0.8, 0.1),
     Look("inspection", "#582228 #b86460 #eab2a8", "plain", 1.0, 0.6, "suction", 0.4, 0.15, 0.0),
     Look("closure", "#703e3c #c48e82 #eed6ca", "weave", 0.3, 0.1, "applicator", 0.6, 0.2, 0.0),
@@ -92,8 +92,8 @@ def _relief(rng: np.random.Generator, kind: str, side: int, x: Array, y: Array) 
     if kind == "folds":
         relief = 0.75 * np.sin(26 * (np.hypot(x, y) + 0.05 * coarse)) + 0.2 * coarse
     elif kind == "bone":
-        pits = _noise(rng, side, 60, 2)
-        relief = 0.3 * coarse - 0.45 * np.clip(pits - 0.6, 0, 1) + 0.04 * pits
+        pits = _noise(rng, side, 50, 2)
+        relief = 0.3 * coarse - 0.4 * np.clip(pits - 0.6, 0, 1) + 0.04 * pits
     elif kind == "fibres":
         relief = 0.6 * _noise(rng, side, 30, 2, stretch=9) + 0.2 * coarse
     elif kind == "nodules":  # The zero lines of |noise| become the creases between round lumps.
@@ -179,7 +179,7 @@ def _veil(look: Look, blood: Array, haze: Array, bleeding: float, smoking: float
     red = min(1.0, 1.4 * look.blood) * np.clip(
         0.5 + 2.5 * (blood - 1.3 + 1.1 * look.blood * bleeding), 0, 0.9
     )
-    grey = look.haze * np.clip(0.6 + 0.4 * haze, 0, 1) * smoking
+    grey = look.haze * np.clip(0.5 + 0.6 * haze, 0, 1) * smoking
     alpha = 1 - (1 - red) * (1 - grey)
     share = (grey / np.maximum(alpha, 1e-3))[..., None]
     dust = 0.5 * np.array(ImageColor.getrgb(look.tissue.split()[2])) + 100
@@ -194,7 +194,7 @@ def draw_frames(
     (width, height), unit, num_frames = size_px, min(size_px), len(labels)
     light = _light(rng, width, height)
     lit = light.max(axis=2, keepdims=True) > 0
-    grain = rng.normal(0, 0.95, (2 * height, 2 * width, 1)).astype(np.float32)
+    grain = rng.normal(0, 0.7, (2 * height, 2 * width, 1)).astype(np.float32)
     tissues = [_tissue(rng, look, 2 * unit) for look in LOOKS]
     side = max(size_px) // 2
     blood, haze = (_noise(rng, side, cells, 3) for cells in (8, 6))
@@ -224,9 +224,8 @@ def draw_frames(
             veil = _veil(look, blood[window], haze[window], 0.5 + 0.5 * bleeding, 0.5 + 0.5 * smoking)
             veil = veil.resize(size_px, Image.Resampling.BILINEAR)
             frame.paste(veil, (0, 0), veil)
-        out = max(
-            0.0, 2 * reach - 2.5 * (2 * look.tool_rate - 1)
-        )  # How far it is drawn back: 1 is out of view.
+        # How far it is drawn back, 1 being out of view; the walk is spread about evenly over -1 to 1.
+        out = max(0.0, 1 + 4 * (reach - 0.9 * (2 * look.tool_rate - 1)))
         if out < 1:
             angle = entry[phase] + 0.25 * swing
             x = width / 2 + unit * (0.14 * tip_x - 0.6 * out * math.cos(angle))
