@@ -1,9 +1,11 @@
-"""95 % percentile bootstrap intervals over patients (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993).
+"""95 % bootstrap intervals over patients, by percentiles (Efron and Tibshirani, "An Introduction to the
+Bootstrap", 1993).
 
 Frames of one patient are not independent, so whole patients are resampled: each of S resamples draws as many
-patients as there are, with replacement, and every score is computed anew. Every score here is a function of sums
-over videos (confusion counts, segment matches, per-video values), so a resample is a row of patient weights and
-all resamples are one matrix product. Two predictions of the same frames are compared with the same resamples.
+patients as there are, with replacement, and every score is computed anew. Every score here is a function of
+sums over videos (confusion counts, segment matches, per-video values), so a resample is a row of patient
+weights and all resamples are one matrix product. Two predictions of the same frames are compared with the
+same resamples.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class VideoTallies:
     """What each of V videos contributes to the scores.
 
     patient_ids: V texts. counts: (V, C, C) int64 confusion counts, each video with at least one frame.
-    edit: (V,) float64 edit scores. matches: (V, K, 3) int64 from `segments.segment_matches`, K = len(IOU_PERCENTS).
+    edit: (V,) float64 edit scores. matches: (V, K, 3) int64 from `segments.segment_matches`.
     """
 
     patient_ids: tuple[str, ...]
@@ -66,8 +68,9 @@ class Difference:
 def resampling_weights(patient_ids: Sequence[str], num_samples: int, seed: int) -> FloatArray:
     """Draw patients with replacement.
 
-    Returns (num_samples, V) float64: how often each video's patient was drawn. Drawing goes by the sorted patient
-    ids, so the order of videos does not matter. With fewer than two patients nothing can vary: shape (0, V).
+    Returns (num_samples, V) float64: how often each video's patient was drawn. Drawing goes by the sorted
+    patient ids, so the order of videos does not matter. With fewer than two patients nothing can vary: shape
+    (0, V).
     Raises SpatialfeatError for a negative number of samples or seed.
     """
     for name, value in (("number of bootstrap samples", num_samples), ("bootstrap seed", seed)):
@@ -94,8 +97,8 @@ def resampled_phase_scores(tallies: VideoTallies, weights: FloatArray) -> PhaseS
 def resampled_scores(tallies: VideoTallies, weights: FloatArray) -> dict[str, FloatArray]:
     """Compute every overall score for each row of weights (S, V); a row of ones gives the scores themselves.
 
-    Returns (S,) float64 per name: accuracy and macro_* are pooled over frames, video_wise_accuracy and edit are
-    means over videos, f1_10, f1_25 and f1_50 pool segments over videos.
+    Returns (S,) float64 per name: accuracy and macro_* are pooled over frames, video_wise_accuracy and edit
+    are means over videos, f1_10, f1_25 and f1_50 pool segments over videos.
     """
     phases = resampled_phase_scores(tallies, weights)
     hits = np.trace(tallies.counts, axis1=1, axis2=2)
@@ -150,8 +153,8 @@ def bootstrap_differences(
 ) -> dict[str, Difference]:
     """Compare two predictions of the same frames: second minus first, per score of `resampled_scores`.
 
-    Both must list the same videos in the same order. Each resample scores both on the same patients, so what the
-    two find equally hard cancels out of the interval.
+    Both must list the same videos in the same order. Each resample scores both on the same patients, so what
+    the two find equally hard cancels out of the interval.
     """
     assert first.patient_ids == second.patient_ids, "different videos"
     assert (first.counts.sum(axis=2) == second.counts.sum(axis=2)).all(), "different labels"

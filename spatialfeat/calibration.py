@@ -1,9 +1,9 @@
 """Calibration: does a frame predicted with confidence 0.8 turn out right in 80 % of cases?
 
-Expected calibration error after Naeini et al., "Obtaining Well Calibrated Probabilities Using Bayesian Binning",
-AAAI 2015, for the predicted class's confidence as in Guo et al., "On Calibration of Modern Neural Networks", 2017:
-15 bins of equal width, (0, 1/15], (1/15, 2/15], ..., (14/15, 1]; ECE is the mean of |accuracy - confidence| over
-bins, weighted by their frames.
+Expected calibration error after Naeini et al., "Obtaining Well Calibrated Probabilities Using Bayesian
+Binning", AAAI 2015, for the predicted class's confidence as in Guo et al., "On Calibration of Modern Neural
+Networks", 2017: 15 bins of equal width, (0, 1/15], (1/15, 2/15], ..., (14/15, 1]; ECE is the mean of
+|accuracy - confidence| over bins, weighted by their frames.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NUM_BINS = 15
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ReliabilityCurve:
-    """edges: (B + 1,) float64, 0..1. confidence, accuracy: (B,) float64, a bin's means, NaN where it is empty.
+    """edges: (B + 1,) float64, 0..1. confidence, accuracy: (B,) float64, means of a bin, NaN if empty.
 
     counts: (B,) int64 frames. expected_calibration_error: 0..1, NaN without a labelled frame.
     """
@@ -34,7 +34,7 @@ class ReliabilityCurve:
 
 
 def softmax(logits: npt.ArrayLike) -> FloatArray:
-    """Turn logits (N, C) into probabilities (N, C) float64. Raises SpatialfeatError for a value that is not finite."""
+    """Turn logits (N, C) into probabilities (N, C) float64. Raises SpatialfeatError unless all are finite."""
     scores = np.asarray(logits, dtype=np.float64)
     _require_finite_rows(scores, "logits")
     powers = np.exp(scores - scores.max(axis=1, keepdims=True))
@@ -47,7 +47,8 @@ def reliability_curve(
     """Bin frames by the probability of their most probable phase (the first on a tie).
 
     probabilities: (N, C), rows that sum to 1; from logits, through `softmax`. Feature files hold logits as
-    (C, T): transpose them. labels: (N,) integers; frames labelled -100 are left out, whatever their row holds.
+    (C, T): transpose them. labels: (N,) integers; frames labelled -100 are left out, whatever their row
+    holds.
     Raises SpatialfeatError for shapes that disagree, a row that is no probability distribution, or a label
     outside 0..C-1.
     """
@@ -98,5 +99,5 @@ def _require_finite_rows(table: FloatArray, name: str) -> None:
     wrong = np.flatnonzero(~np.isfinite(table).all(axis=1))
     if len(wrong):
         raise SpatialfeatError(
-            f"{name} of frame {wrong[0]} hold {table[wrong[0]].tolist()}; recompute them, every value must be finite"
+            f"{name} of frame {wrong[0]} hold {table[wrong[0]].tolist()}; recompute them, all must be finite"
         )

@@ -22,25 +22,15 @@ def compare(
 ) -> dict[str, Any]:
     """Compare two predictions of the same frames by paired bootstrap over patients.
 
-    Returns {"level", "unit", "num_patients", "samples", "seed", "differences": {score: {"difference": second -
-    first, "interval": [low, high] or None}}}, scores as `bootstrap.resampled_scores` names them.
+    Returns {"level", "unit", "num_patients", "samples", "seed", "differences": {score: {"difference": second
+    - first, "interval": [low, high] or None}}}, scores as `bootstrap.resampled_scores` names them.
     Raises SpatialfeatError if videos, patients or labels disagree, and as `scoring.labelled_videos`.
     """
-    others = {video.video_id: video for video in second}
-    if len(others) != len(second) or set(others) != {video.video_id for video in first}:
-        missing = sorted({video.video_id for video in first} ^ set(others))
-        raise SpatialfeatError(
-            f"the two predictions hold different videos (in one only: {missing[:5]}); predict the same videos"
-        )
-    for video in first:
-        other = others[video.video_id]
-        if video.patient_id != other.patient_id or not np.array_equal(video.labels, other.labels):
-            raise SpatialfeatError(
-                f"video {video.video_id}: patient or labels differ between the two predictions; use the same frames"
-            )
-    chosen = labelled_videos(first, num_phases)
-    tallies = tally(chosen, num_phases)
-    other_tallies = tally([others[video.video_id] for video in chosen], num_phases)
+    scored, other_scored = labelled_videos(first, num_phases), labelled_videos(second, num_phases)
+    _require_same_frames(first, second)
+    others = {video.video_id: video for video in other_scored}
+    tallies = tally(scored, num_phases)
+    other_tallies = tally([others[video.video_id] for video in scored], num_phases)
     found = bootstrap_differences(tallies, other_tallies, num_samples=num_samples, seed=seed)
     num_patients = len(set(tallies.patient_ids))
     return {
@@ -57,3 +47,18 @@ def compare(
             for name, item in found.items()
         },
     }
+
+
+def _require_same_frames(first: Sequence[ScoredVideo], second: Sequence[ScoredVideo]) -> None:
+    others = {video.video_id: video for video in second}
+    lone = sorted({video.video_id for video in first} ^ set(others))
+    if lone:
+        raise SpatialfeatError(
+            f"{len(lone)} videos are in one prediction only ({', '.join(lone[:5])}); predict the same videos"
+        )
+    for video in first:
+        other = others[video.video_id]
+        if video.patient_id != other.patient_id or not np.array_equal(video.labels, other.labels):
+            raise SpatialfeatError(
+                f"video {video.video_id}: patient or labels differ between predictions; use the same frames"
+            )

@@ -144,7 +144,8 @@ def scores_from_totals(
 def pooled_scores(labels: npt.ArrayLike, predictions: npt.ArrayLike, num_phases: int) -> PooledScores:
     """Score all frames counted together, as scikit-learn does with labels=range(C) and zero_division=0.
 
-    labels, predictions: (T,) integers of all videos, concatenated. Every score is NaN without a labelled frame.
+    labels, predictions: (T,) integers of all videos, concatenated. Every score is NaN without a labelled
+    frame.
     Raises SpatialfeatError as `scored_frames`.
     """
     return pooled_scores_of_counts(confusion_counts(labels, predictions, num_phases))
@@ -163,7 +164,7 @@ def pooled_scores_of_counts(counts: IntArray) -> PooledScores:
 
 
 def macro(scores: FloatArray, support: npt.NDArray[Any]) -> FloatArray:
-    """Average (..., C) scores over all phases with undefined ones as 0; NaN where there is no frame at all."""
+    """Average (..., C) scores over all phases with undefined ones as 0; NaN without any frame."""
     has_frames = support.sum(axis=-1) > 0
     return np.where(has_frames, np.nan_to_num(scores, nan=0.0).mean(axis=-1), np.nan)
 
@@ -207,7 +208,8 @@ def ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> FloatArray:
     top, bottom = np.broadcast_arrays(
         np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
     )
-    return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)
+    quotient: FloatArray = np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)
+    return quotient
 
 
 def nan_mean(values: FloatArray, axis: int | None = None) -> FloatArray:

@@ -1,15 +1,19 @@
 """Relaxed-boundary metrics: errors near a phase transition are forgiven if they respect the order of phases.
 
 Introduced with Cholec80 (M2CAI 2016 challenge); defined here as in Funke et al., "Metrics Matter in Surgical
-Phase Recognition", 2023, arXiv 2305.13961. In each ground-truth segment of phase c, with t = min(window, segment
-length): a wrong prediction p in the first t frames is forgiven if p -> c is an allowed transition, one in the last
-t frames if c -> p is. With r = right or forgiven and U_c the frames where label or prediction is c:
+Phase Recognition", 2023, arXiv 2305.13961. In each ground-truth segment of phase c, with t = min(window,
+segment length): a wrong prediction p in the first t frames is forgiven if p -> c is an allowed transition,
+one in the last t frames if c -> p is. With r = right or forgiven and U_c the frames where label or prediction
+is c:
 
     accuracy = sum r / T                       jaccard_c   = sum_{U_c} r / |U_c|
     precision_c = sum_{U_c} r / |p = c|        recall_c    = sum_{U_c} r / |y = c|
 
 Precision and recall can exceed 1 and are clipped to 1, per video and phase. NaN where the divisor is 0; the
 strategies for missing phases apply as in `metrics.missing_phases`.
+
+Numbers can differ from Cholec80's published MATLAB script: it looks for early transitions in a segment's last t
+frames but then clears the errors of the first t. Here both ends are treated as defined above.
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ class TransitionGraph:
         for before, after in sorted(self.pairs):
             if not (0 <= before < self.num_phases and 0 <= after < self.num_phases):
                 raise SpatialfeatError(
-                    f"transition {before} -> {after}: phases are 0..{self.num_phases - 1}; correct the transition"
+                    f"transition {before} -> {after}: phases are 0..{self.num_phases - 1}; correct it"
                 )
             if before == after:
                 raise SpatialfeatError(
@@ -61,14 +65,18 @@ class TransitionGraph:
         return table
 
 
-# Cholec80's evaluation tolerates, for its phases 1..7, p - y of -1 (phases 1-5) or -1, -2 (6-7) at a segment's
-# start and +1 (1-3) or +1, +2 (4-7) at its end, where such a phase exists. Read as transitions both say the same.
+# Cholec80's evaluation tolerates, for its phases 1..7, p - y of -1 (phases 1-5) or -1, -2 (6-7) at a
+# segment's start and +1 (1-3) or +1, +2 (4-7) at its end, where such a phase exists. Read as transitions both
+# say the same.
 CHOLEC80 = TransitionGraph.from_pairs(7, [(0, 1), (1, 2), (2, 3), (3, 4), (3, 5), (4, 5), (4, 6), (5, 6)])
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RelaxedScores:
-    """Relaxed scores of one video: accuracy, and per phase (C,) float64. support (C,) int64: ground-truth frames."""
+    """Relaxed scores of one video: accuracy, and per phase (C,) float64.
+
+    support: (C,) int64 ground-truth frames.
+    """
 
     accuracy: float
     precision: FloatArray
@@ -78,7 +86,7 @@ class RelaxedScores:
 
 
 def window_frames(window_s: float, sampling_fps: float) -> int:
-    """Length of the window in frames: window_s (seconds) x sampling_fps (frames kept per second), rounded half up.
+    """Window in frames: window_s (seconds) x sampling_fps (scored frames per second), rounded half up.
 
     Raises SpatialfeatError if the window is negative, the rate not positive, or either not finite.
     """
@@ -92,7 +100,10 @@ def window_frames(window_s: float, sampling_fps: float) -> int:
 def forgiven_frames(
     labels: IntArray, predictions: IntArray, graph: TransitionGraph, window: int
 ) -> npt.NDArray[np.bool_]:
-    """Mark the forgiven errors. labels, predictions: (T,) int64 in 0..C-1. window: frames. Returns (T,) bool."""
+    """Mark the forgiven errors.
+
+    labels, predictions: (T,) int64 in 0..C-1, all labelled. window: frames. Returns (T,) bool.
+    """
     assert window >= 0, window
     segments = find_segments(labels)
     lengths = segments.ends - segments.starts
@@ -114,8 +125,8 @@ def relaxed_scores(
 ) -> RelaxedScores:
     """Score one video with relaxed boundaries.
 
-    labels, predictions: (T,) integers; the phases are those of the graph. sampling_fps: the rate of these frames,
-    not the camera's. Everything is NaN without a labelled frame.
+    labels, predictions: (T,) integers; the phases are those of the graph. sampling_fps: the rate of these
+    frames, not the camera's. Everything is NaN without a labelled frame.
     Raises SpatialfeatError as `metrics.scored_frames` and `window_frames`.
     """
     phases = np.arange(graph.num_phases)[:, None]

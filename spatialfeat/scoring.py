@@ -27,7 +27,7 @@ from spatialfeat.segments import IOU_PERCENTS, edit_score, segment_f1, segment_m
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ScoredVideo:
-    """One video to score. labels, predictions: (T,) integers, in time order, as `metrics.scored_frames` takes them."""
+    """One video to score: labels and predictions (T,) in time order, as `metrics.scored_frames` takes them."""
 
     video_id: str
     patient_id: str
@@ -75,7 +75,8 @@ def per_video_rows(videos: Sequence[ScoredVideo], num_phases: int) -> list[dict[
     """One row per scored video, for a table.
 
     {"video_id", "patient_id", "num_frames", "accuracy", then macro_<score>_A and macro_<score>_B for precision,
-    recall, jaccard and f1 (mean over the phases where defined, None where none is), "edit", "f1_10", "f1_25", "f1_50"}.
+    recall, jaccard and f1 (mean over the phases where defined, None where none is), "edit", "f1_10", "f1_25",
+    "f1_50"}.
     """
     scored = labelled_videos(videos, num_phases)
     tallies = tally(scored, num_phases)
@@ -91,6 +92,6 @@ def per_video_rows(videos: Sequence[ScoredVideo], num_phases: int) -> list[dict[
     num_frames = tallies.counts.sum(axis=(1, 2))
     return [
         {"video_id": video.video_id, "patient_id": video.patient_id, "num_frames": int(num_frames[row])}
-        | {name: None if np.isnan(column[row]) else float(column[row]) for name, column in columns.items()}
+        | {name: None if np.isnan(values[row]) else float(values[row]) for name, values in columns.items()}
         for row, video in enumerate(scored)
     ]

@@ -1,5 +1,5 @@
-"""Segmental metrics: edit score and F1@k, as introduced to MS-TCN users by Farha and Gall, "MS-TCN: Multi-Stage
-Temporal Convolutional Network for Action Segmentation", CVPR 2019 (edit score and F1@k: Lea et al., CVPR 2017).
+"""Segmental metrics: edit score and F1@k as in Farha and Gall, "MS-TCN: Multi-Stage Temporal Convolutional
+Network for Action Segmentation", CVPR 2019 (introduced by Lea et al., CVPR 2017).
 
 A segment is a longest run of frames with one label. Unlabelled frames are removed before segments are formed
 (see `metrics`), so two runs of one phase on either side of an unlabelled stretch are one segment. There is no
@@ -64,7 +64,7 @@ def levenshtein(first: IntArray, second: IntArray) -> int:
         best = np.empty_like(row)
         best[0] = number
         best[1:] = np.minimum(row[1:] + 1, row[:-1] + (long != label))
-        # A step along the row costs 1 per column: subtract the column, and the recurrence is a running minimum.
+        # A step along the row costs 1 per column: subtract the column, and the rest is a running minimum.
         row = np.minimum.accumulate(best - columns) + columns
     return int(row[-1])
 
@@ -77,13 +77,14 @@ def segment_matches(
 ) -> IntArray:
     """Count matched segments of one video at each overlap, as MS-TCN does.
 
-    Predicted segments are visited in time order. Each looks at one candidate only: the ground-truth segment of
-    its label with the highest intersection over union in frames (the earliest on a tie). It is a true positive if
-    that IoU >= k and the candidate is not matched yet, else a false positive, even if its second best was free.
-    Ground-truth segments left unmatched are false negatives.
+    Predicted segments are visited in time order. Each looks at one candidate only: the ground-truth segment
+    of its label with the highest intersection over union in frames (the earliest on a tie). It is a true
+    positive if that IoU >= k and the candidate is not matched yet, else a false positive, even if its second
+    best was free. Ground-truth segments left unmatched are false negatives.
 
     labels, predictions: (T,) integers of one video. iou_percents: K values in 1..100.
-    Returns (K, 3) int64: true positives, false positives, false negatives. Add these over videos, then `segment_f1`.
+    Returns (K, 3) int64: true positives, false positives, false negatives. Add these over videos, then
+    `segment_f1`.
     Raises SpatialfeatError as `metrics.scored_frames`.
     """
     assert all(0 < percent <= 100 for percent in iou_percents), iou_percents
@@ -99,7 +100,7 @@ def segment_matches(
 
 
 def _best_overlaps(truth: Segments, predicted: Segments) -> tuple[FloatArray, IntArray]:
-    """For each predicted segment: its highest same-label IoU and that ground-truth segment's index (-1: none)."""
+    """Each predicted segment's highest same-label IoU, and that ground-truth segment's index (-1: none)."""
     best_iou = np.zeros(len(predicted))
     candidate = np.full(len(predicted), -1, dtype=np.int64)
     for index, (label, start, end) in enumerate(zip(truth.labels, truth.starts, truth.ends, strict=True)):

@@ -1,17 +1,18 @@
 """Build the content of `metrics.json` (schema 1) from scored videos.
 
-Every number is a fraction 0..1, the edit score included (elsewhere often printed as 0..100); null (None) where
-undefined. Keys say how a number was averaged:
+Every number is a fraction 0..1, the edit score included (elsewhere often printed as 0..100); null (None)
+where undefined. Keys say how a number was averaged:
 
 * pooled: all frames of all videos counted together; macro = mean over all phases, undefined as 0.
-* video_wise: computed per video, then averaged; A and B are the strategies for phases missing from a video, and
-  video_macro, cell_mean, phase_macro the averages (`metrics.missing_phases`, `metrics.ScoreAverages`).
+* video_wise: computed per video, then averaged; A and B are the strategies for phases missing from a video,
+  and video_macro, cell_mean, phase_macro the averages (`metrics.missing_phases`, `metrics.ScoreAverages`).
 * per_phase: each phase's scores over all frames, pooled.
 * segmental: edit is the mean over videos; f1_10, f1_25, f1_50 pool segments over videos.
-* relaxed: accuracy is the mean over videos; precision, recall and jaccard are the phase_macro under strategy B, as
-  Cholec80's evaluation averages them. relaxed.video_wise holds the other averages, as in video_wise.
+* relaxed: accuracy is the mean over videos; precision, recall and jaccard are the phase_macro under strategy
+  B, as Cholec80's evaluation averages them. relaxed.video_wise holds the other averages, as in video_wise.
 * intervals: [low, high] by resampling patients; with fewer than two patients null and samples 0.
-  video_wise_accuracy belongs to video_wise.accuracy.mean, per_phase to per_phase, the others to their namesakes.
+  video_wise_accuracy belongs to video_wise.accuracy.mean, per_phase to per_phase, the others to their
+  namesakes.
 
 Videos without a labelled frame are left out; num_videos and num_frames count what was scored.
 """
@@ -57,7 +58,7 @@ RELAXED_NAMES = ("precision", "recall", "jaccard")
 
 @dataclass(frozen=True, kw_only=True)
 class SummaryOptions:
-    """What to report. relaxed needs sampling_fps: frames per second of the scored frames, not the camera's."""
+    """What to report. relaxed needs sampling_fps: the rate of the scored frames, not the camera's."""
 
     relaxed: TransitionGraph | None = None
     window_s: float = DEFAULT_WINDOW_S
@@ -75,8 +76,8 @@ def summarize(
     """Build the metrics.json dictionary: plain numbers, texts, lists and None only.
 
     phase_names: C names, phase 0 first. calibration: of the same frames; its key is absent when None.
-    Raises SpatialfeatError for repeated video ids, values outside the phases, no labelled frame at all, a graph
-    of another number of phases, or relaxed metrics without a sampling rate.
+    Raises SpatialfeatError for repeated video ids, values outside the phases, no labelled frame at all, a
+    graph of another number of phases, or relaxed metrics without a sampling rate.
     """
     options = options or SummaryOptions()
     scored = labelled_videos(videos, len(phase_names))
