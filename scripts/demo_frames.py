@@ -148,9 +148,7 @@ def _tool(kind: str, unit: int) -> Image.Image:
     return Image.alpha_composite(shadow, solid)
 
 
-def _view(
-    picture: Image.Image, size_px: tuple[int, int], angle: float, zoom: float, *points: float
-) -> Image.Image:
+def _view(picture: Image.Image, size_px: tuple[int, int], angle: float, zoom: float, *points: float) -> Image.Image:
     """Show a turned picture in a frame. points: x, y (px) in the frame, then the same point in `picture`."""
     c, s, (x, y, u, v) = math.cos(angle) * zoom, math.sin(angle) * zoom, points
     inverse = (c, s, u - c * x - s * y, -s, c, v + s * x - c * y)
@@ -176,9 +174,7 @@ def _light(rng: np.random.Generator, width: int, height: int) -> Array:
 
 def _veil(look: Look, blood: Array, haze: Array, bleeding: float, smoking: float) -> Image.Image:
     """Draw blood under smoke or dust: RGBA, the size of the two noise fields; the levels are 0 to 1."""
-    red = min(1.0, 1.4 * look.blood) * np.clip(
-        0.5 + 2.5 * (blood - 1.3 + 1.1 * look.blood * bleeding), 0, 0.9
-    )
+    red = min(1.0, 1.4 * look.blood) * np.clip(0.5 + 2.5 * (blood - 1.3 + 1.1 * look.blood * bleeding), 0, 0.9)
     grey = look.haze * np.clip(0.5 + 0.6 * haze, 0, 1) * smoking
     alpha = 1 - (1 - red) * (1 - grey)
     share = (grey / np.maximum(alpha, 1e-3))[..., None]
@@ -206,9 +202,7 @@ def draw_frames(
     # Smoothed over five frames: the tissue of neighbouring phases mixes around each change of phase.
     one_hot = np.pad(np.eye(NUM_PHASES)[labels], ((2, 2), (0, 0)), mode="edge")
     weights = np.array((0.1, 0.2, 0.4, 0.2, 0.1))
-    mix = sum(
-        (one_hot[k : k + num_frames] * weights[k] for k in range(5)), np.zeros((num_frames, NUM_PHASES))
-    )
+    mix = sum((one_hot[k : k + num_frames] * weights[k] for k in range(5)), np.zeros((num_frames, NUM_PHASES)))
     for row, walk in enumerate(walks.tolist()):
         swap, roll, zoom, pan_x, pan_y, exposure, swing, tip_x, tip_y, reach, bleeding, smoking = walk
         second, first = np.argsort(mix[row], kind="stable")[-2:]

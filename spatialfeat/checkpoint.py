@@ -176,8 +176,11 @@ def read_state_dict(weights_path: Path) -> StateDict:
             f"{weights_path}: is not a weights file that can be loaded safely ({_first_line(error)}); "
             "save it with torch.save(model.state_dict(), path)"
         ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        nested = [key for key in ("state_dict", "model_state_dict", "model") if isinstance(state, dict) and key in state]
+    if not isinstance(state, Mapping):
+        raise SpatialfeatError(f"{weights_path}: holds a {type(state).__name__}, not a state dict; "
+                               "save it with torch.save(model.state_dict(), path)")  # fmt: skip
+    if not all(isinstance(value, torch.Tensor) for value in state.values()):
+        nested = [key for key in ("state_dict", "model_state_dict", "model") if key in state]
         hint = f'; the state dict seems to be under "{nested[0]}"' if nested else ""
         raise SpatialfeatError(
             f"{weights_path}: is not a plain state dict{hint}; save it with torch.save(model.state_dict(), path)"
@@ -249,7 +252,7 @@ def _read_preprocessing(weights_path: Path, description: dict[str, Any]) -> Prep
     if stored is None:
         return Preprocessing()
     try:
-        return Preprocessing(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
+        return Preprocessing.from_dict(stored)
     except (TypeError, AttributeError) as error:
         raise SpatialfeatError(f"{description_path(weights_path)}: unknown preprocessing ({error})") from error
 

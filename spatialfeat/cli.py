@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Optional, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -27,16 +27,16 @@ app = typer.Typer(
 
 ImgDir = Annotated[Path, typer.Option(help="Folder with the frames, {id}.png.")]
 PhaseNames = Annotated[
-    Optional[str], typer.Option(help="Phase names in label order: a text file, one per line, or NAME,NAME,...")
+    str | None, typer.Option(help="Phase names in label order: a text file, one per line, or NAME,NAME,...")
 ]
 BatchSize = Annotated[int, typer.Option(help="Frames per batch.")]
 Device = Annotated[str, typer.Option(help="auto (first usable CUDA device, else CPU), cpu, cuda or cuda:N.")]
 Precision = Annotated[str, typer.Option(help=f"Arithmetic of the network: {', '.join(config.PRECISIONS)}.")]
-Workers = Annotated[Optional[int], typer.Option(help="Decoding processes; 0 decodes in the main process. "
+Workers = Annotated[int | None, typer.Option(help="Decoding processes; 0 decodes in the main process. "
                                                 "[default: by the cores there are]", show_default=False)]  # fmt: skip
 Weights = Annotated[Path, typer.Option(help="Fine-tuned ResNet-50 weights (a plain state dict).")]
 NumClassesOfWeights = Annotated[
-    Optional[int], typer.Option(help="Expected number of phases. [default: as the weights have]", show_default=False)
+    int | None, typer.Option(help="Expected number of phases. [default: as the weights have]", show_default=False)
 ]
 
 
@@ -52,7 +52,7 @@ def finetune(
     train_csv: Annotated[Path, typer.Option(help="Training frames: CSV with columns id,label.")] = config.TRAIN_CSV,
     val_csv: Annotated[Path, typer.Option(help="Validation frames.")] = config.VAL_CSV,
     test_csv: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(help=f"Test frames. [default: {config.TEST_CSV} if it is there]", show_default=False),
     ] = None,
     img_dir: ImgDir = FinetuneConfig.img_dir,
@@ -160,7 +160,7 @@ def evaluate(
 @app.command()
 def extract(
     csv: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(
             help="Frames to extract, PATH or SPLIT=PATH; repeat it for several. The split (train, val, test) is read "
             "from the file's name. [default: the specification's three files]",

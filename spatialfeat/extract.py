@@ -76,7 +76,9 @@ def extract(config: ExtractConfig) -> ExtractResult:
                        device=describe_device(device), weights_sha256=checkpoint.sha256)  # fmt: skip
     _announce(videos, result, device)
     if plan.to_compute:
-        _compute(config, checkpoint, plan.to_compute, device, _FeatureSink(plan.to_compute, config.out_dir, recipe, result))
+        _compute(
+            config, checkpoint, plan.to_compute, device, _FeatureSink(plan.to_compute, config.out_dir, recipe, result)
+        )
     status = "incomplete" if result.failed else "complete"
     record.finish(status, written=result.written, skipped=result.skipped, failed=result.failed)
     _report(config.out_dir, result)
@@ -153,9 +155,7 @@ class _FeatureSink:
     def _finish(self, video: Video) -> None:
         if self._writer is None:
             return
-        self._writer.finish(
-            images_stat=stat_digest(image_paths(video)), images_content=self._images_digest.hexdigest()
-        )
+        self._writer.finish(images_stat=stat_digest(image_paths(video)), images_content=self._images_digest.hexdigest())
         self._writer = None
         self._result.written.append(video.video_id)
 

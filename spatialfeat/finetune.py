@@ -12,7 +12,13 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
-from spatialfeat.checkpoint import default_phase_names, description_path, initial_model, load_checkpoint, save_checkpoint
+from spatialfeat.checkpoint import (
+    default_phase_names,
+    description_path,
+    initial_model,
+    load_checkpoint,
+    save_checkpoint,
+)
 from spatialfeat.config import TEST_CSV, WEIGHTS_NAME, FinetuneConfig
 from spatialfeat.dataset import EpochSampler, FrameDataset, make_loader
 from spatialfeat.files import prepare_output_dir, write_atomically

@@ -49,5 +49,6 @@ def _list_img_dir(img_dir: Path) -> set[str]:
     try:
         return list_pngs(img_dir)
     except OSError as error:
-        raise SpatialfeatError(f"--img-dir {img_dir}: cannot be read ({error.strerror}); pass the folder of the PNG files"
-                               ) from error  # fmt: skip
+        raise SpatialfeatError(
+            f"--img-dir {img_dir}: cannot be read ({error.strerror}); pass the folder of the PNG files"
+        ) from error

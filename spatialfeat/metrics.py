@@ -103,9 +103,7 @@ def scored_frames(
 def _sequence(values: npt.ArrayLike, place: str) -> IntArray:
     array: npt.NDArray[Any] = np.asarray(values)
     if array.ndim != 1:
-        raise SpatialfeatError(
-            f"{place} have shape {array.shape}; expected one dimension, one value per frame"
-        )
+        raise SpatialfeatError(f"{place} have shape {array.shape}; expected one dimension, one value per frame")
     if len(array) and not np.issubdtype(array.dtype, np.integer):
         raise SpatialfeatError(f"{place} have type {array.dtype}; expected integers, 0 for the first phase")
     return array.astype(np.int64)
@@ -128,9 +126,7 @@ def phase_scores(counts: IntArray) -> PhaseScores:
     return scores_from_totals(hits, counts.sum(axis=-1), counts.sum(axis=-2))
 
 
-def scores_from_totals(
-    hits: npt.NDArray[Any], support: npt.NDArray[Any], predicted: npt.NDArray[Any]
-) -> PhaseScores:
+def scores_from_totals(hits: npt.NDArray[Any], support: npt.NDArray[Any], predicted: npt.NDArray[Any]) -> PhaseScores:
     """Score from frame totals, each (..., C): hits = TP, support = TP+FN, predicted = TP+FP."""
     return PhaseScores(
         precision=ratio(hits, predicted),

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from spatialfeat.files import write_atomically
 
 # Okabe and Ito's colour-blind-safe blue and vermilion, with different marks for print without colour.
-TRAIN_STYLE = {"color": "#0072B2", "marker": "o"}
-VAL_STYLE = {"color": "#D55E00", "marker": "s"}
+TRAIN_COLOUR, TRAIN_MARKER = "#0072B2", "o"
+VAL_COLOUR, VAL_MARKER = "#D55E00", "s"
 DPI = 150
 
 
@@ -29,11 +30,11 @@ def save_curves(
     epochs = np.arange(1, len(train) + 1)
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(epochs, train, label="train (augmented frames)", markersize=4, **TRAIN_STYLE)
-    axes.plot(epochs, val, label="validation", markersize=4, **VAL_STYLE)
+    axes.plot(epochs, train, label="train (augmented frames)", color=TRAIN_COLOUR, marker=TRAIN_MARKER, markersize=4)
+    axes.plot(epochs, val, label="validation", color=VAL_COLOUR, marker=VAL_MARKER, markersize=4)
     axes.axvline(best_epoch, color="0.6", linestyle=":", zorder=0, label=f"weights kept (epoch {best_epoch})")
     axes.set(xlabel="epoch", ylabel=quantity, title=f"{quantity.capitalize()} over epochs")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if quantity == "accuracy":
         axes.set_ylim(0, 1.02)
     else:
@@ -60,9 +61,9 @@ def save_confusion_matrix(path: Path, counts: NDArray[np.int64], phase_names: Se
     for true, predicted in np.ndindex(num_phases, num_phases):
         if np.isfinite(fractions[true, predicted]):
             colour = "white" if fractions[true, predicted] > 0.6 else "black"
-            axes.text(predicted, true - 0.08, f"{fractions[true, predicted]:.2f}", ha="center", va="center", color=colour)
-            axes.text(predicted, true + 0.25, f"{counts[true, predicted]}", ha="center", va="center", color=colour,
-                      fontsize=7)  # fmt: skip
+            style = {"ha": "center", "va": "center", "color": colour}
+            axes.text(predicted, true - 0.08, f"{fractions[true, predicted]:.2f}", style)
+            axes.text(predicted, true + 0.25, f"{counts[true, predicted]}", style, fontsize=7)
         elif predicted == 0:
             axes.text((num_phases - 1) / 2, true, "no frames of this phase", ha="center", va="center", color="0.4")
     axes.set_xticks(range(num_phases), phase_names, rotation=40, ha="right", rotation_mode="anchor")
@@ -72,5 +73,5 @@ def save_confusion_matrix(path: Path, counts: NDArray[np.int64], phase_names: Se
     _save(figure, path)
 
 
-def _save(figure: Figure, path: Path, **options: Mapping[str, object]) -> None:
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=DPI, **options))  # type: ignore[arg-type]
+def _save(figure: Figure, path: Path) -> None:
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=DPI))

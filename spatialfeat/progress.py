@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from tqdm import tqdm
 
@@ -15,7 +16,7 @@ SECONDS_BETWEEN_LOG_FILE_UPDATES = 30
 class FrameBar:
     """A progress bar that counts frames; its rate is frames per second."""
 
-    def __init__(self, bar: tqdm[None]):
+    def __init__(self, bar: tqdm[Any]):
         self._bar = bar
 
     def advance(self, num_frames: int, **facts: str) -> None:
@@ -29,7 +30,10 @@ class FrameBar:
 def frame_bar(total: int, title: str) -> Iterator[FrameBar]:
     """A bar over `total` frames on standard error; in a log file it speaks only every half minute."""
     interval = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LOG_FILE_UPDATES
-    with tqdm(total=total, desc=title, unit=" frames", leave=False, mininterval=interval, dynamic_ncols=True) as bar:
+    bar: tqdm[Any] = tqdm(
+        total=total, desc=title, unit=" frames", leave=False, mininterval=interval, dynamic_ncols=True
+    )
+    with bar:
         yield FrameBar(bar)
 
 

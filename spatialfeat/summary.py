@@ -111,9 +111,7 @@ def _video_wise(counts: IntArray) -> dict[str, Any]:
 def _strategies(tables: Mapping[str, FloatArray], support: IntArray) -> dict[str, Any]:
     """{"A": {score: averages}, "B": ...} of (V, C) tables."""
     return {
-        strategy: {
-            name: _averages(missing_phases(table, support, strategy)) for name, table in tables.items()
-        }
+        strategy: {name: _averages(missing_phases(table, support, strategy)) for name, table in tables.items()}
         for strategy in STRATEGIES
     }
 
@@ -147,9 +145,7 @@ def _segmental(edit: FloatArray, matches: IntArray) -> dict[str, float | None]:
     }
 
 
-def _relaxed(
-    videos: Sequence[ScoredVideo], num_phases: int, options: SummaryOptions
-) -> dict[str, Any] | None:
+def _relaxed(videos: Sequence[ScoredVideo], num_phases: int, options: SummaryOptions) -> dict[str, Any] | None:
     graph, sampling_fps = options.relaxed, options.sampling_fps
     if graph is None:
         return None
@@ -161,9 +157,7 @@ def _relaxed(
             "give a graph of the data's phases"
         )
     found = [
-        relaxed_scores(
-            video.labels, video.predictions, graph, sampling_fps=sampling_fps, window_s=options.window_s
-        )
+        relaxed_scores(video.labels, video.predictions, graph, sampling_fps=sampling_fps, window_s=options.window_s)
         for video in videos
     ]
     tables = {name: np.stack([getattr(scores, name) for scores in found]) for name in RELAXED_NAMES}
@@ -193,8 +187,7 @@ def _intervals(tallies: VideoTallies, options: SummaryOptions) -> dict[str, Any]
         "seed": seed,
         **{name: _pair(found) for name, found in overall.items()},
         "per_phase": [
-            {"phase": phase} | {name: _pair(found) for name, found in row.items()}
-            for phase, row in enumerate(phases)
+            {"phase": phase} | {name: _pair(found) for name, found in row.items()} for phase, row in enumerate(phases)
         ],
     }
 

@@ -88,7 +88,7 @@ def train_one_epoch(
             optimizer.zero_grad(set_to_none=True)
             logits = model(images)
             loss = criterion(logits, labels)
-            loss_value = float(loss)
+            loss_value = loss.item()
             if not math.isfinite(loss_value):
                 raise SpatialfeatError(
                     f"{title}: the training loss became {loss_value}; lower --lr, or start from other --weights"

@@ -42,6 +42,11 @@ class Preprocessing:
         """The specification's proportions (256 : 224) at another input size."""
         return cls(resize_px=round(image_size_px * 256 / 224), crop_px=image_size_px)
 
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> Preprocessing:
+        """The inverse of `as_dict`. Raises TypeError for unknown or missing fields."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready form: tuples become lists."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
@@ -49,7 +54,7 @@ class Preprocessing:
 
 def evaluation_transform(preprocessing: Preprocessing) -> FrameTransform:
     """Resize, centre crop. Maps an RGB image to (3, crop_px, crop_px) uint8."""
-    return v2.Compose(
+    transform: FrameTransform = v2.Compose(
         [
             functional.pil_to_tensor,
             v2.Resize(
@@ -60,11 +65,12 @@ def evaluation_transform(preprocessing: Preprocessing) -> FrameTransform:
             v2.CenterCrop(preprocessing.crop_px),
         ]
     )
+    return transform
 
 
 def training_transform(preprocessing: Preprocessing) -> FrameTransform:
     """The specified augmentation. Maps an RGB image to (3, crop_px, crop_px) uint8; draws from torch's global RNG."""
-    return v2.Compose(
+    transform: FrameTransform = v2.Compose(
         [
             functional.pil_to_tensor,
             v2.RandomResizedCrop(preprocessing.crop_px, antialias=True),
@@ -73,6 +79,7 @@ def training_transform(preprocessing: Preprocessing) -> FrameTransform:
             v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
         ]
     )
+    return transform
 
 
 def normalize(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
