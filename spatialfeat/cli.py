@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
-from spatialfeat import __version__, config
-from spatialfeat.config import EvaluateConfig, ExtractConfig, FinetuneConfig
-from spatialfeat.errors import SpatialfeatError
-
-T = TypeVar("T")
+from spatialfeat import __version__, cli_study
 
 app = typer.Typer(
     name="spatialfeat",
@@ -24,20 +17,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-ImgDir = Annotated[Path, typer.Option(help="Folder with the frames, {id}.png.")]
-PhaseNames = Annotated[
-    str | None, typer.Option(help="Phase names in label order: a text file, one per line, or NAME,NAME,...")
-]
-BatchSize = Annotated[int, typer.Option(help="Frames per batch.")]
-Device = Annotated[str, typer.Option(help="auto (first usable CUDA device, else CPU), cpu, cuda or cuda:N.")]
-Precision = Annotated[str, typer.Option(help=f"Arithmetic of the network: {', '.join(config.PRECISIONS)}.")]
-Workers = Annotated[int | None, typer.Option(help="Decoding processes; 0 decodes in the main process. "
-                                                "[default: by the cores there are]", show_default=False)]  # fmt: skip
-Weights = Annotated[Path, typer.Option(help="Fine-tuned ResNet-50 weights (a plain state dict).")]
-NumClassesOfWeights = Annotated[
-    int | None, typer.Option(help="Expected number of phases. [default: as the weights have]", show_default=False)
-]
+for command in (cli_study.finetune, cli_study.evaluate, cli_study.extract):
+    app.command()(command)
 
 
 @app.callback(invoke_without_command=True)
@@ -47,203 +28,6 @@ def _top(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-@app.command()
-def finetune(
-    train_csv: Annotated[Path, typer.Option(help="Training frames: CSV with columns id,label.")] = config.TRAIN_CSV,
-    val_csv: Annotated[Path, typer.Option(help="Validation frames.")] = config.VAL_CSV,
-    test_csv: Annotated[
-        Path | None,
-        typer.Option(help=f"Test frames. [default: {config.TEST_CSV} if it is there]", show_default=False),
-    ] = None,
-    img_dir: ImgDir = FinetuneConfig.img_dir,
-    out: Annotated[Path, typer.Option(help="Folder for weights, history, curves and test results.")] = (
-        FinetuneConfig.out_dir
-    ),
-    num_classes: Annotated[int, typer.Option(help="Number of phases; labels are 0..N-1.")] = FinetuneConfig.num_classes,
-    phase_names: PhaseNames = None,
-    batch_size: BatchSize = FinetuneConfig.batch_size,
-    lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = FinetuneConfig.lr,
-    epochs: Annotated[int, typer.Option(help="Most epochs to train.")] = FinetuneConfig.epochs,
-    freeze_until: Annotated[
-        int,
-        typer.Option(help="Freeze the first N of the ten children conv1, bn1, relu, maxpool, layer1..4, avgpool, fc."),
-    ] = FinetuneConfig.freeze_until,
-    patience: Annotated[
-        int, typer.Option(help="Stop after so many epochs without a better validation accuracy.")
-    ] = FinetuneConfig.patience,
-    lr_patience: Annotated[
-        int, typer.Option(help="Lower the learning rate after more than so many such epochs.")
-    ] = FinetuneConfig.lr_patience,
-    lr_factor: Annotated[float, typer.Option(help="Factor by which it is lowered.")] = FinetuneConfig.lr_factor,
-    weights: Annotated[
-        str, typer.Option(help="Start from: imagenet, random, or the path of a ResNet-50 state dict.")
-    ] = FinetuneConfig.weights,
-    reset_classifier: Annotated[
-        bool, typer.Option("--reset-classifier", help="Start a new classifier when the weights have other classes.")
-    ] = FinetuneConfig.reset_classifier,
-    image_size: Annotated[
-        int, typer.Option(help="Side of the network's input in pixels.")
-    ] = FinetuneConfig.image_size_px,
-    device: Device = FinetuneConfig.device,
-    precision: Precision = FinetuneConfig.precision,
-    workers: Workers = FinetuneConfig.workers,
-    seed: Annotated[int, typer.Option(help="Same seed, same machine: same history.")] = FinetuneConfig.seed,
-) -> None:
-    """Fine-tune a ResNet-50 on labelled frames; with no option, exactly the specified spatial study."""
-
-    def run() -> None:
-        study = FinetuneConfig(
-            train_csv=train_csv,
-            val_csv=val_csv,
-            test_csv=test_csv,
-            img_dir=img_dir,
-            out_dir=out,
-            num_classes=num_classes,
-            phase_names=_read_phase_names(phase_names),
-            batch_size=batch_size,
-            lr=lr,
-            epochs=epochs,
-            freeze_until=freeze_until,
-            patience=patience,
-            lr_patience=lr_patience,
-            lr_factor=lr_factor,
-            weights=weights,
-            reset_classifier=reset_classifier,
-            image_size_px=image_size,
-            device=device,
-            precision=precision,
-            workers=workers,
-            seed=seed,
-        )
-        from spatialfeat.finetune import finetune as run_finetune
-
-        run_finetune(study)
-
-    _run(run)
-
-
-@app.command()
-def evaluate(
-    csv: Annotated[Path, typer.Option(help="Frames to score: CSV with columns id,label.")] = EvaluateConfig.csv,
-    img_dir: ImgDir = EvaluateConfig.img_dir,
-    weights: Weights = EvaluateConfig.weights,
-    out: Annotated[Path, typer.Option(help="Folder for scores and figures.")] = EvaluateConfig.out_dir,
-    num_classes: NumClassesOfWeights = None,
-    phase_names: PhaseNames = None,
-    batch_size: BatchSize = EvaluateConfig.batch_size,
-    device: Device = EvaluateConfig.device,
-    precision: Precision = EvaluateConfig.precision,
-    workers: Workers = EvaluateConfig.workers,
-) -> None:
-    """Score fine-tuned weights on labelled frames: accuracy, macro-F1, per phase, confusion matrix, predictions."""
-
-    def run() -> None:
-        options = EvaluateConfig(
-            csv=csv,
-            img_dir=img_dir,
-            weights=weights,
-            out_dir=out,
-            num_classes=num_classes,
-            phase_names=_read_phase_names(phase_names),
-            batch_size=batch_size,
-            device=device,
-            precision=precision,
-            workers=workers,
-        )
-        from spatialfeat.evaluate import evaluate as run_evaluate
-
-        run_evaluate(options)
-
-    _run(run)
-
-
-@app.command()
-def extract(
-    csv: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Frames to extract, PATH or SPLIT=PATH; repeat it for several. The split (train, val, test) is read "
-            "from the file's name. [default: the specification's three files]",
-            show_default=False,
-        ),
-    ] = None,
-    img_dir: ImgDir = ExtractConfig.img_dir,
-    weights: Weights = ExtractConfig.weights,
-    out: Annotated[Path, typer.Option(help="Folder for the feature files, one HDF5 file per video.")] = (
-        ExtractConfig.out_dir
-    ),
-    group_by: Annotated[
-        str, typer.Option(help="One file per: video, or patient (all segments in order).")
-    ] = ExtractConfig.group_by,
-    layout: Annotated[
-        str, typer.Option(help="channel-first stores (2048, T), time-first (T, 2048).")
-    ] = ExtractConfig.layout,
-    fps: Annotated[
-        float, typer.Option(help="Frames per second of the frame numbers, stored for readers.")
-    ] = ExtractConfig.fps,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files made by other weights, options or frames.")
-    ] = ExtractConfig.overwrite,
-    num_classes: NumClassesOfWeights = None,
-    phase_names: PhaseNames = None,
-    batch_size: BatchSize = ExtractConfig.batch_size,
-    device: Device = ExtractConfig.device,
-    precision: Precision = ExtractConfig.precision,
-    workers: Workers = ExtractConfig.workers,
-) -> None:
-    """Write 2048-d features of every frame, one HDF5 file per video. Videos that are done already are skipped."""
-
-    def run() -> None:
-        options = ExtractConfig(
-            csvs=tuple(csv or ()),
-            img_dir=img_dir,
-            weights=weights,
-            out_dir=out,
-            group_by=group_by,
-            layout=layout,
-            fps=fps,
-            overwrite=overwrite,
-            num_classes=num_classes,
-            phase_names=_read_phase_names(phase_names),
-            batch_size=batch_size,
-            device=device,
-            precision=precision,
-            workers=workers,
-        )
-        from spatialfeat.extract import extract as run_extract
-
-        if run_extract(options).failed:
-            raise typer.Exit(1)
-
-    _run(run)
-
-
 def main() -> None:
     """Entry point of the `spatialfeat` command."""
     app()
-
-
-def _run(command: Callable[[], None]) -> None:
-    """Run a command: its log goes to the terminal, a user's mistake becomes one message and exit code 2."""
-    from spatialfeat.progress import show_log_messages
-
-    show_log_messages()
-    try:
-        command()
-    except SpatialfeatError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
-
-
-def _read_phase_names(text: str | None) -> tuple[str, ...] | None:
-    """Names from a text file, one per line, or from a list with commas."""
-    if text is None:
-        return None
-    path = Path(text)
-    if path.is_file():
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SpatialfeatError(f"--phase-names {path}: cannot be read as UTF-8 text ({error})") from error
-        return tuple(line.strip() for line in lines if line.strip())
-    return tuple(name.strip() for name in text.split(","))

@@ -27,7 +27,7 @@ NUM_CHILDREN = 10
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """The specified study. `test_csv=None` means `test_ResNet_DB.csv` if it is there; `workers=None` means automatic."""
+    """The specified study. `test_csv=None` means `test_ResNet_DB.csv` if it is there; `workers=None` is automatic."""
 
     train_csv: Path = TRAIN_CSV
     val_csv: Path = VAL_CSV

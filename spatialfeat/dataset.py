@@ -1,4 +1,4 @@
-"""From frame rows to batches: decode, transform, collate. The only user of torch's DataLoader in training and inference."""
+"""From frame rows to batches: decode, transform, collate. Training and inference load frames here and nowhere else."""
 
 from __future__ import annotations
 

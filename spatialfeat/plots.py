@@ -59,12 +59,12 @@ def save_confusion_matrix(path: Path, counts: NDArray[np.int64], phase_names: Se
     axes.set_facecolor("0.92")
     image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     for true, predicted in np.ndindex(num_phases, num_phases):
-        if np.isfinite(fractions[true, predicted]):
+        if counts[true, predicted]:
             colour = "white" if fractions[true, predicted] > 0.6 else "black"
             style = {"ha": "center", "va": "center", "color": colour}
             axes.text(predicted, true - 0.08, f"{fractions[true, predicted]:.2f}", style)
             axes.text(predicted, true + 0.25, f"{counts[true, predicted]}", style, fontsize=7)
-        elif predicted == 0:
+        elif totals[true] == 0 and predicted == 0:
             axes.text((num_phases - 1) / 2, true, "no frames of this phase", ha="center", va="center", color="0.4")
     axes.set_xticks(range(num_phases), phase_names, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(num_phases), phase_names)

@@ -45,7 +45,10 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Preprocessing:
         """The inverse of `as_dict`. Raises TypeError for unknown or missing fields."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()
+        }
+        return cls(**fields)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready form: tuples become lists."""

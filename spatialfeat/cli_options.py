@@ -1,0 +1,53 @@
+"""What the commands of the command line share: option types, phase names, errors as messages."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spatialfeat import config
+from spatialfeat.errors import SpatialfeatError
+
+ImgDir = Annotated[Path, typer.Option(help="Folder with the frames, {id}.png.")]
+PhaseNames = Annotated[
+    str | None, typer.Option(help="Phase names in label order: a text file, one per line, or NAME,NAME,...")
+]
+BatchSize = Annotated[int, typer.Option(help="Frames per batch.")]
+Device = Annotated[str, typer.Option(help="auto (first usable CUDA device, else CPU), cpu, cuda or cuda:N.")]
+Precision = Annotated[str, typer.Option(help=f"Arithmetic of the network: {', '.join(config.PRECISIONS)}.")]
+Workers = Annotated[int | None, typer.Option(help="Decoding processes; 0 decodes in the main process. "
+                                                "[default: by the cores there are]", show_default=False)]  # fmt: skip
+Weights = Annotated[Path, typer.Option(help="Fine-tuned ResNet-50 weights (a plain state dict).")]
+NumClassesOfWeights = Annotated[
+    int | None, typer.Option(help="Expected number of phases. [default: as the weights have]", show_default=False)
+]
+
+
+def run_command(command: Callable[[], None]) -> None:
+    """Run a command: its log goes to the terminal, a user's mistake becomes one message and exit code 2."""
+    from spatialfeat.progress import show_log_messages
+
+    show_log_messages()
+    try:
+        command()
+    except SpatialfeatError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+def read_phase_names(text: str | None) -> tuple[str, ...] | None:
+    """Names from a text file, one per line, or from a list with commas."""
+    if text is None:
+        return None
+    path = Path(text)
+    if path.is_file():
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpatialfeatError(f"--phase-names {path}: cannot be read as UTF-8 text ({error})") from error
+        return tuple(line.strip() for line in lines if line.strip())
+    return tuple(name.strip() for name in text.split(","))

@@ -1,0 +1,191 @@
+"""finetune, evaluate and extract on the command line: the study itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spatialfeat import config
+from spatialfeat.cli_options import (
+    BatchSize,
+    Device,
+    ImgDir,
+    NumClassesOfWeights,
+    PhaseNames,
+    Precision,
+    Weights,
+    Workers,
+    read_phase_names,
+    run_command,
+)
+from spatialfeat.config import EvaluateConfig, ExtractConfig, FinetuneConfig
+
+
+def finetune(
+    train_csv: Annotated[Path, typer.Option(help="Training frames: CSV with columns id,label.")] = config.TRAIN_CSV,
+    val_csv: Annotated[Path, typer.Option(help="Validation frames.")] = config.VAL_CSV,
+    test_csv: Annotated[
+        Path | None,
+        typer.Option(help=f"Test frames. [default: {config.TEST_CSV} if it is there]", show_default=False),
+    ] = None,
+    img_dir: ImgDir = FinetuneConfig.img_dir,
+    out: Annotated[Path, typer.Option(help="Folder for weights, history, curves and test results.")] = (
+        FinetuneConfig.out_dir
+    ),
+    num_classes: Annotated[int, typer.Option(help="Number of phases; labels are 0..N-1.")] = FinetuneConfig.num_classes,
+    phase_names: PhaseNames = None,
+    batch_size: BatchSize = FinetuneConfig.batch_size,
+    lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = FinetuneConfig.lr,
+    epochs: Annotated[int, typer.Option(help="Most epochs to train.")] = FinetuneConfig.epochs,
+    freeze_until: Annotated[
+        int,
+        typer.Option(help="Freeze the first N of the ten children conv1, bn1, relu, maxpool, layer1..4, avgpool, fc."),
+    ] = FinetuneConfig.freeze_until,
+    patience: Annotated[
+        int, typer.Option(help="Stop after so many epochs without a better validation accuracy.")
+    ] = FinetuneConfig.patience,
+    lr_patience: Annotated[
+        int, typer.Option(help="Lower the learning rate after more than so many such epochs.")
+    ] = FinetuneConfig.lr_patience,
+    lr_factor: Annotated[float, typer.Option(help="Factor by which it is lowered.")] = FinetuneConfig.lr_factor,
+    weights: Annotated[
+        str, typer.Option(help="Start from: imagenet, random, or the path of a ResNet-50 state dict.")
+    ] = FinetuneConfig.weights,
+    reset_classifier: Annotated[
+        bool, typer.Option("--reset-classifier", help="Start a new classifier when the weights have other classes.")
+    ] = FinetuneConfig.reset_classifier,
+    image_size: Annotated[
+        int, typer.Option(help="Side of the network's input in pixels.")
+    ] = FinetuneConfig.image_size_px,
+    device: Device = FinetuneConfig.device,
+    precision: Precision = FinetuneConfig.precision,
+    workers: Workers = FinetuneConfig.workers,
+    seed: Annotated[int, typer.Option(help="Same seed, same machine: same history.")] = FinetuneConfig.seed,
+) -> None:
+    """Fine-tune a ResNet-50 on labelled frames; with no option, exactly the specified spatial study."""
+
+    def run() -> None:
+        study = FinetuneConfig(
+            train_csv=train_csv,
+            val_csv=val_csv,
+            test_csv=test_csv,
+            img_dir=img_dir,
+            out_dir=out,
+            num_classes=num_classes,
+            phase_names=read_phase_names(phase_names),
+            batch_size=batch_size,
+            lr=lr,
+            epochs=epochs,
+            freeze_until=freeze_until,
+            patience=patience,
+            lr_patience=lr_patience,
+            lr_factor=lr_factor,
+            weights=weights,
+            reset_classifier=reset_classifier,
+            image_size_px=image_size,
+            device=device,
+            precision=precision,
+            workers=workers,
+            seed=seed,
+        )
+        from spatialfeat.finetune import finetune as run_finetune
+
+        run_finetune(study)
+
+    run_command(run)
+
+
+def evaluate(
+    csv: Annotated[Path, typer.Option(help="Frames to score: CSV with columns id,label.")] = EvaluateConfig.csv,
+    img_dir: ImgDir = EvaluateConfig.img_dir,
+    weights: Weights = EvaluateConfig.weights,
+    out: Annotated[Path, typer.Option(help="Folder for scores and figures.")] = EvaluateConfig.out_dir,
+    num_classes: NumClassesOfWeights = None,
+    phase_names: PhaseNames = None,
+    batch_size: BatchSize = EvaluateConfig.batch_size,
+    device: Device = EvaluateConfig.device,
+    precision: Precision = EvaluateConfig.precision,
+    workers: Workers = EvaluateConfig.workers,
+) -> None:
+    """Score fine-tuned weights on labelled frames: accuracy, macro-F1, per phase, confusion matrix, predictions."""
+
+    def run() -> None:
+        options = EvaluateConfig(
+            csv=csv,
+            img_dir=img_dir,
+            weights=weights,
+            out_dir=out,
+            num_classes=num_classes,
+            phase_names=read_phase_names(phase_names),
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
+            workers=workers,
+        )
+        from spatialfeat.evaluate import evaluate as run_evaluate
+
+        run_evaluate(options)
+
+    run_command(run)
+
+
+def extract(
+    csv: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Frames to extract, PATH or SPLIT=PATH; repeat it for several. The split (train, val, test) is read "
+            "from the file's name. [default: the specification's three files]",
+            show_default=False,
+        ),
+    ] = None,
+    img_dir: ImgDir = ExtractConfig.img_dir,
+    weights: Weights = ExtractConfig.weights,
+    out: Annotated[Path, typer.Option(help="Folder for the feature files, one HDF5 file per video.")] = (
+        ExtractConfig.out_dir
+    ),
+    group_by: Annotated[
+        str, typer.Option(help="One file per: video, or patient (all segments in order).")
+    ] = ExtractConfig.group_by,
+    layout: Annotated[
+        str, typer.Option(help="channel-first stores (2048, T), time-first (T, 2048).")
+    ] = ExtractConfig.layout,
+    fps: Annotated[
+        float, typer.Option(help="Frames per second of the frame numbers, stored for readers.")
+    ] = ExtractConfig.fps,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files made by other weights, options or frames.")
+    ] = ExtractConfig.overwrite,
+    num_classes: NumClassesOfWeights = None,
+    phase_names: PhaseNames = None,
+    batch_size: BatchSize = ExtractConfig.batch_size,
+    device: Device = ExtractConfig.device,
+    precision: Precision = ExtractConfig.precision,
+    workers: Workers = ExtractConfig.workers,
+) -> None:
+    """Write 2048-d features of every frame, one HDF5 file per video. Videos that are done already are skipped."""
+
+    def run() -> None:
+        options = ExtractConfig(
+            csvs=tuple(csv or ()),
+            img_dir=img_dir,
+            weights=weights,
+            out_dir=out,
+            group_by=group_by,
+            layout=layout,
+            fps=fps,
+            overwrite=overwrite,
+            num_classes=num_classes,
+            phase_names=read_phase_names(phase_names),
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
+            workers=workers,
+        )
+        from spatialfeat.extract import extract as run_extract
+
+        if run_extract(options).failed:
+            raise typer.Exit(1)
+
+    run_command(run)
