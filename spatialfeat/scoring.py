@@ -77,9 +77,9 @@ def tally(videos: Sequence[ScoredVideo], num_phases: int) -> VideoTallies:
 def per_video_rows(videos: Sequence[ScoredVideo], num_phases: int) -> list[dict[str, Any]]:
     """One row per scored video, for a table.
 
-    {"video_id", "patient_id", "num_frames", "accuracy", "edit", "f1_10", "f1_25", "f1_50"} and, for precision,
-    recall, jaccard and f1, "macro_<score>_A" and "macro_<score>_B": mean over the phases where it is defined,
-    None where it is nowhere. Raises SpatialfeatError as `labelled_videos`.
+    {"video_id", "patient_id", "num_frames", "accuracy", "edit", "f1_10", "f1_25", "f1_50"} and, for
+    precision, recall, jaccard and f1, "macro_<score>_A" and "macro_<score>_B": mean over the phases where
+    defined, None where none is. Raises SpatialfeatError as `labelled_videos`.
     """
     scored = labelled_videos(videos, num_phases)
     tallies = tally(scored, num_phases)

@@ -114,6 +114,14 @@ def test_a_taken_candidate_is_not_replaced_by_the_second_best() -> None:
     assert segment_matches(labels, predictions, 3, (10,)).tolist() == [[2, 2, 3]]
 
 
+def test_the_earlier_of_two_equal_candidates_is_chosen() -> None:
+    # Ground truth: 0 in [0, 2) and [3, 9). Prediction: 0 in [0, 6) and [7, 9). The first has IoU 2/6 with the
+    # one and 3/9 with the other and takes the earlier, which leaves the later to the second.
+    labels = [0] * 2 + [1] + [0] * 6
+    predictions = [0] * 6 + [1] + [0] * 2
+    assert segment_matches(labels, predictions, 2, (25,)).tolist() == [[2, 1, 1]]
+
+
 def test_counts_are_pooled_over_videos() -> None:
     # Two videos: (TP, FP, FN) = (1, 0, 0) and (0, 1, 1): pooled F1 = 2/4.
     total = segment_matches([0], [0], 2) + segment_matches([0], [1], 2)
