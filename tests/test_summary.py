@@ -4,7 +4,6 @@ import json
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 from sklearn.metrics import f1_score
 
 from spatialfeat.calibration import reliability_curve
-from spatialfeat.comparison import compare
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.relaxed import CHOLEC80, TransitionGraph
 from spatialfeat.scoring import ScoredVideo, per_video_rows
@@ -245,37 +243,6 @@ def test_per_video_rows() -> None:
     lone = per_video_rows([video("1_1", [0], [1])], 3)[0]
     assert lone["macro_precision_B"] is None
     assert lone["macro_precision_A"] == 0.0
-
-
-def test_compare() -> None:
-    better = [replace(v, predictions=np.maximum(v.labels, 0)) for v in VIDEOS]
-    found = compare(VIDEOS, better[::-1], 3, num_samples=100, seed=1)
-    assert (found["level"], found["unit"], found["num_patients"], found["samples"], found["seed"]) == (
-        0.95,
-        "patient",
-        2,
-        100,
-        1,
-    )
-    assert found["differences"]["accuracy"] == {"difference": 0.25, "interval": [0.25, 0.25]}
-    assert found["differences"]["edit"]["difference"] == pytest.approx(1 / 6)
-    assert found["differences"]["edit"]["interval"] == pytest.approx([0, 1 / 3])
-    assert set(found["differences"]) == {*POOLED, *SEGMENTAL, "video_wise_accuracy"}
-    single = compare(VIDEOS[:1], better[:1], 3)
-    assert single["samples"] == 0
-    assert single["differences"]["accuracy"] == {"difference": 0.25, "interval": None}
-
-
-def test_compare_refuses_different_frames() -> None:
-    with pytest.raises(
-        SpatialfeatError, match="2 videos are in one prediction only \\(2_1, 3_1\\); predict the same"
-    ):
-        compare(VIDEOS, VIDEOS[:1], 3)
-    with pytest.raises(SpatialfeatError, match="video 1_1: occurs twice"):
-        compare(VIDEOS[:1], [VIDEOS[0], VIDEOS[0]], 3)
-    for change in ({"patient_id": "9"}, {"labels": np.array([0, 0, 0, 1, 1])}):
-        with pytest.raises(SpatialfeatError, match="video 1_1: patient or labels differ"):
-            compare(VIDEOS[:1], [replace(VIDEOS[0], **change)], 3)
 
 
 @pytest.mark.parametrize(
