@@ -69,9 +69,7 @@ def test_compare() -> None:
 
 
 def test_compare_refuses_different_frames() -> None:
-    with pytest.raises(
-        SpatialfeatError, match="2 videos are in one prediction only \\(2_1, 3_1\\); predict the same"
-    ):
+    with pytest.raises(SpatialfeatError, match="2 videos are in one prediction only \\(2_1, 3_1\\); predict the same"):
         compare(VIDEOS, VIDEOS[:1], 3)
     with pytest.raises(SpatialfeatError, match="video 1_1: occurs twice"):
         compare(VIDEOS[:1], [VIDEOS[0], VIDEOS[0]], 3)

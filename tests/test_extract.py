@@ -156,9 +156,7 @@ def test_a_second_run_computes_nothing(config: ExtractConfig) -> None:
     assert {path: path.stat().st_mtime_ns for path in config.out_dir.glob("*.h5")} == before
 
 
-def test_other_weights_are_refused_until_overwrite(
-    config: ExtractConfig, plain_weights: Path, tmp_path: Path
-) -> None:
+def test_other_weights_are_refused_until_overwrite(config: ExtractConfig, plain_weights: Path, tmp_path: Path) -> None:
     extract(replace(config, csvs=config.csvs[2:]))
     before = contents(config.out_dir)
     other = replace(config, csvs=config.csvs[2:], weights=plain_weights)
@@ -213,5 +211,5 @@ def test_frames_without_labels_are_extracted(config: ExtractConfig, tmp_path: Pa
 def test_a_video_in_two_splits_is_refused_with_both_rows(config: ExtractConfig, tmp_path: Path) -> None:
     copy = tmp_path / "train_copy.csv"
     shutil.copy(config.csvs[2], copy)
-    with pytest.raises(SpatialfeatError, match=r"test_ResNet_DB\.csv row \d+: video .* train_copy\.csv row \d+"):
+    with pytest.raises(SpatialfeatError, match=r"test_ResNet_DB\.csv row \d+: video .*train_copy\.csv row \d+"):
         extract(replace(config, csvs=(str(copy), config.csvs[2])))

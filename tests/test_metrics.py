@@ -32,9 +32,7 @@ from spatialfeat.metrics import (
 
 NAN = float("nan")
 C = 4
-frames = st.lists(
-    st.tuples(st.sampled_from([-100, 0, 1, 2, 3]), st.integers(0, C - 1)), min_size=1, max_size=30
-)
+frames = st.lists(st.tuples(st.sampled_from([-100, 0, 1, 2, 3]), st.integers(0, C - 1)), min_size=1, max_size=30)
 
 
 @pytest.fixture(autouse=True)
@@ -70,9 +68,7 @@ def brute_scores(pairs: list[tuple[int, int]], phase: int) -> dict[str, float]:
 #            phase 0               phase 1               phase 2
 #   video 1  TP 2                  TP 1, FN 1            FP 1
 #   video 2  TP 2, FN 1            -                     TP 1, FP 1
-COUNTS = np.stack(
-    [confusion_counts([0, 0, 1, 1], [0, 0, 1, 2], 3), confusion_counts([0, 0, 0, 2], [0, 0, 2, 2], 3)]
-)
+COUNTS = np.stack([confusion_counts([0, 0, 1, 1], [0, 0, 1, 2], 3), confusion_counts([0, 0, 0, 2], [0, 0, 2, 2], 3)])
 BY_HAND = {
     "A": {
         "precision": [[1, 1, 0], [1, NAN, 1 / 2]],
@@ -106,9 +102,7 @@ def test_strategies_by_hand(strategy: str, name: str) -> None:
 @pytest.mark.parametrize("strategy", ["A", "B"])
 def test_a_phase_never_predicted_has_no_precision_and_zero_for_the_rest(strategy: str) -> None:
     scores = phase_scores(confusion_counts([0, 1], [0, 0], 2)[None])
-    found = {
-        name: missing_phases(getattr(scores, name), scores.support, strategy)[0, 1] for name in SCORE_NAMES
-    }
+    found = {name: missing_phases(getattr(scores, name), scores.support, strategy)[0, 1] for name in SCORE_NAMES}
     assert math.isnan(found.pop("precision"))
     assert found == {"recall": 0, "jaccard": 0, "f1": 0}
 

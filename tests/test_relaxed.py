@@ -51,9 +51,7 @@ def test_relaxed_scores_by_hand() -> None:
     # forgiven. Frame 6 is the third: wrong. Accuracy 8/9.
     # Phase 0: union frames 0-6, 6 right; 6 predicted, 4 labelled: jaccard 6/7, precision 6/6, recall 6/4.
     # Phase 1: union frames 3-8, 5 right; 3 predicted, 5 labelled: jaccard 5/6, precision 5/3, recall 5/5.
-    found = relaxed_scores(
-        [0] * 4 + [1] * 5, [0, 0, 0, 1, 0, 0, 0, 1, 1], CHOLEC80, sampling_fps=0.5, window_s=4.0
-    )
+    found = relaxed_scores([0] * 4 + [1] * 5, [0, 0, 0, 1, 0, 0, 0, 1, 1], CHOLEC80, sampling_fps=0.5, window_s=4.0)
     assert found.accuracy == pytest.approx(8 / 9)
     np.testing.assert_allclose(found.jaccard, [6 / 7, 5 / 6] + [np.nan] * 5)
     np.testing.assert_allclose(found.precision, [1, 1] + [np.nan] * 5)

@@ -179,9 +179,7 @@ def test_intervals() -> None:
 
 
 def test_the_order_of_videos_does_not_matter() -> None:
-    assert json.dumps(summarize(VIDEOS, NAMES, OPTIONS)) == json.dumps(
-        summarize(VIDEOS[::-1], NAMES, OPTIONS)
-    )
+    assert json.dumps(summarize(VIDEOS, NAMES, OPTIONS)) == json.dumps(summarize(VIDEOS[::-1], NAMES, OPTIONS))
 
 
 def test_a_single_video_of_one_frame() -> None:
@@ -200,15 +198,11 @@ def test_a_single_video_of_one_frame() -> None:
 def test_constant_prediction_and_random_videos() -> None:
     rng = np.random.default_rng(0)
     videos = [
-        video(
-            f"{k}_1", rng.integers(3, size=9).tolist(), [2] * 9 if k % 2 else rng.integers(3, size=9).tolist()
-        )
+        video(f"{k}_1", rng.integers(3, size=9).tolist(), [2] * 9 if k % 2 else rng.integers(3, size=9).tolist())
         for k in range(6)
     ]
     summary = summarize(videos, NAMES, OPTIONS)
-    labels, predictions = (
-        np.concatenate([getattr(v, name) for v in videos]) for name in ("labels", "predictions")
-    )
+    labels, predictions = (np.concatenate([getattr(v, name) for v in videos]) for name in ("labels", "predictions"))
     expected = f1_score(labels, predictions, labels=range(3), average="macro", zero_division=0)
     assert summary["pooled"]["macro_f1"] == pytest.approx(expected)
     json.dumps(summary, allow_nan=False)
