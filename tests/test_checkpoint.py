@@ -121,7 +121,7 @@ def test_unreadable_files_are_refused(tmp_path: Path, plain_weights: Path) -> No
 def test_another_class_count_is_refused(plain_weights: Path) -> None:
     with pytest.raises(SpatialfeatError, match="has 7 classes, not 5; pass --num-classes 7"):
         load_checkpoint(plain_weights, num_classes=5)
-    with pytest.raises(SpatialfeatError, match="has 7 classes, this study has 10; .*--reset-classifier"):
+    with pytest.raises(SpatialfeatError, match=r"has 7 classes, this study has 10; .*--reset-classifier"):
         initial_model(str(plain_weights), 10)
 
 

@@ -160,7 +160,7 @@ def test_other_weights_are_refused_until_overwrite(config: ExtractConfig, plain_
     extract(replace(config, csvs=config.csvs[2:]))
     before = contents(config.out_dir)
     other = replace(config, csvs=config.csvs[2:], weights=plain_weights)
-    with pytest.raises(SpatialfeatError, match="other weights.*--overwrite"):
+    with pytest.raises(SpatialfeatError, match=r"other weights.*--overwrite"):
         extract(other)
     assert list(contents(config.out_dir)) == list(before)
     extract(replace(other, overwrite=True))

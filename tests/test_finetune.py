@@ -222,5 +222,5 @@ def test_a_broken_image_stops_training_before_it_starts(quick_config: FinetuneCo
 
 
 def test_a_diverging_loss_ends_the_run_with_a_remedy(quick_config: FinetuneConfig, tmp_path: Path) -> None:
-    with pytest.raises(SpatialfeatError, match="loss became (nan|inf).*lower --lr"):
+    with pytest.raises(SpatialfeatError, match=r"loss became (nan|inf).*lower --lr"):
         finetune(replace(quick_config, out_dir=tmp_path, lr=1e30, epochs=3, freeze_until=0))
