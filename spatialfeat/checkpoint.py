@@ -159,7 +159,7 @@ def download_imagenet_weights() -> StateDict:
         ) from error
     except DAMAGED_FILE_ERRORS as error:
         raise SpatialfeatError(
-            f"{cached_path}: the cached ImageNet weights are damaged ({_first_line(error)}); delete the file to "
+            f"{cached_path}: the cached ImageNet weights are damaged; delete the file to "
             f"download it again, or fetch {url} by hand"
         ) from error
     return state
@@ -180,8 +180,9 @@ def read_state_dict(weights_path: Path) -> StateDict:
         raise SpatialfeatError(f"{weights_path}: cannot be read ({error.strerror or error})") from error
     except DAMAGED_FILE_ERRORS as error:
         raise SpatialfeatError(
-            f"{weights_path}: is not a weights file that can be loaded safely ({_first_line(error)}); "
-            "save it with torch.save(model.state_dict(), path)"
+            # torch's own text advises to load the file unsafely; that advice is not passed on.
+            f"{weights_path}: is damaged, or holds other things than tensors and is not loaded for safety; "
+            "save the weights with torch.save(model.state_dict(), path)"
         ) from error
     if not isinstance(state, Mapping):
         raise SpatialfeatError(f"{weights_path}: holds a {type(state).__name__}, not a state dict; "
@@ -262,7 +263,3 @@ def _read_preprocessing(weights_path: Path, description: dict[str, Any]) -> Prep
         return Preprocessing.from_dict(stored)
     except (TypeError, AttributeError) as error:
         raise SpatialfeatError(f"{description_path(weights_path)}: unknown preprocessing ({error})") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
