@@ -188,7 +188,7 @@ def _require_columns(csv_path: Path, csv: pd.DataFrame, required: list[str]) -> 
 def _parse_ids(csv_path: Path, ids: pd.Series[str], row_numbers: NDArray[np.int64]) -> pd.DataFrame:
     unsafe = ~ids.str.fullmatch(_SAFE_ID).to_numpy(dtype=bool)
     _refuse(csv_path, ids, row_numbers, unsafe, "id {value!r} cannot be a file name",
-            "use at most 250 of letters, digits, - and _, no folder, leading dot or outer blank")  # fmt: skip
+            "use at most 250 letters, digits, - and _; no folder, leading dot or outer blank")  # fmt: skip
     parsed = ids.str.extract(_ID)
     unparsed = parsed["frame"].isna().to_numpy(dtype=bool)
     _refuse(csv_path, ids, row_numbers, unparsed, "id {value!r} does not end in _FRAME",
