@@ -19,8 +19,12 @@ PhaseNames = Annotated[
 BatchSize = Annotated[int, typer.Option(help="Frames per batch.")]
 Device = Annotated[str, typer.Option(help="auto (first usable CUDA device, else CPU), cpu, cuda or cuda:N.")]
 Precision = Annotated[str, typer.Option(help=f"Arithmetic of the network: {', '.join(config.PRECISIONS)}.")]
-Workers = Annotated[int | None, typer.Option(help="Decoding processes; 0 decodes in the main process. "
-                                                "[default: by the cores there are]", show_default=False)]  # fmt: skip
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="Decoding processes; 0 decodes in the main process. [default: by the cores there are]", show_default=False
+    ),
+]
 Weights = Annotated[Path, typer.Option(help="Fine-tuned ResNet-50 weights (a plain state dict).")]
 NumClassesOfWeights = Annotated[
     int | None, typer.Option(help="Expected number of phases. [default: as the weights have]", show_default=False)

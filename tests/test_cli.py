@@ -37,9 +37,18 @@ def test_the_three_commands_run_in_a_folder_laid_out_as_specified(
         (tmp_path / path.name).symlink_to(path)
     quick = ("--workers", "0", "--device", "cpu")
     trained = spatialfeat(
-        "finetune", "--weights", "random", "--epochs", "1", "--image-size", "64", *quick, cwd=tmp_path, MPLBACKEND="",
+        "finetune",
+        "--weights",
+        "random",
+        "--epochs",
+        "1",
+        "--image-size",
+        "64",
+        *quick,
+        cwd=tmp_path,
+        MPLBACKEND="",
         DISPLAY="",
-    )  # fmt: skip
+    )
     assert trained.returncode == 0, trained.stderr
     assert "epoch 1/1  train loss" in trained.stdout
     assert "frames/s" in trained.stderr
@@ -75,9 +84,15 @@ def test_failed_videos_give_exit_code_1(demo_dir: Path, study: FinetuneResult, t
     for frame_id in ids[1:]:
         (tmp_path / "images" / f"{frame_id}.png").symlink_to(demo_dir / "images" / f"{frame_id}.png")
     run = spatialfeat(
-        "extract", "--csv", demo_dir / "test_ResNet_DB.csv", "--weights", study.weights_path, "--workers", "0",
+        "extract",
+        "--csv",
+        demo_dir / "test_ResNet_DB.csv",
+        "--weights",
+        study.weights_path,
+        "--workers",
+        "0",
         cwd=tmp_path,
-    )  # fmt: skip
+    )
     assert run.returncode == 1
     assert f"error: video {ids[0].rsplit('_', 1)[0]} has no feature file" in run.stderr
     assert f"{ids[0]}.png: the file does not exist" in run.stderr
@@ -113,9 +128,18 @@ def test_mistakes_end_with_one_message_and_exit_code_2(
 
 def test_an_unusable_device_named_by_the_user_is_an_error(quick_config: FinetuneConfig, tmp_path: Path) -> None:
     run = spatialfeat(
-        "finetune", "--train-csv", quick_config.train_csv, "--val-csv", quick_config.val_csv, "--img-dir",
-        quick_config.img_dir, "--device", "cuda", cwd=tmp_path, CUDA_VISIBLE_DEVICES="",
-    )  # fmt: skip
+        "finetune",
+        "--train-csv",
+        quick_config.train_csv,
+        "--val-csv",
+        quick_config.val_csv,
+        "--img-dir",
+        quick_config.img_dir,
+        "--device",
+        "cuda",
+        cwd=tmp_path,
+        CUDA_VISIBLE_DEVICES="",
+    )
     assert run.returncode == 2
     assert "error: --device cuda: no CUDA device is visible; pass --device cpu" in run.stderr
 
@@ -123,9 +147,19 @@ def test_an_unusable_device_named_by_the_user_is_an_error(quick_config: Finetune
 def test_an_unwritable_output_is_found_before_work_starts(quick_config: FinetuneConfig, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     run = spatialfeat(
-        "finetune", "--train-csv", quick_config.train_csv, "--val-csv", quick_config.val_csv, "--img-dir",
-        quick_config.img_dir, "--weights", "random", "--out", tmp_path / "file" / "out", cwd=tmp_path,
-    )  # fmt: skip
+        "finetune",
+        "--train-csv",
+        quick_config.train_csv,
+        "--val-csv",
+        quick_config.val_csv,
+        "--img-dir",
+        quick_config.img_dir,
+        "--weights",
+        "random",
+        "--out",
+        tmp_path / "file" / "out",
+        cwd=tmp_path,
+    )
     assert run.returncode == 2
     assert "cannot write there" in run.stderr
     assert "epoch" not in run.stderr
