@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from typer.testing import CliRunner
 
 from spatialfeat import __version__
 from spatialfeat.cli import app
+from spatialfeat.cli_options import run_command
 from spatialfeat.config import FinetuneConfig
 from spatialfeat.finetune import FinetuneResult
 
@@ -181,3 +184,38 @@ def test_help_shows_the_defaults_of_the_config() -> None:
     for option, default in (("--lr", "0.0001"), ("--epochs", "50"), ("--freeze-until", "6"), ("--batch-size", "32")):
         assert option in text
         assert f"[default: {default}]" in text
+
+
+def test_ctrl_c_ends_training_with_a_message(quick_config: FinetuneConfig, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spatialfeat", "finetune", "--train-csv", quick_config.train_csv,
+         "--val-csv", quick_config.val_csv, "--img-dir", quick_config.img_dir, "--weights", "random",
+         "--image-size", "64", "--workers", "1", "--epochs", "1000"],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    while "epoch" not in process.stdout.readline():
+        assert process.poll() is None
+    # As a terminal does it: to the whole process group, so the decoding worker is hit too.
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_faults_of_the_machine_are_messages_and_bugs_are_not(capsys: pytest.CaptureFixture[str]) -> None:
+    def full_disk() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "features/1_1.h5")
+
+    with pytest.raises(SystemExit) as caught:
+        run_command(full_disk)
+    assert caught.value.code == 2
+    assert "error: features/1_1.h5: No space left on device" in capsys.readouterr().err
+
+    def bug() -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "forgotten.txt")
+
+    with pytest.raises(FileNotFoundError):
+        run_command(bug)
