@@ -154,6 +154,10 @@ class ExportConfig:
                 raise SpatialfeatError(
                     f"--{name.replace('_', '-')}: has no meaning for {self.format}, only for {able}; leave it out"
                 )
+        if self.folds is not None and self.val_to != ExportConfig.val_to:
+            raise SpatialfeatError("--val-to: has no meaning with --folds, which says where each video belongs")
+        if self.background_name != ExportConfig.background_name and self.unlabelled != "background":
+            raise SpatialfeatError("--background-name: has no meaning without --unlabelled background")
 
 
 def check_phase_names(phase_names: tuple[str, ...] | None, num_classes: int) -> None:
