@@ -58,6 +58,8 @@ def export(
         bool, typer.Option("--allow-small-bundles", help="ms-tcn: write bundles of one video, too.")
     ] = ExportConfig.allow_small_bundles,
 ) -> None:
+    """Write feature files in the layout of FORMAT. The help text with every tree is `exportformats.export_help`."""
+
     def run() -> None:
         options = ExportConfig(
             format=format,

@@ -91,7 +91,7 @@ OUT                                attributes: format, schema, phase_names, fps,
 
 CSV = ExportFormat(
     name="csv",
-    summary="text tables, for a look or a spreadsheet; about ten times slower and three times larger than hdf5",
+    summary="text tables, for a look or a spreadsheet; slow and large",
     tree="""\
 OUT/
   {video}.csv                      T rows; columns id, label (-100 where unlabelled), f0 ... f2047""",

@@ -92,9 +92,10 @@ def refuse_small_bundles(bundles: Bundles, *, allow_single: bool) -> None:
         if not ids:
             raise SpatialfeatError(f"splits/{name}.bundle would be empty; move videos into it")
         if len(ids) == 1 and not allow_single:
+            elsewhere = "--val-to train, " if name.startswith("val.") else ""
             raise SpatialfeatError(
                 f"splits/{name}.bundle would name one video only, {ids[0]}; some programs of the MS-TCN family cannot "
-                "read a list of one: move videos into it, or pass --allow-small-bundles"
+                "read a list of one: move videos into it, or pass {elsewhere}--allow-small-bundles"
             )
 
 
