@@ -15,7 +15,7 @@ from spatialfeat.export_mstcn import MsTcnExport
 from spatialfeat.export_npy import NpyExport
 from spatialfeat.export_tecno import TecnoExport
 from spatialfeat.exportformats import FORMATS, ExportFormat
-from spatialfeat.exportjob import ExportJob, refuse_wrong_output
+from spatialfeat.exportjob import ExportJob, read_back
 from spatialfeat.exportsource import open_source
 from spatialfeat.files import atomic_folder, atomic_path
 from spatialfeat.progress import frame_bar
@@ -63,10 +63,10 @@ def export(config: ExportConfig) -> ExportResult:
         with _place(out, form) as target:
             with frame_bar(job.num_frames, f"export {form.name}") as bar:
                 job.write(target, bar.advance)
-            refuse_wrong_output(job.verify(target))
+            read_back(job, target)
     except OSError as error:
         raise SpatialfeatError(
-            f"OUT {config.out}: cannot be written ({error.strerror or error}); nothing is kept: "
+            f"OUT {config.out}: cannot be written ({_reason(error)}); nothing is kept: "
             "choose a place that you may write to, with enough room"
         ) from error
     result = ExportResult(config.out, len(job.videos), job.num_frames, job.tree(), notices, job.next_step())
@@ -101,6 +101,11 @@ def _place(out: Path, form: ExportFormat) -> AbstractContextManager[Path]:
         return atomic_folder(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     return atomic_path(out)
+
+
+def _reason(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return reason if error.filename is None else f"{reason}: {error.filename}"
 
 
 def _report(result: ExportResult) -> None:

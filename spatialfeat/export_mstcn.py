@@ -46,6 +46,8 @@ class MsTcnExport(ExportJob):
         self.videos = self._long_enough([video for video in source.videos if video.video_id in listed])
         written = {video.video_id for video in self.videos}
         self.bundles = {name: [video for video in ids if video in written] for name, ids in bundles.items()}
+        if not self.bundles.get("val.split1", True):
+            del self.bundles["val.split1"]  # All its videos were too short; nothing needs this bundle.
         refuse_small_bundles(self.bundles, allow_single=config.allow_small_bundles)
         self.names = _file_names(self.videos, config.id_replacement)
         self.phases = self._phases()

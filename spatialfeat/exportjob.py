@@ -59,8 +59,12 @@ class ExportJob(ABC):
         return {split: [v for v in self.videos if v.split == split] for split in usual + others}
 
 
-def refuse_wrong_output(problems: list[str]) -> None:
-    """Raise if a finished export does not hold what it should: a fault of this program or of the disk."""
+def read_back(job: ExportJob, target: Path) -> None:
+    """Raise SpatialfeatError if a finished export does not hold what it should: this program's fault, or the disk's."""
+    try:
+        problems = job.verify(target)
+    except (OSError, ValueError, EOFError) as error:
+        problems = [f"it cannot be read ({error})"]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise SpatialfeatError(

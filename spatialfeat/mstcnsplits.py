@@ -95,7 +95,7 @@ def refuse_small_bundles(bundles: Bundles, *, allow_single: bool) -> None:
             elsewhere = "--val-to train, " if name.startswith("val.") else ""
             raise SpatialfeatError(
                 f"splits/{name}.bundle would name one video only, {ids[0]}; some programs of the MS-TCN family cannot "
-                "read a list of one: move videos into it, or pass {elsewhere}--allow-small-bundles"
+                f"read a list of one: move videos into it, or pass {elsewhere}--allow-small-bundles"
             )
 
 

@@ -78,9 +78,18 @@ def make_video(
     return Made(path, features, logits, header.labels, frame_ids)
 
 
-def make_study(folder: Path) -> dict[str, Made]:
+def make_study(folder: Path, longest: int = 130) -> dict[str, Made]:
     """Eight labelled videos: four to train, two to validate, two to test; both layouts; two videos of patient 1050."""
-    lengths = {"9_1": 70, "1050_1": 5, "1050_2": 4, "1051_1": 130, "1052_1": 3, "1053_1": 6, "1054_1": 7, "1100_1": 2}
+    lengths = {
+        "9_1": longest,
+        "1050_1": 5,
+        "1050_2": 4,
+        "1051_1": longest - 2,
+        "1052_1": 3,
+        "1053_1": 6,
+        "1054_1": 7,
+        "1100_1": 2,
+    }
     splits = {"1052_1": "val", "1054_1": "val", "1053_1": "test", "1100_1": "test"}
     return {
         video: make_video(
