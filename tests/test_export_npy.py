@@ -20,7 +20,7 @@ def run(features_dir: Path, out: Path, **options: object) -> list[str]:
 
 
 def test_every_frame_is_a_file_and_a_row(tmp_path: Path) -> None:
-    study = make_study(tmp_path / "features")
+    study = make_study(tmp_path / "features", longest=20)
     run(tmp_path / "features", tmp_path / "out")
     splits = {"train": ("9_1", "1050_1", "1050_2", "1051_1"), "val": ("1052_1", "1054_1"), "test": ("1053_1", "1100_1")}
     for split, videos in splits.items():
@@ -38,10 +38,10 @@ def test_every_frame_is_a_file_and_a_row(tmp_path: Path) -> None:
 
 
 def test_the_csvs_are_read_by_this_program(tmp_path: Path) -> None:
-    make_study(tmp_path / "features")
+    make_study(tmp_path / "features", longest=20)
     run(tmp_path / "features", tmp_path / "out")
     table = read_frames(tmp_path / "out/train_ResNet_DB.csv", tmp_path, split="train", num_classes=3)
-    assert len(table) == 130 + 5 + 4 + 128
+    assert len(table) == 20 + 5 + 4 + 18
 
 
 def test_without_labels_there_is_no_label_column(tmp_path: Path) -> None:
