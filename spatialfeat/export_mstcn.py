@@ -11,6 +11,7 @@ Every text ends in exactly one LF: the readers split at "\\n" and throw the last
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -79,7 +80,7 @@ class MsTcnExport(ExportJob):
         ]
 
     def next_step(self) -> str:
-        name = self.config.out.absolute().name
+        name = shlex.quote(self.config.out.absolute().name)
         return (
             f"  put {self.config.out} as data/{name} into a checkout of MS-TCN, and there run\n"
             f"  python main.py --action=train --dataset={name} --split=1\n"

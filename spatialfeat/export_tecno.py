@@ -93,7 +93,7 @@ class TecnoExport(ExportJob):
         return (
             "  in TeCNO's modules/mstcn/config/config_tcn.yml set\n"
             f"  data_root: {self.config.out.absolute()}\n"
-            f"  features_per_seconds: {self.rate.removesuffix('fps')}\n"
+            f"  features_per_seconds: {self.source.recipe.fps}\n"
             f"  features_subsampling: {FULL_RATE_FPS}    (its step is int({FULL_RATE_FPS} / this): keep every frame)\n"
             f"  out_features: {self._num_phases}\n"
             "  and in datasets/cholec80.py, where splits, class names and class weights stand in the code, set\n"

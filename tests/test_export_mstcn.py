@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from feature_folders import PHASES, Made, make_study, make_video
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from spatialfeat import exportsource
 from spatialfeat.config import ExportConfig
@@ -261,3 +264,29 @@ def test_a_patient_in_two_splits_is_pointed_out(tmp_path: Path) -> None:
     for video, split in (("1_1", "train"), ("2_1", "train"), ("1_2", "test"), ("3_1", "test")):
         make_video(tmp_path / "features", video, [0, 1], split=split)
     assert any("patient 1 (train, test)" in notice for notice in run(tmp_path / "features", tmp_path / "surgery"))
+
+
+@given(
+    labels=st.lists(st.sampled_from([MISSING, 0, 1, 2]), min_size=2, max_size=12).filter(
+        lambda labels: sum(label != MISSING for label in labels) >= 2
+    ),
+    layout=st.sampled_from(["channel-first", "time-first"]),
+    frames_per_block=st.integers(1, 13),
+    unlabelled=st.sampled_from(["drop", "background"]),
+)
+@settings(max_examples=20, deadline=None)
+def test_any_video_comes_back_frame_by_frame(
+    labels: list[int], layout: str, frames_per_block: int, unlabelled: str
+) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(exportsource, "FRAMES_PER_BLOCK", frames_per_block)
+        monkeypatch.setattr("os.fsync", lambda _: None)
+        place = Path(folder)
+        made = make_video(place / "features", "1_1", labels, layout=layout)
+        for video, split in (("2_1", "train"), ("3_1", "test"), ("4_1", "test")):
+            make_video(place / "features", video, [0, 1], split=split)
+        run(place / "features", place / "surgery", unlabelled=unlabelled)
+        features, seen = read_as_mstcn(place / "surgery", "train.split1.bundle")["1_1"]
+        kept = [index for index, label in enumerate(labels) if label != MISSING or unlabelled == "background"]
+        np.testing.assert_array_equal(features, made.features[kept].T)
+        assert seen == [3 if labels[index] == MISSING else labels[index] for index in kept]
