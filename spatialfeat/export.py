@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +61,7 @@ def export(config: ExportConfig) -> ExportResult:
     notices = [*source.notices, *job.notices]
     for notice in notices:
         logger.info("note: %s", notice)
+    _check_room(config.out, out, job.num_frames * job.bytes_per_frame)
     try:
         with _place(out, form) as target:
             with frame_bar(job.num_frames, f"export {form.name}") as bar:
@@ -96,6 +99,17 @@ def _check_place(config: ExportConfig, form: ExportFormat) -> Path:
     return out
 
 
+def _check_room(named: Path, out: Path, num_bytes: int) -> None:
+    """Refuse early what would fill the disk; HDF5 moreover crashes at exit after writing to a full disk."""
+    place = next(parent for parent in out.parents if parent.exists())
+    free = shutil.disk_usage(place).free
+    if free < num_bytes:
+        raise SpatialfeatError(
+            f"OUT {named}: the export takes about {num_bytes / 1e6:.0f} MB, but {free / 1e6:.0f} MB are free there; "
+            "make room or choose another place"
+        )
+
+
 def _place(out: Path, form: ExportFormat) -> AbstractContextManager[Path]:
     if not form.suffixes:
         return atomic_folder(out)
@@ -104,7 +118,8 @@ def _place(out: Path, form: ExportFormat) -> AbstractContextManager[Path]:
 
 
 def _reason(error: OSError) -> str:
-    reason = error.strerror or str(error)
+    # h5py puts a whole report into the text of the error; its number tells the same in a few words.
+    reason = os.strerror(error.errno) if error.errno else str(error)
     return reason if error.filename is None else f"{reason}: {error.filename}"
 
 

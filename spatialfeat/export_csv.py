@@ -24,6 +24,11 @@ class CsvExport(ExportJob):
         super().__init__(source, config)
         require_file_names(source)
 
+    @property
+    def bytes_per_frame(self) -> int:
+        """A float32 is about 11 characters long."""
+        return 11 * self.source.videos[0].file.num_channels
+
     def write(self, target: Path, advance: Advance) -> None:
         for video in self.videos:
             ids, labels = video.frame_ids(), video.labels()

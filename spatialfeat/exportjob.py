@@ -36,6 +36,12 @@ class ExportJob(ABC):
     def num_frames(self) -> int:
         return sum(video.num_frames for video in self.videos)
 
+    @property
+    def bytes_per_frame(self) -> int:
+        """About what a frame takes on disk: features, logits, and a little for ids and labels."""
+        recipe, file = self.source.recipe, self.source.videos[0].file
+        return 4 * (file.num_channels + len(recipe.phase_names)) + 128
+
     @abstractmethod
     def write(self, target: Path, advance: Advance) -> None:
         """Write everything to `target`, an empty folder or the name of a new file."""
