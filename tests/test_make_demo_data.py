@@ -155,21 +155,15 @@ def test_other_folders_are_refused(tiny: Path, tmp_path: Path) -> None:
     assert _contents(tmp_path) == {"notes.txt": b"mine"}
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"num_val": 0}, {"frames_per_patient": 6}, {"size_px": (16, 64)}, {"seed": -1}]
-)
+@pytest.mark.parametrize("wrong", [{"num_val": 0}, {"frames_per_patient": 6}, {"size_px": (16, 64)}, {"seed": -1}])
 def test_impossible_parameters_are_refused(wrong: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at the least"):
         demo.make_demo_data(tmp_path / "new", **(TINY | wrong))
     assert not (tmp_path / "new").exists()
 
 
-def test_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sizes = (
-        "--patients-train 2 --patients-val 1 --patients-test 1 --frames-per-patient 14 --width 96 --height 64"
-    )
+def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = "--patients-train 2 --patients-val 1 --patients-test 1 --frames-per-patient 14 --width 96 --height 64"
     monkeypatch.setattr(sys, "argv", ["make_demo_data.py", str(tmp_path / "new"), *sizes.split()])
     assert demo.main() == 0
     assert demo.main() == 0
