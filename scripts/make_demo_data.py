@@ -116,8 +116,8 @@ def make_demo_data(
     not depend on it). Raises ValueError for impossible parameters and for a folder that holds anything else.
     """
     counts = dict(zip(SPLITS, (num_train, num_val, num_test), strict=True))
-    if min(counts.values()) < 1 or frames_per_patient < 14 or min(size_px) < 32 or seed < 0:
-        raise ValueError("needs 1 patient per split, 14 frames per patient, 32 px and seed 0 at the least")
+    if min(counts.values()) < 1 or frames_per_patient < NUM_PHASES or min(size_px) < 32 or seed < 0:
+        raise ValueError("needs 1 patient per split, 7 frames per patient, 32 px and seed 0 at the least")
     parameters = {"version": VERSION, **counts, "frames_per_patient": frames_per_patient, "size_px": size_px}
     text = json.dumps({**parameters, "seed": seed}) + "\n"
     marker, images = out_dir / "demo_data.json", out_dir / "images"

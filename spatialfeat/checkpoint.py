@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,12 @@ from spatialfeat.transforms import Preprocessing
 DESCRIPTION_SCHEMA = 1
 IMAGENET_WEIGHTS = ResNet50_Weights.IMAGENET1K_V1
 IMAGENET_CLASSES = 1000
+
+# What torch's restricted unpickler raises on bytes that no torch.save has written; it does not wrap them itself.
+DAMAGED_FILE_ERRORS = (
+    RuntimeError, EOFError, pickle.UnpicklingError, ValueError, LookupError, AttributeError, TypeError, struct.error,
+    AssertionError, ArithmeticError,
+)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -150,9 +157,9 @@ def download_imagenet_weights() -> StateDict:
             f"cannot download the ImageNet weights ({error}); put the file {url} at {cached_path}, "
             "or pass --weights PATH (or --weights random to start without pretraining)"
         ) from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except DAMAGED_FILE_ERRORS as error:
         raise SpatialfeatError(
-            f"{cached_path}: the cached ImageNet weights are damaged ({_first_line(error)}); delete the file to "
+            f"{cached_path}: the cached ImageNet weights are damaged; delete the file to "
             f"download it again, or fetch {url} by hand"
         ) from error
     return state
@@ -171,10 +178,11 @@ def read_state_dict(weights_path: Path) -> StateDict:
                                "--weights PATH") from error  # fmt: skip
     except OSError as error:
         raise SpatialfeatError(f"{weights_path}: cannot be read ({error.strerror or error})") from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+    except DAMAGED_FILE_ERRORS as error:
         raise SpatialfeatError(
-            f"{weights_path}: is not a weights file that can be loaded safely ({_first_line(error)}); "
-            "save it with torch.save(model.state_dict(), path)"
+            # torch's own text advises to load the file unsafely; that advice is not passed on.
+            f"{weights_path}: is damaged, or holds other things than tensors and is not loaded for safety; "
+            "save the weights with torch.save(model.state_dict(), path)"
         ) from error
     if not isinstance(state, Mapping):
         raise SpatialfeatError(f"{weights_path}: holds a {type(state).__name__}, not a state dict; "
@@ -255,7 +263,3 @@ def _read_preprocessing(weights_path: Path, description: dict[str, Any]) -> Prep
         return Preprocessing.from_dict(stored)
     except (TypeError, AttributeError) as error:
         raise SpatialfeatError(f"{description_path(weights_path)}: unknown preprocessing ({error})") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

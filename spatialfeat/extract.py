@@ -58,10 +58,11 @@ def extract(config: ExtractConfig) -> ExtractResult:
     Raises:
         SpatialfeatError: anything that the user can mend, before the first frame is computed where possible.
     """
+    csvs = named_csvs(config.csvs)
     checkpoint = load_checkpoint(config.weights, num_classes=config.num_classes, phase_names=config.phase_names)
     tables = [
         read_frames(path, config.img_dir, split=split, num_classes=checkpoint.num_classes, labels_required=False)
-        for split, path in named_csvs(config.csvs)
+        for split, path in csvs
     ]
     videos = group_videos(tables, config.group_by)
     prepare_output_dir(config.out_dir)

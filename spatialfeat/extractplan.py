@@ -91,7 +91,10 @@ def _refuse_stranger(path: Path, recipe: Recipe) -> None:
 
 
 def _why_not_reusable(path: Path, video: Video, recipe: Recipe) -> str | None:
-    info = read_info(path)
+    try:
+        info = read_info(path)
+    except SpatialfeatError as error:
+        return f"cannot be reused ({str(error).removeprefix(f'{path}: ')})"
     differing = recipe.differences(info.recipe)
     if differing:
         return f"was made with other {_names(differing)}"

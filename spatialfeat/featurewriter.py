@@ -33,13 +33,18 @@ class FeatureFileWriter:
         self._temporary_path = path.with_name(f".{path.name}.partial")
         self._num_frames = len(header.labels)
         self._written = 0
+        self._finished = False
         self._time_first = recipe.layout == TIME_FIRST
         self._pending: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
         try:
             self._file = h5py.File(self._temporary_path, "w")
         except BlockingIOError as error:
             raise SpatialfeatError(f"{path}: another process is writing this file; wait for it to end") from error
-        self._write_header(header, recipe, versions)
+        try:
+            self._write_header(header, recipe, versions)
+        except BaseException:
+            self.discard()
+            raise
 
     def __enter__(self) -> FeatureFileWriter:
         return self
@@ -47,7 +52,7 @@ class FeatureFileWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._file:
+        if not self._finished:
             self.discard()
 
     def append(self, features: NDArray[np.float32], logits: NDArray[np.float32]) -> None:
@@ -67,6 +72,7 @@ class FeatureFileWriter:
         self._file.attrs.update(attributes)
         self._file.close()
         commit(self._temporary_path, self._final_path)
+        self._finished = True
 
     def discard(self) -> None:
         """Remove the unfinished file."""

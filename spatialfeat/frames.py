@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable
+from csv import Error as CsvError
+from csv import reader as csv_reader
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,9 @@ UNLABELLED = -100
 FIRST_ROW = 2
 """Rows are counted as a text editor or spreadsheet shows them: the header is row 1."""
 
-# Ids become file names: no separators or control characters, nothing hidden, no blanks at the ends.
-_SAFE_ID = r"[^\s./\\\x00-\x1f\x7f](?:[^/\\\x00-\x1f\x7f]*[^\s/\\\x00-\x1f\x7f])?"
+# Ids become file names: no separators or control characters, nothing hidden, no blanks at the ends, and room for ".png"
+# in the 255 bytes that file systems allow.
+_SAFE_ID = r"[^\s./\\\x00-\x1f\x7f](?:[^/\\\x00-\x1f\x7f]{0,248}[^\s/\\\x00-\x1f\x7f])?"
 _ID = r"^(?P<video>.+)_(?P<frame>[0-9]{1,18})$"
 _PATIENT_SEGMENT = re.compile(r"(?P<patient>.+)_(?P<segment>[0-9]{1,18})")
 
@@ -146,7 +149,7 @@ def _read_csv(csv_path: Path) -> pd.DataFrame:
     except pd.errors.EmptyDataError as error:
         raise SpatialfeatError(f"{csv_path}: is empty; the first line must be `id,label`") from error
     except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
-        raise SpatialfeatError(f"{csv_path}: is not a valid CSV ({str(error).strip()}); mend that line") from error
+        raise SpatialfeatError(f"{csv_path}{_malformed_row(csv_path)}") from error
     except UnicodeDecodeError as error:
         raise SpatialfeatError(f"{csv_path}: is not UTF-8 text ({error.reason}); save it as UTF-8 CSV") from error
     except OSError as error:
@@ -155,18 +158,37 @@ def _read_csv(csv_path: Path) -> pd.DataFrame:
     return csv
 
 
+def _malformed_row(csv_path: Path) -> str:
+    """Where and why pandas gave up: its own messages count rows from 0 or 1, or name none."""
+    number = 1
+    with csv_path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv_reader(file, skipinitialspace=True, strict=True)
+        try:
+            num_columns = len(next(rows))
+            for number, fields in enumerate(rows, FIRST_ROW):
+                if len(fields) > num_columns:
+                    return f" row {number}: has {len(fields)} fields, the header {num_columns}; remove surplus commas"
+        except CsvError as error:
+            return f" row {number + 1}: is not valid CSV ({error}); mend the quotes of that row"
+    return ": is not a valid CSV; save it again as UTF-8 CSV with commas"
+
+
 def _require_columns(csv_path: Path, csv: pd.DataFrame, required: list[str]) -> None:
     missing = [name for name in required if name not in csv]
     if missing:
         found = ", ".join(map(str, csv.columns))
         remedy = "save it with commas" if ";" in found or "\t" in found else "the header must be `id,label`"
         raise SpatialfeatError(f"{csv_path}: column {' and '.join(missing)} is missing (found: {found}); {remedy}")
+    # pandas renames the second of two equal columns to `label.1`.
+    repeated = [name for name in ("id", "label") if f"{name}.1" in csv or list(csv.columns).count(name) > 1]
+    if repeated:
+        raise SpatialfeatError(f"{csv_path}: column {' and '.join(repeated)} is there twice; keep one")
 
 
 def _parse_ids(csv_path: Path, ids: pd.Series[str], row_numbers: NDArray[np.int64]) -> pd.DataFrame:
     unsafe = ~ids.str.fullmatch(_SAFE_ID).to_numpy(dtype=bool)
     _refuse(csv_path, ids, row_numbers, unsafe, "id {value!r} cannot be a file name",
-            "use letters, digits, '-' and '_', without folders, leading dots or blanks at the ends")  # fmt: skip
+            "use at most 250 letters, digits, - and _; no folder, leading dot or outer blank")  # fmt: skip
     parsed = ids.str.extract(_ID)
     unparsed = parsed["frame"].isna().to_numpy(dtype=bool)
     _refuse(csv_path, ids, row_numbers, unparsed, "id {value!r} does not end in _FRAME",
@@ -193,11 +215,12 @@ def _parse_labels(
     allow_unlabelled: bool,
 ) -> NDArray[np.int64]:
     texts = texts.str.strip()
-    not_integer = ~texts.str.fullmatch(r"[+-]?[0-9]{1,18}").to_numpy(dtype=bool)
+    not_integer = ~texts.str.fullmatch(r"[+-]?[0-9]+").to_numpy(dtype=bool)
     unlabelled_hint = f", or {UNLABELLED} for an unlabelled frame" if allow_unlabelled else ""
     _refuse(csv_path, texts, row_numbers, not_integer, "label {value!r} is not an integer",
             f"write the phase's number{unlabelled_hint}")  # fmt: skip
-    labels = texts.to_numpy(dtype=str).astype(np.int64)
+    # A number that does not fit in int64 is outside any range of phases, as -1 is.
+    labels = texts.mask(texts.str.len() > 18, "-1").to_numpy(dtype=str).astype(np.int64)
     outside = labels < 0 if num_classes is None else (labels < 0) | (labels >= num_classes)
     if allow_unlabelled:
         outside &= labels != UNLABELLED
@@ -220,7 +243,9 @@ def _refuse(
         return
     first = int(np.flatnonzero(wrong)[0])
     others = f" ({int(wrong.sum())} such rows)" if wrong.sum() > 1 else ""
-    what = problem.format(value=values.iloc[first])
+    value = values.iloc[first]
+    # A stray quote can make one field of thousands of lines.
+    what = problem.format(value=value if len(value) <= 80 else f"{value[:80]}...")
     raise SpatialfeatError(f"{csv_path} row {row_numbers[first]}: {what}{others}; {remedy}")
 
 

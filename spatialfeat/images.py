@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -29,10 +30,12 @@ def decode_rgb(content: bytes) -> Image.Image:
         raise ImageError("the file is empty")
     if not content.startswith(PNG_SIGNATURE):
         raise ImageError("the content is not a PNG image")
+    # Pillow reads the chunks behind the pixels unguarded: a damaged one raises whatever its parser stumbles over.
+    damage = (OSError, SyntaxError, ValueError, IndexError, TypeError, struct.error, Image.DecompressionBombError)
     try:
         with Image.open(BytesIO(content), formats=["PNG"]) as image:
             rgb: Image.Image = image.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except damage as error:
         raise ImageError(f"the PNG cannot be decoded ({error})") from error
     return rgb
 

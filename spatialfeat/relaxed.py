@@ -12,8 +12,8 @@ is c:
 Precision and recall can exceed 1 and are clipped to 1, per video and phase. NaN where the divisor is 0; the
 strategies for missing phases apply as in `metrics.missing_phases`.
 
-Numbers can differ from Cholec80's published MATLAB script: it looks for early transitions in a segment's last t
-frames but then clears the errors of the first t. Here both ends are treated as defined above.
+Numbers can differ from Cholec80's published MATLAB script: it looks for early transitions in a segment's last
+t frames but then clears the errors of the first t. Here both ends are treated as defined above.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import os
 import platform
 import random
 import warnings
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,6 @@ def use_true_float32() -> None:
 
 def library_versions() -> dict[str, str]:
     """Versions of what results depend on."""
-    import h5py
     import PIL
     import torchvision
 
@@ -120,5 +120,5 @@ def library_versions() -> dict[str, str]:
         "torchvision": torchvision.__version__,
         "numpy": np.__version__,
         "pillow": PIL.__version__,
-        "h5py": h5py.__version__,
+        "h5py": metadata.version("h5py"),
     }

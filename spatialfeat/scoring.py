@@ -27,7 +27,7 @@ from spatialfeat.segments import IOU_PERCENTS, edit_score, segment_f1, segment_m
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ScoredVideo:
-    """One video to score: labels and predictions (T,) in time order, as `metrics.scored_frames` takes them."""
+    """One video to score: labels and predictions (T,), in time order, as for `metrics.scored_frames`."""
 
     video_id: str
     patient_id: str
@@ -36,7 +36,10 @@ class ScoredVideo:
 
 
 def labelled_videos(videos: Sequence[ScoredVideo], num_phases: int) -> list[ScoredVideo]:
-    """Check every video and keep those with a labelled frame, reduced to their labelled frames."""
+    """Check every video and keep those with a labelled frame, reduced to their labelled frames.
+
+    Raises SpatialfeatError for a repeated video id, as `metrics.scored_frames`, and if nothing is labelled.
+    """
     seen: set[str] = set()
     kept = []
     for video in videos:
@@ -74,9 +77,9 @@ def tally(videos: Sequence[ScoredVideo], num_phases: int) -> VideoTallies:
 def per_video_rows(videos: Sequence[ScoredVideo], num_phases: int) -> list[dict[str, Any]]:
     """One row per scored video, for a table.
 
-    {"video_id", "patient_id", "num_frames", "accuracy", then macro_<score>_A and macro_<score>_B for precision,
-    recall, jaccard and f1 (mean over the phases where defined, None where none is), "edit", "f1_10", "f1_25",
-    "f1_50"}.
+    {"video_id", "patient_id", "num_frames", "accuracy", "edit", "f1_10", "f1_25", "f1_50"} and, for
+    precision, recall, jaccard and f1, "macro_<score>_A" and "macro_<score>_B": mean over the phases where
+    defined, None where none is. Raises SpatialfeatError as `labelled_videos`.
     """
     scored = labelled_videos(videos, num_phases)
     tallies = tally(scored, num_phases)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,10 +35,11 @@ def group_videos(tables: Sequence[FrameTable], group_by: str = "video") -> list[
     refuse_two_spellings(tables)
     found: dict[str, Video] = {}
     for table in tables:
-        keys = table.videos if group_by == "video" else table.patients
-        order = np.lexsort((table.frames, table.segments))
-        for key in dict.fromkeys(keys.tolist()):
-            rows = order[keys[order] == key]
+        keys, key_of_row = np.unique(table.videos if group_by == "video" else table.patients, return_inverse=True)
+        # One sort for all videos: picking each video's rows out of 200,000 takes seconds when there are many.
+        order = np.lexsort((table.frames, table.segments, key_of_row))
+        ends = np.cumsum(np.bincount(key_of_row))
+        for key, rows in zip(keys.tolist(), np.split(order, ends[:-1]), strict=True):
             if key in found:
                 other = found[key]
                 raise SpatialfeatError(
@@ -46,7 +48,14 @@ def group_videos(tables: Sequence[FrameTable], group_by: str = "video") -> list[
                     f"keep each {group_by} in one CSV"
                 )
             found[key] = Video(key, str(table.patients[rows[0]]), table, rows)
-    return [found[key] for key in sorted(found, key=natural_key)]
+    videos = [found[key] for key in sorted(found, key=natural_key)]
+    for before, video in pairwise(videos):
+        if natural_key(before.video_id) == natural_key(video.video_id):
+            raise SpatialfeatError(
+                f"{video.table.where(int(video.rows[0]))}: {group_by} {video.video_id} is the same as "
+                f"{before.video_id} in {before.table.where(int(before.rows[0]))}, written differently; use one spelling"
+            )
+    return videos
 
 
 def shared_patients(tables: Sequence[FrameTable]) -> dict[str, list[str]]:

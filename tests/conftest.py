@@ -1,0 +1,70 @@
+"""Shared fixtures: a tiny drawn data set, and one study trained on it per test session."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torchvision.models import resnet50
+
+from spatialfeat.config import FinetuneConfig
+from spatialfeat.finetune import FinetuneResult, finetune
+
+SCRIPTS_DIR = Path(__file__).parent.parent / "scripts"
+
+
+def load_script(name: str) -> ModuleType:
+    """Import a file of scripts/, which is not a package."""
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS_DIR / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def demo_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set laid out as the specification's: images/, three CSVs, phase_names.txt; 14 frames per patient."""
+    path = tmp_path_factory.mktemp("demo")
+    load_script("make_demo_data").make_demo_data(
+        path, num_train=2, num_val=1, num_test=1, frames_per_patient=14, size_px=(96, 64), workers=1
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def quick_config(demo_dir: Path) -> FinetuneConfig:
+    """The study on the tiny data set, small enough for a test. `out_dir` must be replaced."""
+    return FinetuneConfig(
+        train_csv=demo_dir / "train_ResNet_DB.csv",
+        val_csv=demo_dir / "val_ResNet_DB.csv",
+        test_csv=demo_dir / "test_ResNet_DB.csv",
+        img_dir=demo_dir / "images",
+        weights="random",
+        image_size_px=64,
+        batch_size=10,
+        epochs=2,
+        workers=0,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="session")
+def study(quick_config: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
+    """One finished study; its files lie beside `study.weights_path`."""
+    out_dir = tmp_path_factory.mktemp("study")
+    return finetune(replace(quick_config, out_dir=out_dir, phase_names=tuple("ABCDEFG")))
+
+
+@pytest.fixture(scope="session")
+def plain_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights file made elsewhere: a bare torchvision ResNet-50 with 7 classes, no JSON beside it."""
+    path = tmp_path_factory.mktemp("weights") / "elsewhere.pth"
+    torch.manual_seed(7)
+    torch.save(resnet50(num_classes=7).state_dict(), path)
+    return path

@@ -1,0 +1,149 @@
+"""The command line as a person meets it: real processes, exit codes, messages."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import pytest
+from typer.testing import CliRunner
+
+from spatialfeat import __version__
+from spatialfeat.cli import app
+from spatialfeat.config import FinetuneConfig
+from spatialfeat.finetune import FinetuneResult
+
+
+def spatialfeat(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in its own process, with one thread so that tests do not fight over cores."""
+    return subprocess.run(
+        [sys.executable, "-m", "spatialfeat", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_the_three_commands_run_in_a_folder_laid_out_as_specified(
+    demo_dir: Path, plain_weights: Path, tmp_path: Path
+) -> None:
+    """Only what makes it quick is given; names and places are the specification's."""
+    for path in demo_dir.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    quick = ("--workers", "0", "--device", "cpu")
+    trained = spatialfeat(
+        "finetune", "--weights", "random", "--epochs", "1", "--image-size", "64", *quick, cwd=tmp_path, MPLBACKEND="",
+        DISPLAY="",
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    assert "epoch 1/1  train loss" in trained.stdout
+    assert "frames/s" in trained.stderr
+    assert "accuracy 0." in trained.stdout
+    for name in ("best_spatial_study_weights.pth", "predictions_resnet.csv", "history.csv", "run.json"):
+        assert (tmp_path / name).is_file()
+
+    evaluated = spatialfeat("evaluate", *quick, cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert (tmp_path / "evaluation" / "metrics.json").is_file()
+    same = [(tmp_path / folder / "predictions_resnet.csv").read_text() for folder in (".", "evaluation")]
+    assert same[0] == same[1]
+
+    extracted = spatialfeat("extract", *quick, cwd=tmp_path)
+    assert extracted.returncode == 0, extracted.stderr
+    splits = set()
+    for path in (tmp_path / "features").glob("*.h5"):
+        with h5py.File(path) as file:
+            splits.add(file.attrs["split"])
+    assert splits == {"train", "val", "test"}
+
+    again = spatialfeat("extract", *quick, cwd=tmp_path)
+    assert again.returncode == 0
+    assert "0 feature files written" in again.stdout
+    mixed = spatialfeat("extract", *quick, "--weights", plain_weights, cwd=tmp_path)
+    assert mixed.returncode == 2
+    assert "other weights" in mixed.stderr
+
+
+def test_failed_videos_give_exit_code_1(demo_dir: Path, study: FinetuneResult, tmp_path: Path) -> None:
+    ids = [line.split(",")[0] for line in (demo_dir / "test_ResNet_DB.csv").read_text().splitlines()[1:]]
+    (tmp_path / "images").mkdir()
+    for frame_id in ids[1:]:
+        (tmp_path / "images" / f"{frame_id}.png").symlink_to(demo_dir / "images" / f"{frame_id}.png")
+    run = spatialfeat(
+        "extract", "--csv", demo_dir / "test_ResNet_DB.csv", "--weights", study.weights_path, "--workers", "0",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert run.returncode == 1
+    assert f"error: video {ids[0].rsplit('_', 1)[0]} has no feature file" in run.stderr
+    assert f"{ids[0]}.png: the file does not exist" in run.stderr
+    assert list((tmp_path / "features").glob("*.h5"))
+
+
+USER_MISTAKES = [
+    (["finetune"], "train_ResNet_DB.csv: no such file"),
+    (["evaluate"], "best_spatial_study_weights.pth: no such weights file"),
+    (["extract", "--csv", "frames.csv"], "does not tell which split it is"),
+    (["finetune", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
+    (["finetune", "--freeze-until", "10"], "--freeze-until 10: must be 0 (train everything) to 9"),
+    (["finetune", "--lr", "-1"], "--lr -1.0: must be a positive number"),
+    (["finetune", "--phase-names", "a,b"], "2 names for 7 classes"),
+    (["finetune", "--precision", "fp8"], "--precision fp8: must be one of fp32"),
+    (["extract", "--layout", "sideways"], "--layout sideways: must be one of channel-first, time-first"),
+    (["extract", "--fps", "0"], "--fps 0.0: must be a positive number"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), USER_MISTAKES)
+def test_mistakes_end_with_one_message_and_exit_code_2(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "frames.csv").write_text("id,label\n1_1_1,0\n")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "error: " in result.output
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_an_unusable_device_named_by_the_user_is_an_error(quick_config: FinetuneConfig, tmp_path: Path) -> None:
+    run = spatialfeat(
+        "finetune", "--train-csv", quick_config.train_csv, "--val-csv", quick_config.val_csv, "--img-dir",
+        quick_config.img_dir, "--device", "cuda", cwd=tmp_path, CUDA_VISIBLE_DEVICES="",
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert "error: --device cuda: no CUDA device is visible; pass --device cpu" in run.stderr
+
+
+def test_an_unwritable_output_is_found_before_work_starts(quick_config: FinetuneConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    run = spatialfeat(
+        "finetune", "--train-csv", quick_config.train_csv, "--val-csv", quick_config.val_csv, "--img-dir",
+        quick_config.img_dir, "--weights", "random", "--out", tmp_path / "file" / "out", cwd=tmp_path,
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert "cannot write there" in run.stderr
+    assert "epoch" not in run.stderr
+
+
+def test_version_and_help_need_no_heavy_import() -> None:
+    probe = (
+        "import sys, spatialfeat.cli\n"
+        "heavy = {'torch', 'torchvision', 'numpy', 'pandas', 'h5py', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert CliRunner().invoke(app, ["--version"]).output == f"spatialfeat {__version__}\n"
+
+
+def test_help_shows_the_defaults_of_the_config() -> None:
+    text = " ".join(CliRunner().invoke(app, ["finetune", "--help"], terminal_width=300).output.split())
+    for option, default in (("--lr", "0.0001"), ("--epochs", "50"), ("--freeze-until", "6"), ("--batch-size", "32")):
+        assert option in text
+        assert f"[default: {default}]" in text

@@ -1,0 +1,96 @@
+"""Options: the specified study is the default, and impossible values are refused with the option's name."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spatialfeat.config import EvaluateConfig, ExtractConfig, FinetuneConfig, check_phase_names
+from spatialfeat.errors import SpatialfeatError
+
+
+def test_the_defaults_are_the_specified_study() -> None:
+    config = FinetuneConfig()
+    assert (config.train_csv, config.val_csv) == (Path("train_ResNet_DB.csv"), Path("val_ResNet_DB.csv"))
+    assert (config.img_dir, config.out_dir) == (Path("images"), Path())
+    assert (config.num_classes, config.batch_size, config.lr, config.epochs) == (7, 32, 1e-4, 50)
+    assert (config.freeze_until, config.patience, config.weights) == (6, 10, "imagenet")
+    assert (config.lr_patience, config.lr_factor, config.image_size_px) == (3, 0.5, 224)
+
+
+def test_evaluate_and_extract_take_what_finetune_leaves() -> None:
+    assert EvaluateConfig().weights == ExtractConfig().weights == Path("best_spatial_study_weights.pth")
+    assert EvaluateConfig().csv == Path("test_ResNet_DB.csv")
+    assert ExtractConfig().csvs == ()
+    assert ExtractConfig().out_dir == Path("features")
+
+
+def test_options_cannot_change_during_a_run() -> None:
+    with pytest.raises(FrozenInstanceError):
+        FinetuneConfig().lr = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": 1}, "--num-classes 1: must be at least 2"),
+        ({"epochs": 0}, "--epochs 0: must be at least 1"),
+        ({"patience": 0}, "--patience 0: must be at least 1"),
+        ({"lr_patience": -1}, "--lr-patience -1: must be at least 0"),
+        ({"seed": -1}, "--seed -1: must be at least 0"),
+        ({"image_size_px": 63}, "--image-size 63: must be at least 64"),
+        ({"lr": 0.0}, "--lr 0.0: must be a positive number"),
+        ({"lr": float("nan")}, "--lr nan: must be a positive number"),
+        ({"lr": float("inf")}, "--lr inf: must be a positive number"),
+        ({"lr_factor": 1.0}, "--lr-factor 1.0: must lie between 0 and 1"),
+        ({"freeze_until": 10}, "--freeze-until 10: must be 0 (train everything) to 9"),
+        ({"freeze_until": -1}, "--freeze-until -1: must be 0"),
+        ({"batch_size": 0}, "--batch-size 0: must be at least 1"),
+        ({"workers": -1}, "--workers -1: must be at least 0"),
+        ({"precision": "fp8"}, "--precision fp8: must be one of fp32"),
+        ({"phase_names": ("a", "b")}, "--phase-names: 2 names for 7 classes"),
+    ],
+)
+def test_finetune_refuses(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpatialfeatError) as caught:
+        FinetuneConfig(**options)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("options", [{"freeze_until": 0}, {"freeze_until": 9}, {"workers": 0}, {"lr_patience": 0}])
+def test_finetune_takes_the_extremes(options: dict[str, Any]) -> None:
+    FinetuneConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"group_by": "segment"}, "--group-by segment: must be one of video, patient"),
+        ({"layout": "time"}, "--layout time: must be one of channel-first, time-first"),
+        ({"fps": 0.0}, "--fps 0.0: must be a positive number of frames per second"),
+        ({"fps": float("nan")}, "--fps nan: must be a positive number"),
+        ({"batch_size": 0}, "--batch-size 0: must be at least 1"),
+    ],
+)
+def test_extract_refuses(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpatialfeatError) as caught:
+        ExtractConfig(**options)
+    assert str(caught.value).startswith(message)
+
+
+def test_evaluate_refuses() -> None:
+    with pytest.raises(SpatialfeatError, match="--batch-size 0: must be at least 1"):
+        EvaluateConfig(batch_size=0)
+
+
+def test_phase_names() -> None:
+    check_phase_names(None, 7)
+    check_phase_names(("nasal", "sellar"), 2)
+    with pytest.raises(SpatialfeatError, match="3 names for 2 classes; give one name per class"):
+        check_phase_names(("a", "b", "c"), 2)
+    for names in (("a", "a"), ("a", " ")):
+        with pytest.raises(SpatialfeatError, match="every name must be present and unique"):
+            check_phase_names(names, 2)

@@ -1,0 +1,250 @@
+"""Reading CSVs: ids stay text, rows are counted as an editor counts them, every mistake is told with its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tinydata import make_table, write_csv
+
+from spatialfeat.errors import SpatialfeatError
+from spatialfeat.frames import FrameTable, natural_key, read_frames, refuse_two_spellings
+
+
+def _read(folder: Path, content: str | bytes, *, labels_required: bool = True) -> FrameTable:
+    csv_path = folder / "train.csv"
+    csv_path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_frames(csv_path, folder / "images", split="train", num_classes=7, labels_required=labels_required)
+
+
+def _error(folder: Path, content: str | bytes, *, labels_required: bool = True) -> str:
+    """The message for this CSV, without the folder's name."""
+    with pytest.raises(SpatialfeatError) as caught:
+        _read(folder, content, labels_required=labels_required)
+    return str(caught.value).replace(f"{folder}/", "")
+
+
+def test_ids_stay_text_and_their_fields_are_parsed(tmp_path: Path) -> None:
+    table = _read(tmp_path, "id,label\n001_1_000001,0\n001_02_7,6\n")
+    assert table.ids.tolist() == ["001_1_000001", "001_02_7"]
+    assert table.videos.tolist() == ["001_1", "001_02"]
+    assert table.patients.tolist() == ["001", "001"]
+    assert table.segments.tolist() == [1, 2]
+    assert table.frames.tolist() == [1, 7]
+    assert table.labels.tolist() == [0, 6]
+    assert table.labels.dtype == np.int64
+
+
+def test_video_frame_ids(tmp_path: Path) -> None:
+    table = _read(tmp_path, "id,label\nvideo01_000123,3\ncase-A_b_000124,3\n")
+    assert table.videos.tolist() == ["video01", "case-A_b"]
+    assert table.patients.tolist() == ["video01", "case-A_b"]
+    assert table.segments.tolist() == [0, 0]
+    assert table.frames.tolist() == [123, 124]
+
+
+def test_ids_that_look_like_missing_values_stay_ids(tmp_path: Path) -> None:
+    assert _read(tmp_path, "id,label\nNA_1,0\nnan_2,0\nNone_3,0\n").ids.tolist() == ["NA_1", "nan_2", "None_3"]
+
+
+def test_rows_keep_the_order_of_the_file_and_gaps_are_fine(tmp_path: Path) -> None:
+    table = _read(tmp_path, "id,label\n1_1_900,1\n1_1_3,2\n1_1_70,0\n")
+    assert table.frames.tolist() == [900, 3, 70]
+    assert table.labels.tolist() == [1, 2, 0]
+
+
+def test_other_columns_and_their_order_do_not_matter(tmp_path: Path) -> None:
+    table = _read(tmp_path, 'note,label,id\n"a, b",4,1_1_1\n,5,1_1_2\n')
+    assert table.ids.tolist() == ["1_1_1", "1_1_2"]
+    assert table.labels.tolist() == [4, 5]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "id,label\n1_1_1,0\n1_1_2,3\n",
+        "id,label\n1_1_1,0\n1_1_2,3",
+        "\ufeffid,label\n1_1_1,0\n1_1_2,3\n",
+        "id,label\r\n1_1_1,0\r\n1_1_2,3\r\n",
+        '"id","label"\n"1_1_1","0"\n"1_1_2","3"\n',
+        "id, label\n1_1_1, 0\n 1_1_2,  3\n",
+        "id,label \n1_1_1,0 \n1_1_2,3\t\n",
+        "id,label\n1_1_1,+0\n1_1_2,03\n",
+    ],
+    ids=["plain", "no final newline", "BOM", "CRLF", "quoted", "blanks before", "blanks behind", "signs and zeros"],
+)
+def test_ways_to_write_the_same_csv(tmp_path: Path, content: str) -> None:
+    table = _read(tmp_path, content)
+    assert table.ids.tolist() == ["1_1_1", "1_1_2"]
+    assert table.labels.tolist() == [0, 3]
+    assert table.row_numbers.tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_row_numbers_are_those_of_an_editor_after_blank_lines(tmp_path: Path, newline: str) -> None:
+    content = newline.join(["id,label", "1_1_1,0", "", "   ", ",", "1_1_2,3", ""])
+    table = _read(tmp_path, content)
+    assert table.row_numbers.tolist() == [2, 6]
+    assert table.where(1) == f"{tmp_path}/train.csv row 6"
+    assert _error(tmp_path, content.replace(",3", ",9")).startswith("train.csv row 6: label 9 ")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "train.csv: is empty; the first line must be `id,label`"),
+        ("id,label\n", "train.csv: has no rows; add one row `id,label` per frame"),
+        ("id,label", "train.csv: has no rows; add one row `id,label` per frame"),
+        ("id,label\n\n\n", "train.csv: has no rows; add one row `id,label` per frame"),
+        ("id\n1_1_1\n", "train.csv: column label is missing (found: id); the header must be `id,label`"),
+        ("frame,label\n1,0\n", "train.csv: column id is missing (found: frame, label); the header must be `id,label`"),
+        ("id;label\n1_1_1;0\n", "train.csv: column id and label is missing (found: id;label); save it with commas"),
+        ("id,label,label\n1_1_1,0,3\n", "train.csv: column label is there twice; keep one"),
+        ("id,id ,label\n1_1_1,1_1_2,3\n", "train.csv: column id is there twice; keep one"),
+        ("id,label\n1_1_1,0,5\n1_1_2,0\n", "train.csv row 2: has 3 fields, the header 2; remove surplus commas"),
+        ("id,label\n1_1_1,0\n\n1_1_2,0,5\n", "train.csv row 4: has 3 fields, the header 2; remove surplus commas"),
+        ("id,label\n1_1_1,0,\n1_1_2,0,\n", "train.csv row 2: has 3 fields, the header 2; remove surplus commas"),
+        ("id,label\n1_1_1\n", "train.csv row 2: label '' is not an integer; write the phase's number"),
+        ("id,label\n\u00e9_1,0\n".encode("latin-1"), "train.csv: is not UTF-8 text"),
+        ("id,label\n1_1_1,0\n".encode("utf-16"), "train.csv: is not UTF-8 text"),
+    ],
+)
+def test_malformed_files(tmp_path: Path, content: str | bytes, message: str) -> None:
+    assert _error(tmp_path, content).startswith(message)
+
+
+def test_an_open_quote_is_told_with_its_row(tmp_path: Path) -> None:
+    message = _error(tmp_path, 'id,label\n1_1_1,0\n"1_1_2,0\n1_1_3,0\n')
+    assert message.startswith("train.csv row 3: is not valid CSV")
+    assert "quotes" in message
+
+
+def test_missing_file_and_folder_instead_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(SpatialfeatError, match=r"gone\.csv: no such file; pass the right path"):
+        read_frames(tmp_path / "gone.csv", tmp_path, split="train")
+    with pytest.raises(SpatialfeatError, match="cannot be read"):
+        read_frames(tmp_path, tmp_path, split="train")
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("9", "label 9 is outside 0..6; fix the row or pass --num-classes"),
+        ("7", "label 7 is outside 0..6"),
+        ("-1", "label -1 is outside 0..6"),
+        ("-100", "label -100 is outside 0..6"),
+        ("9" * 18, f"label {'9' * 18} is outside 0..6"),
+        ("9" * 30, f"label {'9' * 30} is outside 0..6"),
+        ("-" + "9" * 30, f"label -{'9' * 30} is outside 0..6"),
+        ("3.0", "label '3.0' is not an integer; write the phase's number"),
+        ("1e0", "label '1e0' is not an integer"),
+        ("sellar", "label 'sellar' is not an integer"),
+        ("nan", "label 'nan' is not an integer"),
+        ("", "label '' is not an integer"),
+        ("\u0663", "label '\u0663' is not an integer"),  # an Arabic three, which Python's int() takes
+    ],
+)
+def test_bad_labels(tmp_path: Path, label: str, message: str) -> None:
+    assert _error(tmp_path, f"id,label\n1_1_1,0\n1_1_2,{label}\n1_1_3,0\n").startswith(f"train.csv row 3: {message}")
+
+
+def test_the_first_of_several_bad_rows_is_named_and_the_others_counted(tmp_path: Path) -> None:
+    message = _error(tmp_path, "id,label\n1_1_1,0\n1_1_2,8\n1_1_3,9\n1_1_4,7\n")
+    assert message == "train.csv row 3: label 8 is outside 0..6 (3 such rows); fix the row or pass --num-classes"
+
+
+def test_without_a_number_of_classes_only_negative_labels_are_refused(tmp_path: Path) -> None:
+    good = write_csv(tmp_path / "good.csv", [("1_1_1", 250)])
+    assert read_frames(good, tmp_path, split="train").labels.tolist() == [250]
+    bad = write_csv(tmp_path / "bad.csv", [("1_1_1", -1)])
+    with pytest.raises(SpatialfeatError, match="row 2: label -1 is outside 0 and above"):
+        read_frames(bad, tmp_path, split="train")
+
+
+def test_unlabelled_frames_only_where_labels_are_not_required(tmp_path: Path) -> None:
+    unlabelled = "id,label\n1_1_1,-100\n1_1_2,3\n"
+    assert _read(tmp_path, unlabelled, labels_required=False).labels.tolist() == [-100, 3]
+    assert "row 2: label -100 " in _error(tmp_path, unlabelled)
+    no_column = "id\n1_1_1\n1_1_2\n"
+    assert _read(tmp_path, no_column, labels_required=False).labels.tolist() == [-100, -100]
+    assert "column label is missing" in _error(tmp_path, no_column)
+    assert "row 2: label -99 " in _error(tmp_path, "id,label\n1_1_1,-99\n", labels_required=False)
+    assert "or -100 for an unlabelled frame" in _error(tmp_path, "id,label\n1_1_1,\n", labels_required=False)
+
+
+@pytest.mark.parametrize(
+    "bad_id",
+    ["../x_1", "/abs_1", "a/b_1", "a\\b_1", "a\x00b_1", "ab_1\x00", ".hidden_1", " 1_1_1", "1_1_1 ", "a\n_1",
+     "1" * 5000 + "_1"],
+)  # fmt: skip
+def test_ids_that_are_no_file_names(tmp_path: Path, bad_id: str) -> None:
+    message = _error(tmp_path, f'id,label\n1_1_1,0\n"{bad_id}",0\n')
+    assert message.startswith(f"train.csv row 3: id {bad_id[:80]!r}"[:60])
+    assert "cannot be a file name; use " in message
+    assert len(message) < 300
+
+
+@pytest.mark.parametrize(
+    "bad_id", ["1_1_1.png", "1_1_000001.PNG", "x", "_5", "a_", "1_1_-5", "1_1_1.5", "1_1_" + "9" * 19]
+)
+def test_ids_without_a_frame_number(tmp_path: Path, bad_id: str) -> None:
+    message = _error(tmp_path, f"id,label\n1_1_1,0\n{bad_id},0\n")
+    assert message.startswith(f"train.csv row 3: id {bad_id!r} does not end in _FRAME; write PATIENT_SEGMENT_FRAME")
+    assert "without .png" in message
+
+
+def test_a_repeated_id_names_both_rows(tmp_path: Path) -> None:
+    message = _error(tmp_path, "id,label\n1_1_9,0\n1_1_10,0\n\n1_1_9,0\n")
+    assert message == "train.csv row 5: id 1_1_9 repeats 1_1_9 of row 2; remove one of them"
+
+
+def test_one_frame_in_two_spellings(tmp_path: Path) -> None:
+    message = _error(tmp_path, "id,label\n1_1_9,0\n1_1_009,0\n1_1_9,0\n")
+    assert message == "train.csv row 3: id 1_1_009 repeats 1_1_9 of row 2 (2 repeated rows); remove one of them"
+
+
+def test_the_same_frame_number_in_another_video_is_no_repetition(tmp_path: Path) -> None:
+    assert len(_read(tmp_path, "id,label\n1_1_9,0\n1_2_9,0\n2_1_9,0\n11_9,0\n")) == 4
+
+
+def test_one_video_in_two_spellings(tmp_path: Path) -> None:
+    message = _error(tmp_path, "id,label\n1050_1_9,0\n1050_01_10,0\n")
+    for part in ("1050_1 ", "1050_01 ", "row 2", "row 3", "use one spelling"):
+        assert part in message
+
+
+def test_one_video_in_two_spellings_across_files(tmp_path: Path) -> None:
+    tables = [make_table(tmp_path, ["video7_1"]), make_table(tmp_path, ["video07_2"], split="val")]
+    with pytest.raises(SpatialfeatError) as caught:
+        refuse_two_spellings(tables)
+    expected = (
+        f"{tmp_path}/val.csv row 2: video video07 is the same as video7 in {tmp_path}/train.csv row 2, "
+        "written differently; use one spelling"
+    )
+    assert str(caught.value) == expected
+
+
+def test_natural_order() -> None:
+    names = ["video10", "video2", "video1", "1050_10", "1050_2", "999_1"]
+    assert sorted(names, key=natural_key) == ["999_1", "1050_2", "1050_10", "video1", "video2", "video10"]
+    assert natural_key("1050_01") == natural_key("1050_1")
+    assert natural_key("1050_1") != natural_key("1050_10")
+    assert natural_key("10501") != natural_key("1050_1")
+
+
+def test_image_paths_use_the_id_as_written(tmp_path: Path) -> None:
+    table = _read(tmp_path, "id,label\n001_1_000001,0\n")
+    assert table.image_path(0) == tmp_path / "images" / "001_1_000001.png"
+
+
+def test_two_hundred_thousand_rows(tmp_path: Path) -> None:
+    # 500 videos of 400 frames.
+    lines = [f"{1000 + index // 400}_1_{index % 400:06d},{index % 7}" for index in range(200_000)]
+    csv_path = tmp_path / "big.csv"
+    csv_path.write_text("\n".join(["id,label", *lines]))
+    table = read_frames(csv_path, tmp_path, split="train", num_classes=7)
+    assert len(table) == 200_000
+    assert table.ids[199_999] == "1499_1_000399"
+    assert table.row_numbers[199_999] == 200_001
+    assert (table.labels == np.arange(200_000) % 7).all()
