@@ -54,27 +54,30 @@ def export(config: ExportConfig) -> ExportResult:
     Raises:
         SpatialfeatError: anything that the user can mend, before the first feature is read where possible.
     """
-    form = FORMATS[config.format]
-    out = _check_place(config, form)
-    source = open_source(config)
-    job = EXPORTERS[config.format](source, config)
-    notices = [*source.notices, *job.notices]
-    for notice in notices:
-        logger.info("note: %s", notice)
-    _check_room(config.out, out, job.num_frames * job.bytes_per_frame)
     try:
-        with _place(out, form) as target:
-            with frame_bar(job.num_frames, f"export {form.name}") as bar:
-                job.write(target, bar.advance)
-            read_back(job, target)
+        result = _export(config, FORMATS[config.format])
     except OSError as error:
         raise SpatialfeatError(
             f"OUT {config.out}: cannot be written ({_reason(error)}); nothing is kept: "
             "choose a place that you may write to, with enough room"
         ) from error
-    result = ExportResult(config.out, len(job.videos), job.num_frames, job.tree(), notices, job.next_step())
     _report(result)
     return result
+
+
+def _export(config: ExportConfig, form: ExportFormat) -> ExportResult:
+    out = _check_place(config, form)
+    source = open_source(config)
+    job = EXPORTERS[form.name](source, config)
+    notices = [*source.notices, *job.notices]
+    for notice in notices:
+        logger.info("note: %s", notice)
+    _check_room(config.out, out, job.num_frames * job.bytes_per_frame)
+    with _place(out, form) as target:
+        with frame_bar(job.num_frames, f"export {form.name}") as bar:
+            job.write(target, bar.advance)
+        read_back(job, target)
+    return ExportResult(config.out, len(job.videos), job.num_frames, job.tree(), notices, job.next_step())
 
 
 def _check_place(config: ExportConfig, form: ExportFormat) -> Path:
