@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (cli_study.finetune, cli_study.evaluate, cli_study.extract):
+for command in (cli_study.finetune, cli_study.evaluate, cli_study.extract, cli_temporal.info):
     app.command()(command)
 # Its help shows the tree of every format, which a docstring would have to repeat.
 app.command(help=export_help())(cli_temporal.export)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.featurefile import CHANNEL_FIRST, SUFFIX, FeatureFile, Recipe
@@ -76,42 +77,49 @@ def open_feature_dir(features_dir: Path, *, allow_mixed: bool = False) -> list[F
             schema, and for a video that is there twice.
     """
     files = [FeatureFile(path) for path in list_feature_files(features_dir)]
-    problems = repeated_videos(files)
-    if not problems and not allow_mixed:
-        problems = mixed_recipes(files)
-    if problems:
-        more = f" (and {len(problems) - _NAMED_FILES} more)" if len(problems) > _NAMED_FILES else ""
-        raise SpatialfeatError(
-            f"{features_dir}: {'; '.join(problems[:_NAMED_FILES])}{more}; extract them again or move them away"
-        )
+    conflicts = repeated_videos(files)
+    if not conflicts and not allow_mixed:
+        conflicts = mixed_recipes(files)
+    if conflicts:
+        more = f" (and {len(conflicts) - _NAMED_FILES} more)" if len(conflicts) > _NAMED_FILES else ""
+        sentences = "; ".join(conflict.sentence for conflict in conflicts[:_NAMED_FILES])
+        raise SpatialfeatError(f"{features_dir}: {sentences}{more}; extract them again or move them away")
     return sorted(files, key=lambda file: natural_key(file.video_id))
 
 
-def repeated_videos(files: Sequence[FeatureFile]) -> list[str]:
-    """One sentence for each file whose video an earlier file holds, also where it is written 1050_01 and 1050_1."""
+class Conflict(NamedTuple):
+    """A file that should not be used together with the others of its folder, and why, in one sentence."""
+
+    path: Path
+    sentence: str
+
+
+def repeated_videos(files: Sequence[FeatureFile]) -> list[Conflict]:
+    """A conflict for each file whose video an earlier file holds, also where it is written 1050_01 and 1050_1."""
     first: dict[tuple[object, ...], FeatureFile] = {}
-    problems = []
+    conflicts = []
     for file in files:
         known = first.setdefault(natural_key(file.video_id), file)
         if known is not file:
             both = " and ".join(sorted((file.path.name, known.path.name), key=natural_key))
-            problems.append(f"{both} both hold video {file.video_id}")
-    return problems
+            conflicts.append(Conflict(file.path, f"{both} both hold video {file.video_id}"))
+    return conflicts
 
 
-def mixed_recipes(files: Sequence[FeatureFile]) -> list[str]:
-    """One sentence for each file that was made otherwise than most: what differs, there and in the others."""
+def mixed_recipes(files: Sequence[FeatureFile]) -> list[Conflict]:
+    """A conflict for each file that was made otherwise than most: what differs, there and in the others."""
     if not files:
         return []
     usual = Counter(_comparable(file) for file in files).most_common(1)[0][0]
     example = next(file for file in files if _comparable(file) == usual)
-    problems = []
+    conflicts = []
     for file in files:
         differing = usual.differences(_comparable(file))
         if differing:
             values = ", ".join(f"{_name(field)} ({_both(field, file.recipe, example.recipe)})" for field in differing)
-            problems.append(f"{file.path.name} was made with other {values} than {example.path.name}")
-    return problems
+            sentence = f"{file.path.name} was made with other {values} than {example.path.name}"
+            conflicts.append(Conflict(file.path, sentence))
+    return conflicts
 
 
 def _comparable(file: FeatureFile) -> Recipe:

@@ -224,6 +224,10 @@ def _numeric_split(file: h5py.File) -> None:
     file.attrs["split"] = 3
 
 
+def _id_with_a_folder(file: h5py.File) -> None:
+    file.attrs["video_id"] = "../1050_1"
+
+
 def _no_layout(file: h5py.File) -> None:
     file.attrs["layout"] = "diagonal"
 
@@ -245,6 +249,7 @@ def _damage_ids(file: h5py.File) -> None:
         (_other_axes, "features has axes 'time,channel', not 'channel,time'"),
         (_fewer_names, "logits has 3 classes for 2 phase names"),
         (_numeric_split, "attribute split is 3"),
+        (_id_with_a_folder, "attribute video_id is '../1050_1'"),
         (_no_layout, "attribute layout is 'diagonal', not one of channel-first, time-first"),
         (_damage_ids, "video_id"),
     ],
