@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from spatialfeat import __version__, cli_study, cli_temporal
+from spatialfeat.exportformats import export_help
 
 app = typer.Typer(
     name="spatialfeat",
@@ -19,6 +20,8 @@ app = typer.Typer(
 )
 for command in (cli_study.finetune, cli_study.evaluate, cli_study.extract, cli_temporal.info):
     app.command()(command)
+# Its help shows the tree of every format, which a docstring would have to repeat.
+app.command(help=export_help())(cli_temporal.export)
 
 
 @app.callback(invoke_without_command=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from spatialfeat.checkpoint import load_checkpoint
+from spatialfeat.checkpoint import MORE_CLASSES, load_checkpoint
 from spatialfeat.config import EvaluateConfig
 from spatialfeat.files import prepare_output_dir
 from spatialfeat.framecheck import require_images
@@ -27,13 +27,21 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         SpatialfeatError: anything that the user can mend, before the first frame is computed where possible.
     """
     checkpoint = load_checkpoint(config.weights, num_classes=config.num_classes, phase_names=config.phase_names)
-    table = read_frames(config.csv, config.img_dir, split="evaluation", num_classes=checkpoint.num_classes)
+    table = read_frames(
+        config.csv, config.img_dir, split="evaluation", num_classes=checkpoint.num_classes, more_classes=MORE_CLASSES
+    )
     prepare_output_dir(config.out_dir)
     require_images([table])
     device = select_device(config.device)
     use_true_float32()
-    record = RunRecord(config.out_dir, "evaluate", config, [config.csv], device=describe_device(device),
-                       weights_sha256=checkpoint.sha256)  # fmt: skip
+    record = RunRecord(
+        config.out_dir,
+        "evaluate",
+        config,
+        [config.csv],
+        device=describe_device(device),
+        weights_sha256=checkpoint.sha256,
+    )
     logger.info("evaluating %s: %d frames on %s", config.csv, len(table), describe_device(device))
     predictions = predict_frames(
         checkpoint.model,
