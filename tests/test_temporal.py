@@ -8,13 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import load_script
 from numpy.typing import NDArray
 from tinydata import NUM_CHANNELS, RECIPE
 from tinytcn import TinyTcn, frame_predictions, segmental_scores, temporal_predictions, train_tcn
 
 from spatialfeat import read_features
+from spatialfeat.config import ExtractConfig, FinetuneConfig
+from spatialfeat.extract import extract
 from spatialfeat.featurefile import VideoHeader
 from spatialfeat.featurewriter import FeatureFileWriter
+from spatialfeat.finetune import finetune
 
 NUM_PHASES = 5
 NUM_HIDDEN = 12
@@ -104,3 +108,47 @@ def test_training_is_repeatable_with_workers(folder: Path) -> None:
     models = [train_tcn(folder, epochs=1, workers=workers) for workers in (0, 2)]
     for first, second in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(first, second)
+
+
+@pytest.fixture(scope="module")
+def demo_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real extraction: a network trained on drawn operations for a few epochs, its features grouped by patient."""
+    data, out = tmp_path_factory.mktemp("operations"), tmp_path_factory.mktemp("trained")
+    load_script("make_demo_data").make_demo_data(
+        data, num_train=5, num_val=1, num_test=2, frames_per_patient=36, size_px=(96, 64), workers=1
+    )
+    csvs = {split: data / f"{split}_ResNet_DB.csv" for split in ("train", "val", "test")}
+    study = finetune(
+        FinetuneConfig(
+            train_csv=csvs["train"],
+            val_csv=csvs["val"],
+            img_dir=data / "images",
+            out_dir=out,
+            weights="random",
+            freeze_until=0,
+            image_size_px=64,
+            batch_size=12,
+            lr=1e-3,
+            epochs=5,
+            workers=0,
+            device="cpu",
+        )
+    )
+    extract(
+        ExtractConfig(
+            csvs=tuple(map(str, csvs.values())),
+            img_dir=data / "images",
+            weights=study.weights_path,
+            out_dir=out / "features",
+            group_by="patient",
+            workers=0,
+            device="cpu",
+        )
+    )
+    return out / "features"
+
+
+def test_a_temporal_model_beats_the_frame_wise_classifier_on_extracted_features(demo_features: Path) -> None:
+    model = train_tcn(demo_features, size_frames=36, epochs=40)
+    frame_wise, temporal = segmental_scores(demo_features, model)
+    assert (temporal > frame_wise + 0.1).all(), (frame_wise, temporal)
