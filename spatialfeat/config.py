@@ -131,6 +131,7 @@ class ExportConfig:
     format: str
     features_dir: Path
     out: Path
+    group_by: str = "video"
     unlabelled: str | None = None
     background_name: str = "background"
     val_to: str = "own"
@@ -142,6 +143,7 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         _one_of("FORMAT", self.format, tuple(FORMATS))
+        _one_of("--group-by", self.group_by, GROUPINGS)
         _one_of("--val-to", self.val_to, VAL_TARGETS)
         form = FORMATS[self.format]
         if self.unlabelled is not None and self.unlabelled not in form.unlabelled:
