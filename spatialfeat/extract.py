@@ -18,7 +18,8 @@ from spatialfeat.config import ExtractConfig
 from spatialfeat.dataset import FrameDataset, make_loader
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.extractplan import feature_path, image_paths, plan_extraction, stat_digest, video_header
-from spatialfeat.featurefile import FeatureFileWriter, Recipe
+from spatialfeat.featurefile import Recipe
+from spatialfeat.featurewriter import FeatureFileWriter
 from spatialfeat.files import prepare_output_dir
 from spatialfeat.framecheck import check_images, describe_broken_image
 from spatialfeat.frames import FrameTable, read_frames

@@ -1,4 +1,4 @@
-"""The HDF5 feature file, schema 1: one file per video. The only module that imports h5py.
+"""The HDF5 feature file, schema 1: one file per video. `featurewriter` writes it, this module checks and reads it.
 
     features   (2048, T) float32   activations after global average pooling; (T, 2048) in the time-first layout
     logits     (C, T) float32      the classifier's raw scores; (T, C) in the time-first layout
@@ -13,7 +13,6 @@ are named: attribute `axes` ("channel,time" or "time,channel") and HDF5 dimensio
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,16 +22,18 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from spatialfeat import featurehandles
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.files import commit
 
 FORMAT = "spatialfeat features"
 SCHEMA = 1
 SUFFIX = ".h5"
-FRAMES_PER_CHUNK = 64
-"""64 frames of 2048 float32 are half a megabyte: small enough for a window, large enough for a whole read."""
+CHANNEL_FIRST, TIME_FIRST = "channel-first", "time-first"
+CHANNEL_TIME, TIME_CHANNEL = "channel,time", "time,channel"
+AXES_OF_LAYOUT = {CHANNEL_FIRST: CHANNEL_TIME, TIME_FIRST: TIME_CHANNEL}
 
-TEXT = h5py.string_dtype("utf-8")
+_MATRICES = ("features", "logits")
+_VECTORS = ("labels", "frame_ids", "segment", "frame")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,109 +68,6 @@ class VideoHeader:
     frames: NDArray[np.int64]
 
 
-class FeatureFileWriter:
-    """Writes one video's file block by block, so memory does not grow with the video.
-
-    The file has a temporary name until `finish`; leaving the `with` block without it removes the file.
-    Raises SpatialfeatError if another process is writing the same video.
-    """
-
-    def __init__(self, path: Path, header: VideoHeader, recipe: Recipe, versions: dict[str, str]) -> None:
-        self.video_id = header.video_id
-        self._final_path = path
-        self._temporary_path = path.with_name(f".{path.name}.partial")
-        self._num_frames = len(header.labels)
-        self._written = 0
-        self._finished = False
-        self._time_first = recipe.layout == "time-first"
-        self._pending: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
-        try:
-            self._file = h5py.File(self._temporary_path, "w")
-        except BlockingIOError as error:
-            raise SpatialfeatError(f"{path}: another process is writing this file; wait for it to end") from error
-        try:
-            self._write_header(header, recipe, versions)
-        except BaseException:
-            self.discard()
-            raise
-
-    def __enter__(self) -> FeatureFileWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if not self._finished:
-            self.discard()
-
-    def append(self, features: NDArray[np.float32], logits: NDArray[np.float32]) -> None:
-        """Add the next frames: features (B, 2048) float32, logits (B, C) float32, in time order."""
-        assert features.dtype == logits.dtype == np.float32
-        assert len(features) == len(logits)
-        self._pending.append((features, logits))
-        pending = sum(len(block) for block, _ in self._pending)
-        # Whole chunks only: a chunk that is written in two parts is read back in between.
-        if pending >= FRAMES_PER_CHUNK:
-            self._flush(pending - pending % FRAMES_PER_CHUNK)
-
-    def finish(self, **attributes: str) -> None:
-        """Write what is left and `attributes`, then give the file its final name."""
-        self._flush(sum(len(block) for block, _ in self._pending))
-        assert self._written == self._num_frames, f"{self._written} of {self._num_frames} frames were written"
-        self._file.attrs.update(attributes)
-        self._file.close()
-        commit(self._temporary_path, self._final_path)
-        self._finished = True
-
-    def discard(self) -> None:
-        """Remove the unfinished file."""
-        self._file.close()
-        self._temporary_path.unlink(missing_ok=True)
-
-    def _write_header(self, header: VideoHeader, recipe: Recipe, versions: dict[str, str]) -> None:
-        self._file.attrs.update({"format": FORMAT, "schema": SCHEMA})
-        self._file.attrs.update({"video_id": header.video_id, "patient_id": header.patient_id, "split": header.split})
-        for name in recipe.__dataclass_fields__:
-            value = getattr(recipe, name)
-            if isinstance(value, tuple):
-                self._file.attrs.create(name, list(value), dtype=TEXT)
-            else:
-                self._file.attrs[name] = value
-        self._file.attrs["versions"] = json.dumps(versions, sort_keys=True)
-        self._file.create_dataset("frame_ids", data=header.frame_ids.astype(object), dtype=TEXT)
-        for name, values in (("labels", header.labels), ("segment", header.segments), ("frame", header.frames)):
-            self._file.create_dataset(name, data=values.astype("<i8"))
-            self._file[name].dims[0].label = "time"
-        self._file["frame_ids"].dims[0].label = "time"
-
-    def _flush(self, num_frames: int) -> None:
-        if num_frames == 0:
-            return
-        features = np.concatenate([block for block, _ in self._pending])
-        logits = np.concatenate([block for _, block in self._pending])
-        for name, values in (("features", features), ("logits", logits)):
-            if name not in self._file:
-                self._create_matrix(name, values.shape[1])
-            block, where = values[:num_frames], slice(self._written, self._written + num_frames)
-            if self._time_first:
-                self._file[name][where, :] = block
-            else:
-                self._file[name][:, where] = block.T
-        self._written += num_frames
-        self._pending = [(features[num_frames:], logits[num_frames:])]
-
-    def _create_matrix(self, name: str, channels: int) -> None:
-        frames_per_chunk = min(FRAMES_PER_CHUNK, self._num_frames)
-        shape, chunks = (channels, self._num_frames), (channels, frames_per_chunk)
-        axes = ("channel", "time")
-        if self._time_first:
-            shape, chunks, axes = shape[::-1], chunks[::-1], axes[::-1]
-        dataset = self._file.create_dataset(name, shape, dtype="<f4", chunks=chunks)
-        dataset.attrs["axes"] = ",".join(axes)
-        for index, axis in enumerate(axes):
-            dataset.dims[index].label = axis
-
-
 @dataclass(frozen=True)
 class FeatureFileInfo:
     """The small part of a feature file: everything but features and logits. Arrays have T entries, in time order."""
@@ -180,64 +78,212 @@ class FeatureFileInfo:
     attributes: dict[str, Any]
 
 
-def read_info(path: Path) -> FeatureFileInfo:
-    """Read and check a file's description without loading its features.
+class FeatureFile:
+    """One video's features, read as they are asked for.
+
+    Only the attributes are kept in memory: every array is read from the file at each access. The file is opened when
+    first read, in each process anew, so a FeatureFile may be pickled, sent to workers, or used after a fork.
+
+    Attributes:
+        video_id, patient_id, split: of the video. fps: frames per second of the frame numbers.
+        phase_names: one per class, in label order. recipe: how the file was made.
+        num_frames, num_phases, num_channels: T, C and 2048. attributes: all root attributes as Python values.
 
     Raises:
         SpatialfeatError: not an HDF5 file, truncated, not made by this program, or of another schema version.
     """
-    with open_feature_file(path) as file:
-        attributes = {name: _plain(value) for name, value in file.attrs.items()}
-        recipe = Recipe(**{name: attributes[name] for name in Recipe.__dataclass_fields__})
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._stamp = featurehandles.stamp_of(self.path)
+        with featurehandles.opened(self.path, self._stamp) as file:
+            _check_schema(self.path, file)
+            self.attributes = _attributes(file)
+            self._axes: dict[str, str] = {name: str(file[name].attrs["axes"]) for name in _MATRICES}
+            self.num_channels, self.num_frames = _channels_and_frames(file["features"])
+        self.recipe = Recipe(**{name: self.attributes[name] for name in Recipe.__dataclass_fields__})
+        self.video_id: str = self.attributes["video_id"]
+        self.patient_id: str = self.attributes["patient_id"]
+        self.split: str = self.attributes["split"]
+
+    @property
+    def fps(self) -> float:
+        return self.recipe.fps
+
+    @property
+    def phase_names(self) -> tuple[str, ...]:
+        return self.recipe.phase_names
+
+    @property
+    def num_phases(self) -> int:
+        return len(self.recipe.phase_names)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(T,) int64: phase, -100 where unlabelled."""
+        return self._vector("labels")
+
+    @property
+    def segments(self) -> NDArray[np.int64]:
+        """(T,) int64: the video segment of each frame, 0 where ids have none."""
+        return self._vector("segment")
+
+    @property
+    def frames(self) -> NDArray[np.int64]:
+        """(T,) int64: frame numbers, which increase within a segment and may have gaps."""
+        return self._vector("frame")
+
+    @property
+    def frame_ids(self) -> NDArray[np.str_]:
+        """(T,) str: the frames' ids in time order."""
+        with featurehandles.opened(self.path, self._stamp) as file:
+            ids = file["frame_ids"].asstr()[()]
+        return np.asarray(ids, dtype=np.str_)
+
+    @property
+    def info(self) -> FeatureFileInfo:
+        """Everything but features and logits."""
         header = VideoHeader(
-            video_id=attributes["video_id"],
-            patient_id=attributes["patient_id"],
-            split=attributes["split"],
-            frame_ids=file["frame_ids"].asstr()[()],
-            labels=file["labels"][()],
-            segments=file["segment"][()],
-            frames=file["frame"][()],
+            video_id=self.video_id,
+            patient_id=self.patient_id,
+            split=self.split,
+            frame_ids=self.frame_ids,
+            labels=self.labels,
+            segments=self.segments,
+            frames=self.frames,
         )
-    return FeatureFileInfo(path, recipe, header, attributes)
+        return FeatureFileInfo(self.path, self.recipe, header, self.attributes)
+
+    def features(self, start: int = 0, stop: int | None = None, *, axes: str = CHANNEL_TIME) -> NDArray[np.float32]:
+        """Features of the frames [start, stop), or to the end.
+
+        Returns (2048, n) float32 for axes="channel,time", (n, 2048) for "time,channel", whatever the file's layout;
+        C-contiguous, in the machine's byte order.
+
+        Raises:
+            SpatialfeatError: frames that the video does not have, unknown axes, or a file that cannot be read.
+        """
+        return self._matrix("features", start, stop, axes)
+
+    def logits(self, start: int = 0, stop: int | None = None, *, axes: str = CHANNEL_TIME) -> NDArray[np.float32]:
+        """The classifier's raw scores of the frames [start, stop): (C, n) or (n, C) float32, as `features`."""
+        return self._matrix("logits", start, stop, axes)
+
+    def close(self) -> None:
+        """Close the file in this process. Reading again opens it again."""
+        featurehandles.close(self.path, self._stamp)
+
+    def __enter__(self) -> FeatureFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self.num_frames
+
+    def __repr__(self) -> str:
+        return (
+            f"FeatureFile({self.path.name!r}, video {self.video_id}, split {self.split}, "
+            f"features ({self.num_channels}, {self.num_frames}), {self.num_phases} phases)"
+        )
+
+    def _vector(self, name: str) -> NDArray[np.int64]:
+        with featurehandles.opened(self.path, self._stamp) as file:
+            return np.asarray(file[name][()], dtype=np.int64)
+
+    def _matrix(self, name: str, start: int, stop: int | None, axes: str) -> NDArray[np.float32]:
+        stop = self.num_frames if stop is None else stop
+        if not 0 <= start <= stop <= self.num_frames:
+            raise SpatialfeatError(
+                f"{self.path}: frames [{start}, {stop}) of {self.num_frames} were asked for; "
+                f"use 0 <= start <= stop <= {self.num_frames}"
+            )
+        if axes not in AXES_OF_LAYOUT.values():
+            raise SpatialfeatError(f"axes {axes!r}: must be one of {CHANNEL_TIME!r}, {TIME_CHANNEL!r}")
+        stored_axes = self._axes[name]
+        with featurehandles.opened(self.path, self._stamp) as file:
+            values = file[name][:, start:stop] if stored_axes == CHANNEL_TIME else file[name][start:stop, :]
+        return np.ascontiguousarray(values if axes == stored_axes else values.T, dtype=np.float32)
 
 
-def open_feature_file(path: Path) -> h5py.File:
-    """Open a feature file for reading and check that it is whole and of this schema.
+def read_info(path: Path) -> FeatureFileInfo:
+    """Read and check a file's description without loading its features.
 
     Raises:
-        SpatialfeatError: see `read_info`.
+        SpatialfeatError: see `FeatureFile`.
     """
-    try:
-        file = h5py.File(path, "r")
-    except FileNotFoundError as error:
-        raise SpatialfeatError(f"{path}: no such feature file; make it with `spatialfeat extract`") from error
-    except OSError as error:
-        raise SpatialfeatError(f"{path}: is not a whole HDF5 file ({error}); extract the video again") from error
-    try:
-        _check_schema(path, file)
-    except BaseException:
-        file.close()
-        raise
-    return file
+    with FeatureFile(path) as file:
+        return file.info
 
 
 def _check_schema(path: Path, file: h5py.File) -> None:
-    if file.attrs.get("format") != FORMAT:
+    if _plain(file.attrs.get("format")) != FORMAT:
         raise SpatialfeatError(f"{path}: is not a feature file of spatialfeat; keep other files elsewhere")
-    if file.attrs.get("schema") != SCHEMA:
+    schema = _plain(file.attrs.get("schema"))
+    if schema != SCHEMA:
         raise SpatialfeatError(
-            f"{path}: has schema {file.attrs.get('schema')}, this version reads schema {SCHEMA}; "
+            f"{path}: has schema {schema}, this version reads schema {SCHEMA}; "
             "use the version of spatialfeat that made it, or extract again"
         )
-    datasets = ("features", "logits", "labels", "frame_ids", "segment", "frame")
     attributes = ("video_id", "patient_id", "split", *Recipe.__dataclass_fields__)
-    missing = [name for name in datasets if name not in file] + [name for name in attributes if name not in file.attrs]
+    missing = [name for name in (*_MATRICES, *_VECTORS) if file.get(name, getlink=True) is None]
+    missing += [name for name in attributes if name not in file.attrs]
     if missing:
         raise SpatialfeatError(f"{path}: lacks {', '.join(missing)}; extract the video again")
-    time_axis = 0 if file.attrs["layout"] == "time-first" else 1
-    lengths = {name: file[name].shape[time_axis if name in ("features", "logits") else 0] for name in datasets}
+    problem = _problem_of_attributes(_attributes(file)) or _problem_of_datasets(file)
+    if problem:
+        raise SpatialfeatError(f"{path}: {problem}; extract the video again")
+
+
+def _problem_of_attributes(attributes: dict[str, Any]) -> str | None:
+    for name in ("video_id", "patient_id", "split", *Recipe.__dataclass_fields__):
+        value = attributes[name]
+        if name == "phase_names":
+            right = isinstance(value, tuple) and all(isinstance(phase, str) for phase in value)
+        elif name == "fps":
+            right = isinstance(value, float | int) and 0 < value < float("inf")
+        else:
+            right = isinstance(value, str)
+        if not right:
+            return f"attribute {name} is {value!r}, which no version of spatialfeat writes"
+    if attributes["layout"] not in AXES_OF_LAYOUT:
+        return f"attribute layout is {attributes['layout']!r}, not one of {', '.join(AXES_OF_LAYOUT)}"
+    return None
+
+
+def _problem_of_datasets(file: h5py.File) -> str | None:
+    axes = AXES_OF_LAYOUT[file.attrs["layout"]]
+    for name in (*_MATRICES, *_VECTORS):
+        # A link, or storage elsewhere, would let a file from a stranger read other files of this machine.
+        if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
+            return f"{name} is not a dataset of this file"
+        if file[name].is_virtual or file[name].external:
+            return f"{name} keeps its data in other files"
+        kinds, dimensions = ("f4", 2) if name in _MATRICES else ("O" if name == "frame_ids" else "i8", 1)
+        if file[name].dtype.newbyteorder("=") != np.dtype(kinds) or file[name].ndim != dimensions:
+            return f"{name} is {file[name].dtype} {file[name].shape}"
+        if name in _MATRICES and _plain(file[name].attrs.get("axes")) != axes:
+            return f"{name} has axes {_plain(file[name].attrs.get('axes'))!r}, not {axes!r}"
+    if h5py.check_string_dtype(file["frame_ids"].dtype) is None:
+        return "frame_ids is not text"
+    lengths = {name: _channels_and_frames(file[name])[1] for name in _MATRICES}
+    lengths |= {name: len(file[name]) for name in _VECTORS}
     if len(set(lengths.values())) != 1:
-        raise SpatialfeatError(f"{path}: datasets differ in length {lengths}; extract the video again")
+        return f"datasets differ in length {lengths}"
+    scores, phases = _channels_and_frames(file["logits"])[0], len(file.attrs["phase_names"])
+    return None if scores == phases else f"logits has {scores} classes for {phases} phase names"
+
+
+def _channels_and_frames(matrix: h5py.Dataset) -> tuple[int, int]:
+    channels, frames = matrix.shape if matrix.attrs["axes"] == CHANNEL_TIME else matrix.shape[::-1]
+    return int(channels), int(frames)
+
+
+def _attributes(file: h5py.File) -> dict[str, Any]:
+    return {name: _plain(value) for name, value in file.attrs.items()}
 
 
 def _plain(value: Any) -> Any:
