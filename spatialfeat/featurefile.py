@@ -96,11 +96,13 @@ class FeatureFile:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._stamp = featurehandles.stamp_of(self.path)
-        with featurehandles.opened(self.path, self._stamp) as file:
-            _check_schema(self.path, file)
-            self.attributes = _attributes(file)
-            self._axes: dict[str, str] = {name: str(file[name].attrs["axes"]) for name in _MATRICES}
-            self.num_channels, self.num_frames = _channels_and_frames(file["features"])
+        try:
+            with featurehandles.opened(self.path, self._stamp) as file:
+                _check_schema(self.path, file)
+                self.attributes = _attributes(file)
+                self.num_channels, self.num_frames = _channels_and_frames(file["features"])
+        finally:
+            self.close()
         self.recipe = Recipe(**{name: self.attributes[name] for name in Recipe.__dataclass_fields__})
         self.video_id: str = self.attributes["video_id"]
         self.patient_id: str = self.attributes["patient_id"]
@@ -203,7 +205,7 @@ class FeatureFile:
             )
         if axes not in AXES_OF_LAYOUT.values():
             raise SpatialfeatError(f"axes {axes!r}: must be one of {CHANNEL_TIME!r}, {TIME_CHANNEL!r}")
-        stored_axes = self._axes[name]
+        stored_axes = AXES_OF_LAYOUT[self.recipe.layout]
         with featurehandles.opened(self.path, self._stamp) as file:
             values = file[name][:, start:stop] if stored_axes == CHANNEL_TIME else file[name][start:stop, :]
         return np.ascontiguousarray(values if axes == stored_axes else values.T, dtype=np.float32)

@@ -19,6 +19,8 @@ import h5py
 from spatialfeat.errors import SpatialfeatError
 
 MAX_OPEN_FILES = 64
+_DAMAGE_ERRORS = (OSError, RuntimeError, KeyError, UnicodeDecodeError)
+"""What h5py raises for a damaged file depends on where the damage is."""
 
 
 class FileStamp(NamedTuple):
@@ -39,10 +41,12 @@ def open_h5(path: Path) -> h5py.File:
         return h5py.File(path, "r")
     except FileNotFoundError as error:
         raise SpatialfeatError(f"{path}: no such feature file; make it with `spatialfeat extract`") from error
-    except (IsADirectoryError, PermissionError) as error:
-        raise SpatialfeatError(f"{path}: cannot be read ({error.strerror}); pass a readable feature file") from error
     except OSError as error:
-        raise SpatialfeatError(f"{path}: is not a whole HDF5 file ({error}); extract the video again") from error
+        if error.errno is not None:
+            reason = os.strerror(error.errno).lower()
+            raise SpatialfeatError(f"{path}: cannot be read ({reason}); pass a readable feature file") from error
+        reason = _in_one_line(error)
+        raise SpatialfeatError(f"{path}: is not a whole HDF5 file ({reason}); extract the video again") from error
 
 
 def stamp_of(path: Path) -> FileStamp:
@@ -58,6 +62,13 @@ def stamp_of(path: Path) -> FileStamp:
     except OSError as error:
         raise SpatialfeatError(f"{path}: cannot be read ({error.strerror}); pass a readable feature file") from error
     return FileStamp(stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+def _in_one_line(error: BaseException) -> str:
+    """h5py's reason without its preamble, e.g. `truncated file: eof = 13262, ...`."""
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
+    preamble, _, reason = text.partition(" (")
+    return reason[:-1] if preamble.startswith(("Unable to", "Can't")) and reason.endswith(")") else text
 
 
 class _Handles:
@@ -107,14 +118,16 @@ def opened(path: Path, stamp: FileStamp) -> Iterator[h5py.File]:
     """Lend the open file; no other thread can close it meanwhile.
 
     Raises:
-        SpatialfeatError: as `open_h5`, and if the file is no longer the one with this stamp.
+        SpatialfeatError: as `open_h5`, if the file is no longer the one with this stamp, and for damage that h5py
+            meets while the file is lent.
     """
     handles = _handles_of_this_process()
     with handles.lock:
         try:
             yield handles.get(path, stamp)
-        except OSError as error:
-            raise SpatialfeatError(f"{path}: cannot be read ({error}); extract the video again") from error
+        except _DAMAGE_ERRORS as error:
+            handles.close(path, stamp)
+            raise SpatialfeatError(f"{path}: is damaged ({_in_one_line(error)}); extract the video again") from error
 
 
 def close(path: Path, stamp: FileStamp) -> None:

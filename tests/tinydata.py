@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from spatialfeat.featurefile import FeatureFileWriter, Recipe, VideoHeader
+from spatialfeat.featurefile import Recipe, VideoHeader
+from spatialfeat.featurewriter import FeatureFileWriter
 from spatialfeat.frames import FrameTable, read_frames
 
 RECIPE = Recipe(
