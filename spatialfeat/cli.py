@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from spatialfeat import __version__, cli_study
+from spatialfeat import __version__, cli_evaluate, cli_study
 
 app = typer.Typer(
     name="spatialfeat",
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (cli_study.finetune, cli_study.evaluate, cli_study.extract):
+for command in (cli_study.finetune, cli_evaluate.evaluate, cli_study.extract):
     app.command()(command)
 
 

@@ -61,12 +61,13 @@ class CsvRows:
         return numbers
 
 
-def read_rows(csv_path: Path, header: str, required: Sequence[str]) -> CsvRows:
+def read_rows(csv_path: Path, header: str, required: Sequence[str], *, unit: str = "frame") -> CsvRows:
     """Read a CSV as text; blank lines are dropped.
 
     Args:
         header: the columns as a message shows them, e.g. "id,label".
         required: columns that must be there, once.
+        unit: what a row stands for.
 
     Raises:
         SpatialfeatError: no such file, not a CSV, columns missing or repeated, or no rows.
@@ -75,7 +76,7 @@ def read_rows(csv_path: Path, header: str, required: Sequence[str]) -> CsvRows:
     _require_columns(csv_path, csv, header, required)
     csv = csv[~(csv == "").all(axis="columns")]  # A blank line is harmless, and dropping it keeps the row numbers.
     if csv.empty:
-        raise SpatialfeatError(f"{csv_path}: has no rows; add one row `{header}` per frame")
+        raise SpatialfeatError(f"{csv_path}: has no rows; add one row `{header}` per {unit}")
     return CsvRows(csv_path, csv, csv.index.to_numpy(dtype=np.int64) + FIRST_ROW)
 
 

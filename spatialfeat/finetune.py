@@ -19,17 +19,18 @@ from spatialfeat.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from spatialfeat.config import TEST_CSV, WEIGHTS_NAME, FinetuneConfig
+from spatialfeat.config import PREDICTIONS_NAME, TEST_CSV, WEIGHTS_NAME, FinetuneConfig
 from spatialfeat.dataset import EpochSampler, FrameDataset, make_loader
 from spatialfeat.files import prepare_output_dir, write_atomically
 from spatialfeat.framecheck import require_images
 from spatialfeat.frames import FrameTable, read_frames
 from spatialfeat.model import PhaseResNet50, freeze
 from spatialfeat.plots import save_curves
-from spatialfeat.prediction import predict_frames
+from spatialfeat.prediction import as_set, predict_frames, write_predictions_csv
 from spatialfeat.runrecord import RunRecord
 from spatialfeat.runtime import choose_workers, describe_device, seed_everything, select_device, use_true_float32
-from spatialfeat.scorefiles import metrics_table, write_score_files
+from spatialfeat.scorefiles import score, write_confusion_matrix, write_scores
+from spatialfeat.scoretables import score_tables
 from spatialfeat.training import EarlyStopping, train_one_epoch, validate
 from spatialfeat.transforms import Preprocessing, evaluation_transform, training_transform
 from spatialfeat.videos import shared_patients
@@ -172,9 +173,13 @@ class _Study:
             workers=self._workers,
             title="test",
         )
-        metrics = write_score_files(self._config.out_dir, table, predictions, checkpoint.phase_names)
-        logger.info("test: %s", metrics_table(metrics))
-        return metrics
+        out_dir = self._config.out_dir
+        write_predictions_csv(out_dir / PREDICTIONS_NAME, predictions)
+        evaluation = score(as_set("test", table, predictions), checkpoint.phase_names)
+        write_scores(out_dir, evaluation)
+        write_confusion_matrix(out_dir, evaluation, table.source.name)
+        logger.info("\n%s\n", score_tables(evaluation))
+        return evaluation.metrics
 
     def _run_epoch(self, epoch: int) -> EpochRecord:
         start = time.monotonic()
