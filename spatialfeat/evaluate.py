@@ -12,7 +12,7 @@ from spatialfeat.config import PREDICTIONS_NAME
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluateconfig import EvaluateConfig, FeaturesSource, PredictionsSource, WeightsSource
 from spatialfeat.evaluation import Evaluation
-from spatialfeat.evaluationinput import EvaluationInput, PredictionSet, find_rates
+from spatialfeat.evaluationinput import EvaluationInput, PredictionSet, evaluated_videos, find_rates
 from spatialfeat.featurepredictions import read_feature_predictions
 from spatialfeat.files import prepare_output_dir, write_json
 from spatialfeat.framecheck import require_images
@@ -51,18 +51,20 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         SpatialfeatError: anything that the user can mend, before the first frame is computed where possible.
     """
     opened = open_source(config)
-    rates = find_rates(opened.tables, given_fps=config.fps, stored_fps=opened.stored_fps)
+    graph = None if config.relaxed is None else relaxed_graph(config.relaxed, opened.phase_names)
+    prepare_output_dir(config.out_dir)
+    record = RunRecord(config.out_dir, "evaluate", config.resolved(), opened.data, **opened.facts)
+    sets = {found.name: evaluated_videos(found, config.group_by) for found in opened.predict()}
+    rates = find_rates(next(iter(sets.values())), given_fps=config.fps, stored_fps=opened.stored_fps)
     options = SummaryOptions(
-        relaxed=None if config.relaxed is None else relaxed_graph(config.relaxed, opened.phase_names),
+        relaxed=graph,
         window_s=DEFAULT_WINDOW_S if config.relaxed_window is None else config.relaxed_window,
         sampling_fps=rates.sampling_fps,
         bootstrap_samples=config.bootstrap,
         seed=config.seed,
     )
-    prepare_output_dir(config.out_dir)
-    record = RunRecord(config.out_dir, "evaluate", config.resolved(), opened.data, **opened.facts)
     evaluations = tuple(
-        score(predictions, opened.phase_names, options, group_by=config.group_by) for predictions in opened.predict()
+        score(name, videos, opened.phase_names, options, group_by=config.group_by) for name, videos in sets.items()
     )
     comparison = None
     if len(evaluations) > 1:

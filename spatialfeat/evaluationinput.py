@@ -13,6 +13,7 @@ import numpy.typing as npt
 from spatialfeat.evaluation import EvaluatedVideo
 from spatialfeat.frames import FrameTable
 from spatialfeat.metrics import IntArray
+from spatialfeat.timeline import usual_step
 from spatialfeat.videos import group_videos
 
 
@@ -82,24 +83,17 @@ class Rates:
     numbering_fps: float
 
 
-def find_rates(tables: Sequence[FrameTable], *, given_fps: float | None, stored_fps: float | None) -> Rates:
+def find_rates(videos: Sequence[EvaluatedVideo], *, given_fps: float | None, stored_fps: float | None) -> Rates:
     """Tell the rate of the frames from the rate of their numbers.
 
-    Every 25th frame of a 25 fps video is one frame per second whose numbers run at 25 per second: the step between
-    neighbouring numbers stands between the two.
+    Every 25th frame of a 25 fps video is one frame per second whose numbers run at 25 per second: the usual step
+    between neighbouring numbers stands between the two.
 
     Args:
         given_fps: scored frames per second, as the user says.
         stored_fps: frame numbers per second, as feature files say; `given_fps` goes before it.
     """
-    step = numbering_step(tables)
+    step = usual_step(videos)
     if given_fps is None and stored_fps is not None:
         return Rates(stored_fps / step, stored_fps)
     return Rates(given_fps, (1.0 if given_fps is None else given_fps) * step)
-
-
-def numbering_step(tables: Sequence[FrameTable]) -> int:
-    """The usual (median) difference between the numbers of neighbouring frames; 1 where there are no neighbours."""
-    differences = [np.diff(video.table.frames[video.rows]) for video in group_videos(tables)]
-    steps = np.concatenate([np.zeros(0, np.int64), *differences])
-    return int(np.quantile(steps, 0.5, method="lower")) if len(steps) else 1

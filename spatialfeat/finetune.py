@@ -21,6 +21,7 @@ from spatialfeat.checkpoint import (
 )
 from spatialfeat.config import PREDICTIONS_NAME, TEST_CSV, WEIGHTS_NAME, FinetuneConfig
 from spatialfeat.dataset import EpochSampler, FrameDataset, make_loader
+from spatialfeat.evaluationinput import evaluated_videos
 from spatialfeat.files import prepare_output_dir, write_atomically
 from spatialfeat.framecheck import require_images
 from spatialfeat.frames import FrameTable, read_frames
@@ -175,7 +176,9 @@ class _Study:
         )
         out_dir = self._config.out_dir
         write_predictions_csv(out_dir / PREDICTIONS_NAME, predictions)
-        evaluation = score(as_set("test", table, predictions), checkpoint.phase_names)
+        evaluation = score(
+            "test", evaluated_videos(as_set("test", table, predictions), "video"), checkpoint.phase_names
+        )
         write_scores(out_dir, evaluation)
         write_confusion_matrix(out_dir, evaluation, table.source.name)
         logger.info("\n%s\n", score_tables(evaluation))

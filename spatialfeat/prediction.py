@@ -34,6 +34,11 @@ class Predictions:
     predicted: NDArray[np.int64]
     logits: NDArray[np.float32]
 
+    @property
+    def accuracy(self) -> float:
+        """The fraction of frames whose phase is right, all frames counted alike."""
+        return float((self.predicted == self.labels).mean())
+
 
 def predict_frames(
     model: PhaseResNet50,

@@ -12,7 +12,6 @@ import pandas as pd
 from spatialfeat.calibration import ReliabilityCurve, reliability_curve
 from spatialfeat.comparison import compare
 from spatialfeat.evaluation import EvaluatedVideo, Evaluation
-from spatialfeat.evaluationinput import PredictionSet, evaluated_videos
 from spatialfeat.files import write_atomically, write_json
 from spatialfeat.metrics import SCORE_NAMES
 from spatialfeat.plots import save_confusion_matrix
@@ -23,24 +22,21 @@ COMPARISON_SCHEMA = 1
 
 
 def score(
-    predictions: PredictionSet,
+    name: str,
+    videos: tuple[EvaluatedVideo, ...],
     phase_names: Sequence[str],
     options: SummaryOptions | None = None,
     *,
     group_by: str = "video",
 ) -> Evaluation:
-    """Score one set of predictions, put into time order per video (or per patient) first.
+    """Score one set of predictions. group_by: what `videos` are, "video" or "patient"; metrics.json says so too.
 
     Raises:
         SpatialfeatError: as `summary.summarize`.
     """
-    videos = evaluated_videos(predictions, group_by)
     scored = _scored(videos)
-    metrics = summarize(scored, phase_names, options, _calibration(videos))
-    metrics["grouped_by"] = group_by
-    return Evaluation(
-        name=predictions.name, videos=videos, metrics=metrics, per_video=per_video_rows(scored, len(phase_names))
-    )
+    metrics = summarize(scored, phase_names, options, _calibration(videos)) | {"grouped_by": group_by}
+    return Evaluation(name=name, videos=videos, metrics=metrics, per_video=per_video_rows(scored, len(phase_names)))
 
 
 def compare_with_first(evaluations: Sequence[Evaluation], *, num_samples: int, seed: int) -> dict[str, Any]:
