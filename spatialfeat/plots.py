@@ -73,7 +73,7 @@ def confusion_figure(counts: NDArray[np.int64], phase_names: Sequence[str], titl
     fractions = np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
     # Inches: a cell holds four digits; a letter of a name is about 0.085 wide, below the cells it leans by 40 degrees.
     cells, longest = max(2.6, 0.62 * num_phases), 0.085 * max(len(name) for name in names)
-    figure = Figure(figsize=(cells + longest + 1.8, cells + 0.64 * longest + 1.2), layout="constrained")
+    figure = Figure(figsize=(cells + longest + 2.2, cells + 0.64 * longest + 1.2), layout="compressed")
     axes = figure.add_subplot()
     axes.set_facecolor("0.92")
     # Cells as vectors: an image would be blurred at their borders in some viewers of SVG.

@@ -32,7 +32,7 @@ def per_phase_figure(evaluations: Sequence[Evaluation]) -> Figure:
     bar = 0.8 / num_sets
     for axes, (score, label) in zip(panels, BAR_SCORES.items(), strict=True):
         for index, evaluation in enumerate(evaluations):
-            places = np.arange(num_phases) + (index + 0.5) * bar - 0.4
+            places: FloatArray = np.arange(num_phases, dtype=np.float64) + (index + 0.5) * bar - 0.4
             _draw_bars(axes, evaluation.metrics, score, places, bar, index)
         for phase, row in enumerate(rows):
             if row["support"] == 0:
