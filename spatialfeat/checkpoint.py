@@ -28,12 +28,21 @@ from spatialfeat.transforms import Preprocessing
 DESCRIPTION_SCHEMA = 1
 IMAGENET_WEIGHTS = ResNet50_Weights.IMAGENET1K_V1
 IMAGENET_CLASSES = 1000
+MORE_CLASSES = "use weights that have more classes"
 
 # What torch's restricted unpickler raises on bytes that no torch.save has written; it does not wrap them itself.
 DAMAGED_FILE_ERRORS = (
-    RuntimeError, EOFError, pickle.UnpicklingError, ValueError, LookupError, AttributeError, TypeError, struct.error,
-    AssertionError, ArithmeticError,
-)  # fmt: skip
+    RuntimeError,
+    EOFError,
+    pickle.UnpicklingError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    struct.error,
+    AssertionError,
+    ArithmeticError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -174,8 +183,9 @@ def read_state_dict(weights_path: Path) -> StateDict:
     try:
         state = torch.load(weights_path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise SpatialfeatError(f"{weights_path}: no such weights file; train with `spatialfeat finetune` or pass "
-                               "--weights PATH") from error  # fmt: skip
+        raise SpatialfeatError(
+            f"{weights_path}: no such weights file; train with `spatialfeat finetune` or pass --weights PATH"
+        ) from error
     except OSError as error:
         raise SpatialfeatError(f"{weights_path}: cannot be read ({error.strerror or error})") from error
     except DAMAGED_FILE_ERRORS as error:
@@ -185,8 +195,10 @@ def read_state_dict(weights_path: Path) -> StateDict:
             "save the weights with torch.save(model.state_dict(), path)"
         ) from error
     if not isinstance(state, Mapping):
-        raise SpatialfeatError(f"{weights_path}: holds a {type(state).__name__}, not a state dict; "
-                               "save it with torch.save(model.state_dict(), path)")  # fmt: skip
+        raise SpatialfeatError(
+            f"{weights_path}: holds a {type(state).__name__}, not a state dict; "
+            "save it with torch.save(model.state_dict(), path)"
+        )
     if not all(isinstance(value, torch.Tensor) for value in state.values()):
         nested = [key for key in ("state_dict", "model_state_dict", "model") if key in state]
         hint = f'; the state dict seems to be under "{nested[0]}"' if nested else ""
@@ -216,8 +228,9 @@ def _load_state(model: PhaseResNet50, state: StateDict, path: Path) -> None:
     surplus = [name for name in state if name not in expected]
     if missing or surplus:
         first = f"{missing[0]} is missing" if missing else f"{surplus[0]} is surplus"
-        _refuse_architecture(path, f"{first}, {len(missing)} missing and {len(surplus)} surplus in all"
-                             + _prefix_hint(state))  # fmt: skip
+        _refuse_architecture(
+            path, f"{first}, {len(missing)} missing and {len(surplus)} surplus in all" + _prefix_hint(state)
+        )
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:
             _refuse_architecture(path, f"{name} is {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,11 @@ import typer
 from spatialfeat import config
 from spatialfeat.errors import SpatialfeatError
 
+# A full disk, a lost network drive, missing rights: nothing that a traceback would help with.
+FAULTS_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
+INTERRUPTED = 128 + 2
+"""The exit code of a program that ended on Ctrl-C, by the shells' convention."""
+
 ImgDir = Annotated[Path, typer.Option(help="Folder with the frames, {id}.png.")]
 PhaseNames = Annotated[
     str | None, typer.Option(help="Phase names in label order: a text file, one per line, or NAME,NAME,...")
@@ -19,8 +26,12 @@ PhaseNames = Annotated[
 BatchSize = Annotated[int, typer.Option(help="Frames per batch.")]
 Device = Annotated[str, typer.Option(help="auto (first usable CUDA device, else CPU), cpu, cuda or cuda:N.")]
 Precision = Annotated[str, typer.Option(help=f"Arithmetic of the network: {', '.join(config.PRECISIONS)}.")]
-Workers = Annotated[int | None, typer.Option(help="Decoding processes; 0 decodes in the main process. "
-                                                "[default: by the cores there are]", show_default=False)]  # fmt: skip
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="Decoding processes; 0 decodes in the main process. [default: by the cores there are]", show_default=False
+    ),
+]
 Weights = Annotated[Path, typer.Option(help="Fine-tuned ResNet-50 weights (a plain state dict).")]
 NumClassesOfWeights = Annotated[
     int | None, typer.Option(help="Expected number of phases. [default: as the weights have]", show_default=False)
@@ -33,15 +44,26 @@ def unless_given(help_text: str, default: object) -> Any:
 
 
 def run_command(command: Callable[[], None]) -> None:
-    """Run a command: its log goes to the terminal, a user's mistake becomes one message and exit code 2."""
+    """Run a command: its log goes to the terminal, what the user can mend becomes one message and exit code 2."""
     from spatialfeat.progress import show_log_messages
 
     show_log_messages()
     try:
         command()
     except SpatialfeatError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        _fail(str(error))
+    except KeyboardInterrupt:
+        typer.echo("interrupted; every file that stands under its final name is whole", err=True)
+        sys.exit(INTERRUPTED)
+    except OSError as error:
+        if error.errno not in FAULTS_OF_THE_MACHINE:
+            raise
+        _fail(f"{error.filename or 'writing or reading a file'}: {os.strerror(error.errno)}")
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(2)
 
 
 def read_phase_names(text: str | None) -> tuple[str, ...] | None:

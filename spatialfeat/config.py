@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.exportformats import FORMATS, LIMITED_OPTIONS
 
 TRAIN_CSV = Path("train_ResNet_DB.csv")
 VAL_CSV = Path("val_ResNet_DB.csv")
@@ -20,6 +21,7 @@ PREDICTIONS_NAME = "predictions_resnet.csv"
 PRECISIONS = ("fp32",)
 LAYOUTS = ("channel-first", "time-first")
 GROUPINGS = ("video", "patient")
+VAL_TARGETS = ("own", "train", "test", "drop")
 
 NUM_CHILDREN = 10
 """Children of a torchvision ResNet: conv1, bn1, relu, maxpool, layer1..layer4, avgpool, fc."""
@@ -97,6 +99,46 @@ class ExtractConfig:
         if not 0 < self.fps < float("inf"):
             raise SpatialfeatError(f"--fps {self.fps}: must be a positive number of frames per second, e.g. 1")
         check_loading(self.batch_size, self.workers, self.precision)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What to export. `unlabelled=None` is the format's own default: see `exportformats`.
+
+    `val_to`, for ms-tcn without folds: the videos of split val get a bundle of their own, which MS-TCN itself does not
+    read, so that neither training nor test set changes behind the user's back.
+    """
+
+    format: str
+    features_dir: Path
+    out: Path
+    unlabelled: str | None = None
+    background_name: str = "background"
+    val_to: str = "own"
+    folds: Path | None = None
+    id_replacement: str | None = None
+    name_replacement: str | None = None
+    skip_short: bool = False
+    allow_small_bundles: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("FORMAT", self.format, tuple(FORMATS))
+        one_of("--val-to", self.val_to, VAL_TARGETS)
+        form = FORMATS[self.format]
+        if self.unlabelled is not None and self.unlabelled not in form.unlabelled:
+            raise SpatialfeatError(
+                f"--unlabelled {self.unlabelled}: must be one of {', '.join(form.unlabelled)} for {self.format}"
+            )
+        for name in LIMITED_OPTIONS:
+            if name not in form.options and getattr(self, name) != self.__dataclass_fields__[name].default:
+                able = ", ".join(other.name for other in FORMATS.values() if name in other.options)
+                raise SpatialfeatError(
+                    f"--{name.replace('_', '-')}: has no meaning for {self.format}, only for {able}; leave it out"
+                )
+        if self.folds is not None and self.val_to != ExportConfig.val_to:
+            raise SpatialfeatError("--val-to: has no meaning with --folds, which says where each video belongs")
+        if self.background_name != ExportConfig.background_name and self.unlabelled != "background":
+            raise SpatialfeatError("--background-name: has no meaning without --unlabelled background")
 
 
 def check_phase_names(phase_names: tuple[str, ...] | None, num_classes: int) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spatialfeat.checkpoint import load_checkpoint
+from spatialfeat.checkpoint import MORE_CLASSES, load_checkpoint
 from spatialfeat.config import PREDICTIONS_NAME
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluateconfig import EvaluateConfig, FeaturesSource, PredictionsSource, WeightsSource
@@ -101,7 +101,12 @@ def open_source(config: EvaluateConfig) -> EvaluationInput:
 def _open_weights(source: WeightsSource, config: EvaluateConfig) -> EvaluationInput:
     checkpoint = load_checkpoint(source.weights, num_classes=config.num_classes, phase_names=config.phase_names)
     table = read_frames(
-        source.csv, source.img_dir, split="evaluation", num_classes=checkpoint.num_classes, allow_unlabelled=True
+        source.csv,
+        source.img_dir,
+        split="evaluation",
+        num_classes=checkpoint.num_classes,
+        allow_unlabelled=True,
+        more_classes=MORE_CLASSES,
     )
     require_images([table])
     device = select_device(source.device)

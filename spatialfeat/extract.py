@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spatialfeat.checkpoint import Checkpoint, load_checkpoint
+from spatialfeat.checkpoint import MORE_CLASSES, Checkpoint, load_checkpoint
 from spatialfeat.config import ExtractConfig
 from spatialfeat.dataset import FrameDataset, make_loader
 from spatialfeat.errors import SpatialfeatError
@@ -22,7 +22,7 @@ from spatialfeat.featurefile import Recipe
 from spatialfeat.featurewriter import FeatureFileWriter
 from spatialfeat.files import prepare_output_dir
 from spatialfeat.framecheck import check_images, describe_broken_image
-from spatialfeat.frames import FrameTable, read_frames
+from spatialfeat.frames import FrameTable, list_frames, read_frames
 from spatialfeat.inference import FrameOutputs, run_inference
 from spatialfeat.model import BACKBONE, FEATURE_LAYER
 from spatialfeat.progress import frame_bar
@@ -34,7 +34,7 @@ from spatialfeat.runtime import (
     select_device,
     use_true_float32,
 )
-from spatialfeat.splits import named_csvs
+from spatialfeat.splits import UNNAMED_SPLIT, named_csvs
 from spatialfeat.transforms import evaluation_transform
 from spatialfeat.videos import Video, group_videos
 
@@ -61,9 +61,16 @@ def extract(config: ExtractConfig) -> ExtractResult:
     csvs = named_csvs(config.csvs)
     checkpoint = load_checkpoint(config.weights, num_classes=config.num_classes, phase_names=config.phase_names)
     tables = [
-        read_frames(path, config.img_dir, split=split, num_classes=checkpoint.num_classes, labels_required=False)
+        read_frames(
+            path,
+            config.img_dir,
+            split=split,
+            num_classes=checkpoint.num_classes,
+            labels_required=False,
+            more_classes=MORE_CLASSES,
+        )
         for split, path in csvs
-    ]
+    ] or [_all_images(config.img_dir)]
     videos = group_videos(tables, config.group_by)
     prepare_output_dir(config.out_dir)
     result = ExtractResult()
@@ -74,8 +81,14 @@ def extract(config: ExtractConfig) -> ExtractResult:
     result.skipped = [video.video_id for video in plan.done]
     device = select_device(config.device)
     use_true_float32()
-    record = RunRecord(config.out_dir, "extract", config, [table.source for table in tables],
-                       device=describe_device(device), weights_sha256=checkpoint.sha256)  # fmt: skip
+    record = RunRecord(
+        config.out_dir,
+        "extract",
+        config,
+        [path for _, path in csvs],
+        device=describe_device(device),
+        weights_sha256=checkpoint.sha256,
+    )
     _announce(videos, result, device)
     if plan.to_compute:
         _compute(
@@ -85,6 +98,13 @@ def extract(config: ExtractConfig) -> ExtractResult:
     record.finish(status, written=result.written, skipped=result.skipped, failed=result.failed)
     _report(config.out_dir, result)
     return result
+
+
+def _all_images(img_dir: Path) -> FrameTable:
+    """Without any CSV: all frames of the folder, unlabelled."""
+    table = list_frames(img_dir, split=UNNAMED_SPLIT)
+    logger.info("no CSV: extracting all %d images of %s, unlabelled, as split %r", len(table), img_dir, UNNAMED_SPLIT)
+    return table
 
 
 def _recipe(config: ExtractConfig, checkpoint: Checkpoint) -> Recipe:

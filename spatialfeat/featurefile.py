@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from spatialfeat import featurehandles
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.featurehandles import attributes_of, plain
 
 FORMAT = "spatialfeat features"
 SCHEMA = 1
@@ -32,8 +33,7 @@ CHANNEL_FIRST, TIME_FIRST = "channel-first", "time-first"
 CHANNEL_TIME, TIME_CHANNEL = "channel,time", "time,channel"
 AXES_OF_LAYOUT = {CHANNEL_FIRST: CHANNEL_TIME, TIME_FIRST: TIME_CHANNEL}
 
-_MATRICES = ("features", "logits")
-_VECTORS = ("labels", "frame_ids", "segment", "frame")
+_MATRICES, _VECTORS = ("features", "logits"), ("labels", "frame_ids", "segment", "frame")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class FeatureFile:
         try:
             with featurehandles.opened(self.path, self._stamp) as file:
                 _check_schema(self.path, file)
-                self.attributes = _attributes(file)
+                self.attributes = attributes_of(file)
                 self.num_channels, self.num_frames = _channels_and_frames(file["features"])
         finally:
             self.close()
@@ -171,6 +171,19 @@ class FeatureFile:
         """The classifier's raw scores of the frames [start, stop): (C, n) or (n, C) float32, as `features`."""
         return self._matrix("logits", start, stop, axes)
 
+    def describe_datasets(self) -> list[dict[str, Any]]:
+        """Name, shape, dtype (as text) and axes (comma-separated) of each dataset, in the schema's order."""
+        with featurehandles.opened(self.path, self._stamp) as file:
+            return [
+                {
+                    "name": name,
+                    "shape": file[name].shape,
+                    "dtype": "UTF-8" if name == "frame_ids" else str(file[name].dtype),
+                    "axes": AXES_OF_LAYOUT[self.recipe.layout] if name in _MATRICES else "time",
+                }
+                for name in (*_MATRICES, *_VECTORS)
+            ]
+
     def close(self) -> None:
         """Close the file in this process. Reading again opens it again."""
         featurehandles.close(self.path, self._stamp)
@@ -203,7 +216,7 @@ class FeatureFile:
                 f"{self.path}: frames [{start}, {stop}) of {self.num_frames} were asked for; "
                 f"use 0 <= start <= stop <= {self.num_frames}"
             )
-        if axes not in AXES_OF_LAYOUT.values():
+        if axes not in (CHANNEL_TIME, TIME_CHANNEL):
             raise SpatialfeatError(f"axes {axes!r}: must be one of {CHANNEL_TIME!r}, {TIME_CHANNEL!r}")
         stored_axes = AXES_OF_LAYOUT[self.recipe.layout]
         with featurehandles.opened(self.path, self._stamp) as file:
@@ -222,9 +235,9 @@ def read_info(path: Path) -> FeatureFileInfo:
 
 
 def _check_schema(path: Path, file: h5py.File) -> None:
-    if _plain(file.attrs.get("format")) != FORMAT:
+    if plain(file.attrs.get("format")) != FORMAT:
         raise SpatialfeatError(f"{path}: is not a feature file of spatialfeat; keep other files elsewhere")
-    schema = _plain(file.attrs.get("schema"))
+    schema = plain(file.attrs.get("schema"))
     if schema != SCHEMA:
         raise SpatialfeatError(
             f"{path}: has schema {schema}, this version reads schema {SCHEMA}; "
@@ -235,7 +248,7 @@ def _check_schema(path: Path, file: h5py.File) -> None:
     missing += [name for name in attributes if name not in file.attrs]
     if missing:
         raise SpatialfeatError(f"{path}: lacks {', '.join(missing)}; extract the video again")
-    problem = _problem_of_attributes(_attributes(file)) or _problem_of_datasets(file)
+    problem = _problem_of_attributes(attributes_of(file)) or _problem_of_datasets(file)
     if problem:
         raise SpatialfeatError(f"{path}: {problem}; extract the video again")
 
@@ -248,12 +261,16 @@ def _problem_of_attributes(attributes: dict[str, Any]) -> str | None:
         elif name == "fps":
             right = isinstance(value, float | int) and 0 < value < float("inf")
         else:
-            right = isinstance(value, str)
+            right = isinstance(value, str) and (name == "preprocessing" or _can_be_a_file_name(value))
         if not right:
-            return f"attribute {name} is {value!r}, which no version of spatialfeat writes"
-    if attributes["layout"] not in AXES_OF_LAYOUT:
-        return f"attribute layout is {attributes['layout']!r}, not one of {', '.join(AXES_OF_LAYOUT)}"
-    return None
+            return f"attribute {name} is {value!r}, which spatialfeat never writes"
+    layout, known = attributes["layout"], ", ".join(AXES_OF_LAYOUT)
+    return None if layout in AXES_OF_LAYOUT else f"attribute layout is {layout!r}, not one of {known}"
+
+
+def _can_be_a_file_name(text: str) -> bool:
+    """Exports name files by ids and splits: these must not lead to another folder."""
+    return text.strip(". ") != "" and not any(sign in "/\\\x7f" or sign < " " for sign in text)
 
 
 def _problem_of_datasets(file: h5py.File) -> str | None:
@@ -267,8 +284,8 @@ def _problem_of_datasets(file: h5py.File) -> str | None:
         kinds, dimensions = ("f4", 2) if name in _MATRICES else ("O" if name == "frame_ids" else "i8", 1)
         if file[name].dtype.newbyteorder("=") != np.dtype(kinds) or file[name].ndim != dimensions:
             return f"{name} is {file[name].dtype} {file[name].shape}"
-        if name in _MATRICES and _plain(file[name].attrs.get("axes")) != axes:
-            return f"{name} has axes {_plain(file[name].attrs.get('axes'))!r}, not {axes!r}"
+        if name in _MATRICES and plain(file[name].attrs.get("axes")) != axes:
+            return f"{name} has axes {plain(file[name].attrs.get('axes'))!r}, not {axes!r}"
     if h5py.check_string_dtype(file["frame_ids"].dtype) is None:
         return "frame_ids is not text"
     lengths = {name: _channels_and_frames(file[name])[1] for name in _MATRICES}
@@ -282,14 +299,3 @@ def _problem_of_datasets(file: h5py.File) -> str | None:
 def _channels_and_frames(matrix: h5py.Dataset) -> tuple[int, int]:
     channels, frames = matrix.shape if matrix.attrs["axes"] == CHANNEL_TIME else matrix.shape[::-1]
     return int(channels), int(frames)
-
-
-def _attributes(file: h5py.File) -> dict[str, Any]:
-    return {name: _plain(value) for name, value in file.attrs.items()}
-
-
-def _plain(value: Any) -> Any:
-    """HDF5 attribute values as Python values."""
-    if isinstance(value, np.ndarray):
-        return tuple(value.tolist())
-    return value.item() if isinstance(value, np.generic) else value

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.featurefile import CHANNEL_FIRST, SUFFIX, FeatureFile, Recipe
 from spatialfeat.frames import natural_key
+
+SHORT_HASH = 8
+"""So many digits of a hash tell files apart for a person."""
 
 _NAMED_FILES = 5
 """A message names so many files; more would bury the first."""
@@ -72,41 +77,49 @@ def open_feature_dir(features_dir: Path, *, allow_mixed: bool = False) -> list[F
             schema, and for a video that is there twice.
     """
     files = [FeatureFile(path) for path in list_feature_files(features_dir)]
-    problems = repeated_videos(files)
-    if not problems and not allow_mixed:
-        problems = mixed_recipes(files)
-    if problems:
-        more = f" (and {len(problems) - _NAMED_FILES} more)" if len(problems) > _NAMED_FILES else ""
-        raise SpatialfeatError(
-            f"{features_dir}: {'; '.join(problems[:_NAMED_FILES])}{more}; extract them again or move them away"
-        )
+    conflicts = repeated_videos(files)
+    if not conflicts and not allow_mixed:
+        conflicts = mixed_recipes(files)
+    if conflicts:
+        more = f" (and {len(conflicts) - _NAMED_FILES} more)" if len(conflicts) > _NAMED_FILES else ""
+        sentences = "; ".join(conflict.sentence for conflict in conflicts[:_NAMED_FILES])
+        raise SpatialfeatError(f"{features_dir}: {sentences}{more}; extract them again or move them away")
     return sorted(files, key=lambda file: natural_key(file.video_id))
 
 
-def repeated_videos(files: Sequence[FeatureFile]) -> list[str]:
-    """One sentence for each file whose video another file holds too, also if it is spelled 1050_01 and 1050_1."""
+class Conflict(NamedTuple):
+    """A file that should not be used together with the others of its folder, and why, in one sentence."""
+
+    path: Path
+    sentence: str
+
+
+def repeated_videos(files: Sequence[FeatureFile]) -> list[Conflict]:
+    """A conflict for each file whose video an earlier file holds, also where it is written 1050_01 and 1050_1."""
     first: dict[tuple[object, ...], FeatureFile] = {}
-    problems = []
+    conflicts = []
     for file in files:
         known = first.setdefault(natural_key(file.video_id), file)
         if known is not file:
-            problems.append(f"{file.path.name} holds video {file.video_id}, which {known.path.name} holds too")
-    return problems
+            both = " and ".join(sorted((file.path.name, known.path.name), key=natural_key))
+            conflicts.append(Conflict(file.path, f"{both} both hold video {file.video_id}"))
+    return conflicts
 
 
-def mixed_recipes(files: Sequence[FeatureFile]) -> list[str]:
-    """One sentence for each file that was made otherwise than most: what differs, there and in the others."""
+def mixed_recipes(files: Sequence[FeatureFile]) -> list[Conflict]:
+    """A conflict for each file that was made otherwise than most: what differs, there and in the others."""
     if not files:
         return []
     usual = Counter(_comparable(file) for file in files).most_common(1)[0][0]
     example = next(file for file in files if _comparable(file) == usual)
-    problems = []
+    conflicts = []
     for file in files:
         differing = usual.differences(_comparable(file))
         if differing:
-            values = ", ".join(f"{_name(field)} ({_both(field, file, example)})" for field in differing)
-            problems.append(f"{file.path.name} was made with other {values} than {example.path.name}")
-    return problems
+            values = ", ".join(f"{_name(field)} ({_both(field, file.recipe, example.recipe)})" for field in differing)
+            sentence = f"{file.path.name} was made with other {values} than {example.path.name}"
+            conflicts.append(Conflict(file.path, sentence))
+    return conflicts
 
 
 def _comparable(file: FeatureFile) -> Recipe:
@@ -117,11 +130,24 @@ def _name(field: str) -> str:
     return field.replace("_sha256", "").replace("_", " ")
 
 
-def _both(field: str, file: FeatureFile, example: FeatureFile) -> str:
-    return " against ".join(_short(field, getattr(recipe, field)) for recipe in (file.recipe, example.recipe))
-
-
-def _short(field: str, value: object) -> str:
+def _both(field: str, recipe: Recipe, usual: Recipe) -> str:
+    """`bf16 against fp32`, and only what differs of the preprocessing."""
+    value, usual_value = getattr(recipe, field), getattr(usual, field)
     if field == "weights_sha256":
-        return str(value)[:8]
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        return f"{value[:SHORT_HASH]} against {usual_value[:SHORT_HASH]}"
+    if field == "phase_names":
+        return f"{', '.join(value)} against {', '.join(usual_value)}"
+    if field == "preprocessing":
+        return _both_preprocessings(value, usual_value)
+    return f"{value} against {usual_value}"
+
+
+def _both_preprocessings(text: str, usual_text: str) -> str:
+    try:
+        parts, usual_parts = json.loads(text), json.loads(usual_text)
+    except json.JSONDecodeError:
+        return f"{text} against {usual_text}"
+    if not isinstance(parts, dict) or not isinstance(usual_parts, dict):
+        return f"{text} against {usual_text}"
+    keys = [key for key in {**usual_parts, **parts} if parts.get(key) != usual_parts.get(key)]
+    return ", ".join(f"{key} {parts.get(key)} against {usual_parts.get(key)}" for key in keys)

@@ -12,9 +12,10 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
+import numpy as np
 
 from spatialfeat.errors import SpatialfeatError
 
@@ -135,3 +136,15 @@ def close(path: Path, stamp: FileStamp) -> None:
     handles = _handles_of_this_process()
     with handles.lock:
         handles.close(path, stamp)
+
+
+def attributes_of(file: h5py.File) -> dict[str, Any]:
+    """The root attributes as Python values."""
+    return {name: plain(value) for name, value in file.attrs.items()}
+
+
+def plain(value: Any) -> Any:
+    """An HDF5 attribute's value as a Python value; arrays become tuples."""
+    if isinstance(value, np.ndarray):
+        return tuple(value.tolist())
+    return value.item() if isinstance(value, np.generic) else value

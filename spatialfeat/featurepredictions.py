@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from spatialfeat.calibration import softmax
 from spatialfeat.config import check_phase_names
-from spatialfeat.csvrows import CsvRows
+from spatialfeat.csvrows import Origin, Rows
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluateconfig import FeaturesSource
 from spatialfeat.evaluationinput import EvaluationInput, FramePredictions, PredictionSet
 from spatialfeat.featurefile import TIME_CHANNEL, FeatureFile
 from spatialfeat.featurefolder import read_features
-from spatialfeat.frames import UNLABELLED, frame_table, refuse_repeated_frames
+from spatialfeat.frames import UNLABELLED, make_table
 
 ALL_SPLITS = "all"
+AGAIN = "extract the video again"
 
 
 def read_feature_predictions(
@@ -59,16 +58,13 @@ def read_feature_predictions(
 def _read_file(file: FeatureFile) -> FramePredictions:
     with file:
         ids, labels, logits = file.frame_ids, file.labels, file.logits(axes=TIME_CHANNEL)
-    rows = CsvRows(file.path, pd.DataFrame({"id": ids.astype(object), "label": labels}), np.arange(len(ids)))
+    rows = Rows(Origin(file.path, None), pd.DataFrame({"id": ids.astype(object), "label": labels}))
     outside: NDArray[np.bool_] = ((labels < 0) | (labels >= file.num_phases)) & (labels != UNLABELLED)
-    rows.refuse("label", outside, f"label {{value}} is outside 0..{file.num_phases - 1}", "extract the video again")
+    rows.refuse("label", outside, f"label {{value}} is outside 0..{file.num_phases - 1}", AGAIN)
     finite = np.asarray(np.isfinite(logits).all(axis=1), dtype=bool)
-    rows.refuse("id", ~finite, "the logits of {value} are not finite",
-                "extract the video again")  # fmt: skip
+    rows.refuse("id", ~finite, "its logits are not finite", AGAIN)
     # The ids are parsed, not the stored video: a file of a whole patient holds several videos.
-    parsed = frame_table(rows, "id", img_dir=file.path.parent, split=file.split)
-    table = replace(parsed, labels=labels)
-    refuse_repeated_frames(table)
+    table = make_table(rows, file.path.parent, file.split, labels)
     return FramePredictions(
         table=table, predicted=logits.argmax(axis=1).astype(np.int64), probabilities=softmax(logits).astype(np.float32)
     )

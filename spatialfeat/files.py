@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from spatialfeat.errors import SpatialfeatError
+
+FSYNC_FILES = 1000
+"""Above so many files, one flush of the whole system is faster than one of each file."""
 
 
 @contextmanager
@@ -34,6 +39,55 @@ def commit(temporary_path: Path, final_path: Path) -> None:
     with temporary_path.open("rb+") as file:
         os.fsync(file.fileno())
     temporary_path.replace(final_path)
+
+
+@contextmanager
+def atomic_folder(final_dir: Path) -> Iterator[Path]:
+    """Yield an empty hidden folder beside `final_dir`; on success flush it to disk and rename it to `final_dir`.
+
+    `final_dir` must not exist or be an empty folder. On any exception the hidden folder is removed. What a killed run
+    left behind is removed too; a run that is still writing there is told by its lock.
+
+    Raises:
+        SpatialfeatError: another process is writing the same folder.
+    """
+    partial_dir = final_dir.with_name(f".{final_dir.name}.partial")
+    final_dir.parent.mkdir(parents=True, exist_ok=True)
+    partial_dir.mkdir(exist_ok=True)
+    lock = os.open(partial_dir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SpatialfeatError(f"{final_dir}: another process is writing it; wait for it to end") from error
+        try:
+            _empty_folder(partial_dir)
+            yield partial_dir
+            _flush_folder(partial_dir)
+            partial_dir.replace(final_dir)
+        except BaseException:
+            shutil.rmtree(partial_dir, ignore_errors=True)
+            raise
+    finally:
+        os.close(lock)
+
+
+def _empty_folder(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _flush_folder(folder: Path) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    if len(files) > FSYNC_FILES:
+        os.sync()
+        return
+    for path in files:
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
 
 
 def write_atomically(final_path: Path, write: Callable[[Path], object]) -> None:

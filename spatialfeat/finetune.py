@@ -89,8 +89,14 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     model = initial_model(config.weights, config.num_classes, reset_classifier=config.reset_classifier)
     workers = choose_workers(config.workers, device)
     _announce(config, data, device, workers)
-    record = RunRecord(config.out_dir, "finetune", config, [table.source for table in data.tables],
-                       device=describe_device(device), workers=workers)  # fmt: skip
+    record = RunRecord(
+        config.out_dir,
+        "finetune",
+        config,
+        [table.source for table in data.tables],
+        device=describe_device(device),
+        workers=workers,
+    )
 
     study = _Study(config, data, model.to(device), device, workers)
     _set_earlier_weights_aside(study.weights_path)
@@ -240,8 +246,10 @@ def _announce(config: FinetuneConfig, data: StudyData, device: torch.device, wor
     start = "ImageNet (IMAGENET1K_V1)" if config.weights == "imagenet" else config.weights
     logger.info("starting from %s weights, first %d children frozen", start, config.freeze_until)
     if config.weights == "random" and config.freeze_until:
-        logger.warning("random weights with %d frozen children: the frozen part stays random; "
-                       "pass --freeze-until 0 to train it", config.freeze_until)  # fmt: skip
+        logger.warning(
+            "random weights with %d frozen children: the frozen part stays random; pass --freeze-until 0 to train it",
+            config.freeze_until,
+        )
 
 
 def _set_earlier_weights_aside(weights_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.frames import FrameTable
@@ -18,7 +17,7 @@ def check_images(tables: Sequence[FrameTable], *, progress: bool = True) -> list
     Raises:
         SpatialfeatError: the image folder does not exist or cannot be read.
     """
-    present_by_dir = {img_dir: _list_img_dir(img_dir) for img_dir in {table.img_dir for table in tables}}
+    present_by_dir = {img_dir: list_pngs(img_dir) for img_dir in {table.img_dir for table in tables}}
     broken: list[tuple[FrameTable, int, str]] = []
     for table in tables:
         present = present_by_dir[table.img_dir]
@@ -43,12 +42,3 @@ def require_images(tables: Sequence[FrameTable]) -> None:
         raise SpatialfeatError(
             f"{describe_broken_image(*broken[0])}{others}; put the image there, pass --img-dir, or remove the row"
         )
-
-
-def _list_img_dir(img_dir: Path) -> set[str]:
-    try:
-        return list_pngs(img_dir)
-    except OSError as error:
-        raise SpatialfeatError(
-            f"--img-dir {img_dir}: cannot be read ({error.strerror}); pass the folder of the PNG files"
-        ) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from spatialfeat.csvrows import CsvRows, read_rows
+from spatialfeat.csvrows import Origin, Rows, read_rows
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.images import list_pngs
 
 UNLABELLED = -100
 """The label of a frame without a phase; PyTorch's cross-entropy ignores it by default."""
@@ -31,19 +32,18 @@ _PATIENT_SEGMENT = re.compile(r"(?P<patient>.+)_(?P<segment>[0-9]{1,18})")
 
 @dataclass(frozen=True)
 class FrameTable:
-    """The rows of one CSV, in file order (N rows).
+    """The rows of one CSV, in file order (N rows), or the images of one folder.
 
     Attributes:
-        source: the CSV file.
+        origin: the CSV file with the row numbers, the header being row 1; or the folder.
         img_dir: the folder that holds `{id}.png`.
         split: "train", "val", "test" or a name that the user gave.
         ids: (N,) str. labels: (N,) int64, UNLABELLED where there is none.
         videos: (N,) str, the id without its frame number. patients: (N,) str.
         segments, frames: (N,) int64, the parsed fields; segment is 0 for ids of the form VIDEO_FRAME.
-        row_numbers: (N,) int64, the row in the CSV, the header being row 1.
     """
 
-    source: Path
+    origin: Origin
     img_dir: Path
     split: str
     ids: NDArray[Any]
@@ -52,7 +52,10 @@ class FrameTable:
     patients: NDArray[Any]
     segments: NDArray[np.int64]
     frames: NDArray[np.int64]
-    row_numbers: NDArray[np.int64]
+
+    @property
+    def source(self) -> Path:
+        return self.origin.path
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -62,7 +65,7 @@ class FrameTable:
 
     def where(self, row: int) -> str:
         """`train.csv row 812`, as every message about a row begins."""
-        return f"{self.source} row {self.row_numbers[row]}"
+        return self.origin.where(row, str(self.ids[row]))
 
 
 def read_frames(
@@ -73,13 +76,15 @@ def read_frames(
     num_classes: int | None = None,
     labels_required: bool = True,
     allow_unlabelled: bool | None = None,
+    more_classes: str = "pass --num-classes",
 ) -> FrameTable:
     """Read and validate a CSV with the columns `id` and `label`.
 
     Args:
         num_classes: labels must lie in 0..num_classes-1; None checks only that they are not negative.
+        more_classes: what the message for a label outside advises beside mending the row.
         labels_required: False also takes a CSV without a `label` column.
-        allow_unlabelled: True also takes the label -100 for an unlabelled frame. None: as labels are not required.
+        allow_unlabelled: True also takes the label -100 for an unlabelled frame. None: where labels are not required.
 
     Raises:
         SpatialfeatError: with the row, the value and the remedy.
@@ -87,40 +92,47 @@ def read_frames(
     rows = read_rows(csv_path, "id,label", ["id", "label"] if labels_required else ["id"])
     if allow_unlabelled is None:
         allow_unlabelled = not labels_required
-    # The ids come first: a message about a label is of little use where ids are labels.
-    table = frame_table(rows, "id", img_dir=img_dir, split=split)
+    labels = None
     if "label" in rows.columns:
-        table = replace(table, labels=read_labels(rows, "label", num_classes, allow_unlabelled=allow_unlabelled))
-    refuse_repeated_frames(table)
-    refuse_two_spellings([table])
-    return table
+        also = UNLABELLED if allow_unlabelled else None
+        labels = rows.phases("label", num_classes, also=also, more_classes=more_classes)
+    return make_table(rows, img_dir, split, labels)
 
 
-def frame_table(rows: CsvRows, id_column: str, *, img_dir: Path, split: str) -> FrameTable:
-    """The table of the frames that the ids in `id_column` name, all unlabelled.
+def list_frames(img_dir: Path, *, split: str) -> FrameTable:
+    """Every PNG of a folder as an unlabelled frame, in alphabetic order.
 
     Raises:
-        SpatialfeatError: an id that cannot be a file name or does not end in a frame number.
+        SpatialfeatError: the folder cannot be read, holds no PNG, or one whose name is not an id.
     """
-    fields = _parse_ids(rows, id_column)
-    return FrameTable(
-        source=rows.path,
+    names = sorted(list_pngs(img_dir))
+    if not names:
+        raise SpatialfeatError(f"--img-dir {img_dir}: holds no PNG file; pass the folder of the frames")
+    return make_table(Rows(Origin(img_dir, None), pd.DataFrame({"id": names}, dtype=str)), img_dir, split, None)
+
+
+def make_table(rows: Rows, img_dir: Path, split: str, labels: NDArray[np.int64] | None) -> FrameTable:
+    """The table of the frames that `rows.id_column` names. labels: (N,) int64, None if all are unlabelled.
+
+    Raises:
+        SpatialfeatError: an id that cannot be a file name or does not end in a frame number, a frame that is there
+            twice, or a video in two spellings.
+    """
+    ids, fields = rows.columns[rows.id_column], _parse_ids(rows)
+    table = FrameTable(
+        origin=rows.origin,
         img_dir=img_dir,
         split=split,
-        ids=rows.columns[id_column].to_numpy(dtype=str),
-        labels=np.full(len(fields), UNLABELLED, dtype=np.int64),
+        ids=ids.to_numpy(dtype=str),
+        labels=np.full(len(ids), UNLABELLED, dtype=np.int64) if labels is None else labels,
         videos=fields["video"].to_numpy(dtype=str),
         patients=fields["patient"].to_numpy(dtype=str),
         segments=fields["segment"].to_numpy(dtype=np.int64),
         frames=fields["frame"].to_numpy(dtype=np.int64),
-        row_numbers=rows.row_numbers,
     )
-
-
-def read_labels(rows: CsvRows, column: str, num_classes: int | None, *, allow_unlabelled: bool) -> NDArray[np.int64]:
-    """(N,) int64 labels of a column. Raises SpatialfeatError with the row, the value and the remedy."""
-    hint = f", or {UNLABELLED} for an unlabelled frame" if allow_unlabelled else ""
-    return rows.phases(column, num_phases=num_classes, also=UNLABELLED if allow_unlabelled else None, hint=hint)
+    _refuse_repeated_frames(table)
+    refuse_two_spellings([table])
+    return table
 
 
 def natural_key(text: str) -> tuple[object, ...]:
@@ -144,15 +156,21 @@ def refuse_two_spellings(tables: Iterable[FrameTable]) -> None:
                 )
 
 
-def _parse_ids(rows: CsvRows, column: str) -> pd.DataFrame:
-    ids = rows.columns[column]
-    unsafe = ~ids.str.fullmatch(_SAFE_ID).to_numpy(dtype=bool)
-    rows.refuse(column, unsafe, "id {value!r} cannot be a file name",
-                "use at most 250 letters, digits, - and _; no folder, leading dot or outer blank")  # fmt: skip
+def _parse_ids(rows: Rows) -> pd.DataFrame:
+    column, ids = rows.id_column, rows.columns[rows.id_column]
+    rows.refuse(
+        column,
+        ~ids.str.fullmatch(_SAFE_ID).to_numpy(dtype=bool),
+        "id {value!r} cannot be a file name",
+        "use at most 250 letters, digits, - and _; no folder, leading dot or outer blank",
+    )
     parsed = ids.str.extract(_ID)
-    unparsed = parsed["frame"].isna().to_numpy(dtype=bool)
-    rows.refuse(column, unparsed, "id {value!r} does not end in _FRAME",
-                "write PATIENT_SEGMENT_FRAME or VIDEO_FRAME, e.g. 1050_1_000001, without .png")  # fmt: skip
+    rows.refuse(
+        column,
+        parsed["frame"].isna().to_numpy(dtype=bool),
+        "id {value!r} does not end in _FRAME",
+        "write PATIENT_SEGMENT_FRAME or VIDEO_FRAME, e.g. 1050_1_000001, without .png",
+    )
     # A few hundred videos stand for hundreds of thousands of frames: split each video's name once.
     splits = {video: _split_video(video) for video in parsed["video"].unique()}
     parsed["patient"] = parsed["video"].map({video: patient for video, (patient, _) in splits.items()})
@@ -166,7 +184,7 @@ def _split_video(video: str) -> tuple[str, int]:
     return (match["patient"], int(match["segment"])) if match else (video, 0)
 
 
-def refuse_repeated_frames(table: FrameTable) -> None:
+def _refuse_repeated_frames(table: FrameTable) -> None:
     """Refuse an id that occurs twice, and `1_1_9` beside `1_1_09`, which name the same frame."""
     keys = pd.DataFrame({"video": table.videos, "frame": table.frames})
     repeated = np.flatnonzero(keys.duplicated().to_numpy())
@@ -176,6 +194,6 @@ def refuse_repeated_frames(table: FrameTable) -> None:
         first = int(np.flatnonzero(same)[0])
         others = f" ({len(repeated)} repeated rows)" if len(repeated) > 1 else ""
         raise SpatialfeatError(
-            f"{table.where(row)}: id {table.ids[row]} repeats {table.ids[first]} of row {table.row_numbers[first]}"
-            f"{others}; remove one of them"
+            f"{table.where(row)}: id {table.ids[row]} repeats {table.ids[first]} of {table.where(first)}{others}; "
+            "remove one of them"
         )

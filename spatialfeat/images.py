@@ -13,6 +13,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from spatialfeat.errors import SpatialfeatError
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
@@ -46,9 +48,19 @@ def content_digest(content: bytes) -> bytes:
 
 
 def list_pngs(img_dir: Path) -> set[str]:
-    """Names of all `.png` files in a folder, without the suffix. One directory listing instead of a stat per frame."""
-    with os.scandir(img_dir) as entries:
-        return {entry.name[:-4] for entry in entries if entry.name.endswith(".png")}
+    """Names of all `.png` files in a folder, without the suffix. One directory listing instead of a stat per frame.
+
+    Raises:
+        SpatialfeatError: the folder does not exist or cannot be read.
+    """
+    try:
+        with os.scandir(img_dir) as entries:
+            # Hidden files, such as the `._1.png` of some file systems, are nobody's frames.
+            return {entry.name[:-4] for entry in entries if entry.name.endswith(".png") and entry.name[0] != "."}
+    except OSError as error:
+        raise SpatialfeatError(
+            f"--img-dir {img_dir}: cannot be read ({error.strerror}); pass the folder of the PNG files"
+        ) from error
 
 
 def find_broken_images(paths: Sequence[Path], *, progress: bool = True) -> dict[int, str]:
@@ -60,8 +72,14 @@ def find_broken_images(paths: Sequence[Path], *, progress: bool = True) -> dict[
     broken: dict[int, str] = {}
     with ThreadPoolExecutor(max_workers=8) as pool:
         reasons = pool.map(_quick_look, paths, chunksize=256)
-        bar = tqdm(reasons, total=len(paths), desc="checking images", unit=" files", disable=None if progress else True,
-                   leave=False)  # fmt: skip
+        bar = tqdm(
+            reasons,
+            total=len(paths),
+            desc="checking images",
+            unit=" files",
+            disable=None if progress else True,
+            leave=False,
+        )
         for index, reason in enumerate(bar):
             if reason is not None:
                 broken[index] = reason

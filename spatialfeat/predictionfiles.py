@@ -18,11 +18,12 @@ import numpy as np
 
 from spatialfeat.checkpoint import default_phase_names
 from spatialfeat.config import check_phase_names
-from spatialfeat.csvrows import CsvRows, read_rows, refuse_repeated_columns
+from spatialfeat.csvrows import Rows, read_rows
+from spatialfeat.csvtext import refuse_repeated_columns
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluateconfig import DEFAULT_NUM_PHASES, PredictionsSource
 from spatialfeat.evaluationinput import EvaluationInput, FramePredictions, PredictionSet
-from spatialfeat.frames import FrameTable, frame_table, read_frames, read_labels, refuse_repeated_frames
+from spatialfeat.frames import UNLABELLED, FrameTable, make_table, read_frames
 from spatialfeat.metrics import IntArray
 
 ID_COLUMNS = ("img_id", "frame_id", "id")
@@ -102,27 +103,25 @@ def _named_paths(predictions: Sequence[str]) -> list[tuple[str, Path]]:
 
 def _read_file(name: str, path: Path, num_phases: int) -> _PredictionFile:
     rows = read_rows(path, "img_id,true_label,predicted_label", [])
-    id_column = _one_column(rows, ID_COLUMNS, "ids")
+    rows = replace(rows, id_column=_one_column(rows, ID_COLUMNS, "ids"))
     predicted_column = _one_column(rows, PREDICTED_COLUMNS, "predicted phases")
     truth_column = _one_column(rows, TRUTH_COLUMNS, "true phases", required=False)
-    table = frame_table(rows, id_column, img_dir=path.parent, split=SPLIT)
-    predicted = rows.phases(predicted_column, num_phases=num_phases, name=predicted_column)
-    if truth_column:
-        table = replace(table, labels=read_labels(rows, truth_column, num_phases, allow_unlabelled=True))
-    refuse_repeated_frames(table)
-    return _PredictionFile(name, table, bool(truth_column), predicted)
+    predicted = rows.phases(predicted_column, num_phases, name=predicted_column)
+    labels = rows.phases(truth_column, num_phases, also=UNLABELLED) if truth_column else None
+    return _PredictionFile(name, make_table(rows, path.parent, SPLIT, labels), labels is not None, predicted)
 
 
-def _one_column(rows: CsvRows, names: Sequence[str], content: str, *, required: bool = True) -> str:
+def _one_column(rows: Rows, names: Sequence[str], content: str, *, required: bool = True) -> str:
     """The column of these names that the file has, "" if it has none and needs none."""
-    refuse_repeated_columns(rows.path, rows.columns, names)
+    path = rows.origin.path
+    refuse_repeated_columns(path, rows.columns, names)
     there = [name for name in names if name in rows.columns]
     if len(there) > 1:
-        raise SpatialfeatError(f"{rows.path}: columns {' and '.join(there)} could both be the {content}; keep one")
+        raise SpatialfeatError(f"{path}: columns {' and '.join(there)} could both be the {content}; keep one")
     if not there and required:
         found = ", ".join(map(str, rows.columns.columns))
         raise SpatialfeatError(
-            f"{rows.path}: has no column of {content} (found: {found}); name it {', '.join(names[:-1])} or {names[-1]}"
+            f"{path}: has no column of {content} (found: {found}); name it {', '.join(names[:-1])} or {names[-1]}"
         )
     return there[0] if there else ""
 
@@ -160,7 +159,9 @@ def _rows_of(truth: FrameTable, table: FrameTable) -> IntArray:
 
 def _ids(table: FrameTable, rows: Sequence[int]) -> str:
     """`3 frames (1_1_4 in row 5, 1_1_5 in row 6, 1_1_6 in row 7)`."""
-    named = ", ".join(f"{table.ids[row]} in row {table.row_numbers[row]}" for row in rows[:NAMED_IDS])
+    numbers = table.origin.row_numbers
+    assert numbers is not None, table.source
+    named = ", ".join(f"{table.ids[row]} in row {numbers[row]}" for row in rows[:NAMED_IDS])
     more = ", ..." if len(rows) > NAMED_IDS else ""
     return f"{len(rows)} {'frame' if len(rows) == 1 else 'frames'} ({named}{more})"
 

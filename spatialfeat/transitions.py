@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialfeat.csvrows import CsvRows, read_rows
+from spatialfeat.csvrows import Rows, read_rows
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluateconfig import CHOLEC80_GRAPH
 from spatialfeat.relaxed import CHOLEC80, TransitionGraph
@@ -52,7 +52,7 @@ def read_transitions(path: Path, phase_names: Sequence[str]) -> TransitionGraph:
     return TransitionGraph.from_pairs(len(phase_names), zip(before.tolist(), after.tolist(), strict=True))
 
 
-def _phases(rows: CsvRows, column: str, phase_names: Sequence[str]) -> NDArray[np.int64]:
+def _phases(rows: Rows, column: str, phase_names: Sequence[str]) -> NDArray[np.int64]:
     """(N,) int64: the phase that each row of the column names."""
     numbers = {str(phase): phase for phase in range(len(phase_names))}
     numbers |= {name: phase for phase, name in enumerate(phase_names)}

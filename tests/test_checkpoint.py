@@ -98,12 +98,14 @@ def test_other_content_is_refused_with_the_reason(tmp_path: Path, state: dict[st
         (torch.zeros(3), "holds a Tensor, not a state dict"),
         ({f"module.{name}": tensor for name, tensor in state.items()}, "module.state_dict"),
         (resnet18(num_classes=7).state_dict(), "not a torchvision ResNet-50"),
-        ({name: tensor for name, tensor in state.items() if name != "layer4.2.conv3.weight"},
-         "layer4.2.conv3.weight is missing"),
+        (
+            {name: tensor for name, tensor in state.items() if name != "layer4.2.conv3.weight"},
+            "layer4.2.conv3.weight is missing",
+        ),
         (state | {"extra": torch.zeros(1)}, "extra is surplus"),
         (state | {"conv1.weight": torch.zeros(64, 1, 7, 7)}, r"conv1.weight is \(64, 1, 7, 7\), expected"),
         (state | {"fc.bias": torch.full((7,), torch.nan)}, "fc.bias holds NaN"),
-    ]  # fmt: skip
+    ]
     for number, (content, message) in enumerate(cases):
         with pytest.raises(SpatialfeatError, match=message):
             load_checkpoint(save(tmp_path / f"{number}.pth", content))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from typer.testing import CliRunner
 
 from spatialfeat import __version__
 from spatialfeat.cli import app
+from spatialfeat.cli_options import run_command
 from spatialfeat.config import FinetuneConfig
 from spatialfeat.finetune import FinetuneResult
 
@@ -37,9 +40,18 @@ def test_the_three_commands_run_in_a_folder_laid_out_as_specified(
         (tmp_path / path.name).symlink_to(path)
     quick = ("--workers", "0", "--device", "cpu")
     trained = spatialfeat(
-        "finetune", "--weights", "random", "--epochs", "1", "--image-size", "64", *quick, cwd=tmp_path, MPLBACKEND="",
+        "finetune",
+        "--weights",
+        "random",
+        "--epochs",
+        "1",
+        "--image-size",
+        "64",
+        *quick,
+        cwd=tmp_path,
+        MPLBACKEND="",
         DISPLAY="",
-    )  # fmt: skip
+    )
     assert trained.returncode == 0, trained.stderr
     assert "epoch 1/1  train loss" in trained.stdout
     assert "frames/s" in trained.stderr
@@ -75,9 +87,15 @@ def test_failed_videos_give_exit_code_1(demo_dir: Path, study: FinetuneResult, t
     for frame_id in ids[1:]:
         (tmp_path / "images" / f"{frame_id}.png").symlink_to(demo_dir / "images" / f"{frame_id}.png")
     run = spatialfeat(
-        "extract", "--csv", demo_dir / "test_ResNet_DB.csv", "--weights", study.weights_path, "--workers", "0",
+        "extract",
+        "--csv",
+        demo_dir / "test_ResNet_DB.csv",
+        "--weights",
+        study.weights_path,
+        "--workers",
+        "0",
         cwd=tmp_path,
-    )  # fmt: skip
+    )
     assert run.returncode == 1
     assert f"error: video {ids[0].rsplit('_', 1)[0]} has no feature file" in run.stderr
     assert f"{ids[0]}.png: the file does not exist" in run.stderr
@@ -113,9 +131,18 @@ def test_mistakes_end_with_one_message_and_exit_code_2(
 
 def test_an_unusable_device_named_by_the_user_is_an_error(quick_config: FinetuneConfig, tmp_path: Path) -> None:
     run = spatialfeat(
-        "finetune", "--train-csv", quick_config.train_csv, "--val-csv", quick_config.val_csv, "--img-dir",
-        quick_config.img_dir, "--device", "cuda", cwd=tmp_path, CUDA_VISIBLE_DEVICES="",
-    )  # fmt: skip
+        "finetune",
+        "--train-csv",
+        quick_config.train_csv,
+        "--val-csv",
+        quick_config.val_csv,
+        "--img-dir",
+        quick_config.img_dir,
+        "--device",
+        "cuda",
+        cwd=tmp_path,
+        CUDA_VISIBLE_DEVICES="",
+    )
     assert run.returncode == 2
     assert "error: --device cuda: no CUDA device is visible; pass --device cpu" in run.stderr
 
@@ -123,9 +150,19 @@ def test_an_unusable_device_named_by_the_user_is_an_error(quick_config: Finetune
 def test_an_unwritable_output_is_found_before_work_starts(quick_config: FinetuneConfig, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     run = spatialfeat(
-        "finetune", "--train-csv", quick_config.train_csv, "--val-csv", quick_config.val_csv, "--img-dir",
-        quick_config.img_dir, "--weights", "random", "--out", tmp_path / "file" / "out", cwd=tmp_path,
-    )  # fmt: skip
+        "finetune",
+        "--train-csv",
+        quick_config.train_csv,
+        "--val-csv",
+        quick_config.val_csv,
+        "--img-dir",
+        quick_config.img_dir,
+        "--weights",
+        "random",
+        "--out",
+        tmp_path / "file" / "out",
+        cwd=tmp_path,
+    )
     assert run.returncode == 2
     assert "cannot write there" in run.stderr
     assert "epoch" not in run.stderr
@@ -147,3 +184,38 @@ def test_help_shows_the_defaults_of_the_config() -> None:
     for option, default in (("--lr", "0.0001"), ("--epochs", "50"), ("--freeze-until", "6"), ("--batch-size", "32")):
         assert option in text
         assert f"[default: {default}]" in text
+
+
+def test_ctrl_c_ends_training_with_a_message(quick_config: FinetuneConfig, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spatialfeat", "finetune", "--train-csv", quick_config.train_csv,
+         "--val-csv", quick_config.val_csv, "--img-dir", quick_config.img_dir, "--weights", "random",
+         "--image-size", "64", "--workers", "1", "--epochs", "1000"],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    while "epoch" not in process.stdout.readline():
+        assert process.poll() is None
+    # As a terminal does it: to the whole process group, so the decoding worker is hit too.
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_faults_of_the_machine_are_messages_and_bugs_are_not(capsys: pytest.CaptureFixture[str]) -> None:
+    def full_disk() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "features/1_1.h5")
+
+    with pytest.raises(SystemExit) as caught:
+        run_command(full_disk)
+    assert caught.value.code == 2
+    assert "error: features/1_1.h5: No space left on device" in capsys.readouterr().err
+
+    def bug() -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "forgotten.txt")
+
+    with pytest.raises(FileNotFoundError):
+        run_command(bug)

@@ -26,10 +26,13 @@ def test_scores_agree_with_scikit_learn_on_the_written_predictions(
 ) -> None:
     returned = evaluate(
         EvaluateConfig(
-            csv=demo_dir / "train_ResNet_DB.csv", img_dir=demo_dir / "images", weights=study.weights_path,
-            out_dir=tmp_path, workers=0,
+            csv=demo_dir / "train_ResNet_DB.csv",
+            img_dir=demo_dir / "images",
+            weights=study.weights_path,
+            out_dir=tmp_path,
+            workers=0,
         )
-    ).metrics  # fmt: skip
+    ).metrics
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics == returned
     _, truth, predicted = zip(*read_predictions(tmp_path / "predictions_resnet.csv"), strict=True)

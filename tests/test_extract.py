@@ -213,3 +213,19 @@ def test_a_video_in_two_splits_is_refused_with_both_rows(config: ExtractConfig, 
     shutil.copy(config.csvs[2], copy)
     with pytest.raises(SpatialfeatError, match=r"test_ResNet_DB\.csv row \d+: video .*train_copy\.csv row \d+"):
         extract(replace(config, csvs=(str(copy), config.csvs[2])))
+
+
+def test_a_folder_alone_is_extracted_without_labels(
+    config: ExtractConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No --csv, and none of the specification's CSVs in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    extract(config)
+    extract(replace(config, csvs=(), out_dir=tmp_path / "all"))
+    labelled, unlabelled = contents(config.out_dir), contents(tmp_path / "all")
+    assert list(labelled) == list(unlabelled)
+    for video in labelled:
+        assert relative_difference(unlabelled[video], labelled[video]) < 1e-5
+        with h5py.File(tmp_path / "all" / f"{video}.h5") as file:
+            assert set(file["labels"][()]) == {-100}
+            assert file.attrs["split"] == "all"

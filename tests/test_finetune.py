@@ -68,9 +68,14 @@ def test_saved_weights_score_the_best_validation_accuracy_although_later_epochs_
     checkpoint = load_checkpoint(result.weights_path)
     table = read_frames(val_csv, quick_config.img_dir, split="val")
     predictions = predict_frames(
-        checkpoint.model, table, checkpoint.preprocessing, device=torch.device("cpu"), batch_size=10, workers=0,
+        checkpoint.model,
+        table,
+        checkpoint.preprocessing,
+        device=torch.device("cpu"),
+        batch_size=10,
+        workers=0,
         title="again",
-    )  # fmt: skip
+    )
     assert predictions.accuracy == max(float(row["val_acc"]) for row in rows_of(tmp_path / "history.csv"))
     description = json.loads((tmp_path / "best_spatial_study_weights.json").read_text())
     assert (description["epoch"], description["val_accuracy"]) == (2, 0.5)
@@ -82,9 +87,14 @@ def test_really_trained_weights_score_the_best_validation_accuracy(
     checkpoint = load_checkpoint(study.weights_path)
     table = read_frames(quick_config.val_csv, quick_config.img_dir, split="val")
     predictions = predict_frames(
-        checkpoint.model, table, checkpoint.preprocessing, device=torch.device("cpu"), batch_size=10, workers=0,
+        checkpoint.model,
+        table,
+        checkpoint.preprocessing,
+        device=torch.device("cpu"),
+        batch_size=10,
+        workers=0,
         title="again",
-    )  # fmt: skip
+    )
     assert predictions.accuracy == max(record.val_acc for record in study.history)
 
 
@@ -169,8 +179,11 @@ def test_output_folder_holds_what_the_specification_names(study: FinetuneResult,
     run = json.loads((out_dir / "run.json").read_text())
     assert run["status"] == "complete"
     assert run["options"]["seed"] == 0
-    assert set(run["data_sha256"]) == {str(quick_config.train_csv), str(quick_config.val_csv),
-                                       str(quick_config.test_csv)}  # fmt: skip
+    assert set(run["data_sha256"]) == {
+        str(quick_config.train_csv),
+        str(quick_config.val_csv),
+        str(quick_config.test_csv),
+    }
     for name in ("accuracy_curves.png", "loss_curves.png", "confusion_matrix.png"):
         with Image.open(out_dir / name) as image:
             assert min(image.size) > 300

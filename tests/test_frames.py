@@ -9,13 +9,18 @@ import pytest
 from tinydata import make_table, write_csv
 
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.frames import FrameTable, natural_key, read_frames, refuse_two_spellings
+from spatialfeat.frames import FrameTable, list_frames, natural_key, read_frames, refuse_two_spellings
 
 
 def _read(folder: Path, content: str | bytes, *, labels_required: bool = True) -> FrameTable:
     csv_path = folder / "train.csv"
     csv_path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return read_frames(csv_path, folder / "images", split="train", num_classes=7, labels_required=labels_required)
+
+
+def row_numbers(table: FrameTable) -> list[int]:
+    assert table.origin.row_numbers is not None
+    return table.origin.row_numbers.tolist()
 
 
 def _error(folder: Path, content: str | bytes, *, labels_required: bool = True) -> str:
@@ -78,14 +83,14 @@ def test_ways_to_write_the_same_csv(tmp_path: Path, content: str) -> None:
     table = _read(tmp_path, content)
     assert table.ids.tolist() == ["1_1_1", "1_1_2"]
     assert table.labels.tolist() == [0, 3]
-    assert table.row_numbers.tolist() == [2, 3]
+    assert row_numbers(table) == [2, 3]
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_row_numbers_are_those_of_an_editor_after_blank_lines(tmp_path: Path, newline: str) -> None:
     content = newline.join(["id,label", "1_1_1,0", "", "   ", ",", "1_1_2,3", ""])
     table = _read(tmp_path, content)
-    assert table.row_numbers.tolist() == [2, 6]
+    assert row_numbers(table) == [2, 6]
     assert table.where(1) == f"{tmp_path}/train.csv row 6"
     assert _error(tmp_path, content.replace(",3", ",9")).startswith("train.csv row 6: label 9 ")
 
@@ -175,9 +180,20 @@ def test_unlabelled_frames_only_where_labels_are_not_required(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "bad_id",
-    ["../x_1", "/abs_1", "a/b_1", "a\\b_1", "a\x00b_1", "ab_1\x00", ".hidden_1", " 1_1_1", "1_1_1 ", "a\n_1",
-     "1" * 5000 + "_1"],
-)  # fmt: skip
+    [
+        "../x_1",
+        "/abs_1",
+        "a/b_1",
+        "a\\b_1",
+        "a\x00b_1",
+        "ab_1\x00",
+        ".hidden_1",
+        " 1_1_1",
+        "1_1_1 ",
+        "a\n_1",
+        "1" * 5000 + "_1",
+    ],
+)
 def test_ids_that_are_no_file_names(tmp_path: Path, bad_id: str) -> None:
     message = _error(tmp_path, f'id,label\n1_1_1,0\n"{bad_id}",0\n')
     assert message.startswith(f"train.csv row 3: id {bad_id[:80]!r}"[:60])
@@ -196,12 +212,14 @@ def test_ids_without_a_frame_number(tmp_path: Path, bad_id: str) -> None:
 
 def test_a_repeated_id_names_both_rows(tmp_path: Path) -> None:
     message = _error(tmp_path, "id,label\n1_1_9,0\n1_1_10,0\n\n1_1_9,0\n")
-    assert message == "train.csv row 5: id 1_1_9 repeats 1_1_9 of row 2; remove one of them"
+    assert message == "train.csv row 5: id 1_1_9 repeats 1_1_9 of train.csv row 2; remove one of them"
 
 
 def test_one_frame_in_two_spellings(tmp_path: Path) -> None:
     message = _error(tmp_path, "id,label\n1_1_9,0\n1_1_009,0\n1_1_9,0\n")
-    assert message == "train.csv row 3: id 1_1_009 repeats 1_1_9 of row 2 (2 repeated rows); remove one of them"
+    assert (
+        message == "train.csv row 3: id 1_1_009 repeats 1_1_9 of train.csv row 2 (2 repeated rows); remove one of them"
+    )
 
 
 def test_the_same_frame_number_in_another_video_is_no_repetition(tmp_path: Path) -> None:
@@ -246,5 +264,24 @@ def test_two_hundred_thousand_rows(tmp_path: Path) -> None:
     table = read_frames(csv_path, tmp_path, split="train", num_classes=7)
     assert len(table) == 200_000
     assert table.ids[199_999] == "1499_1_000399"
-    assert table.row_numbers[199_999] == 200_001
+    assert row_numbers(table)[199_999] == 200_001
     assert (table.labels == np.arange(200_000) % 7).all()
+
+
+def test_a_folder_of_images_is_a_table_of_unlabelled_frames(tmp_path: Path) -> None:
+    for name in ("1_1_10.png", "1_1_9.png", "video01_3.png", "._1_1_9.png", "notes.txt"):
+        (tmp_path / name).touch()
+    table = list_frames(tmp_path, split="all")
+    assert sorted(table.ids.tolist()) == ["1_1_10", "1_1_9", "video01_3"]
+    assert set(table.labels.tolist()) == {-100}
+    (tmp_path / "poster.png").touch()
+    with pytest.raises(SpatialfeatError) as caught:
+        list_frames(tmp_path, split="all")
+    assert str(caught.value).startswith(f"{tmp_path}: poster: id 'poster' does not end in _FRAME")
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpatialfeatError, match="holds no PNG file"):
+        list_frames(tmp_path, split="all")
+    with pytest.raises(SpatialfeatError, match="cannot be read"):
+        list_frames(tmp_path / "absent", split="all")

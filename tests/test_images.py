@@ -45,10 +45,17 @@ def _half_transparent() -> Image.Image:
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: _gradient("RGB"), lambda: _gradient("L"), lambda: _gradient("P"), lambda: _gradient("1"),
-     _half_transparent, _grey_alpha, _sixteen_bit],
+    [
+        lambda: _gradient("RGB"),
+        lambda: _gradient("L"),
+        lambda: _gradient("P"),
+        lambda: _gradient("1"),
+        _half_transparent,
+        _grey_alpha,
+        _sixteen_bit,
+    ],
     ids=["rgb", "grey", "palette", "bilevel", "alpha", "grey-alpha", "16-bit"],
-)  # fmt: skip
+)
 def test_odd_but_valid_pngs_decode_as_pillow_does(make: Callable[[], Image.Image], tmp_path: Path) -> None:
     path = tmp_path / "frame.png"
     path.write_bytes(_encode(make()))

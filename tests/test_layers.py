@@ -15,8 +15,19 @@ import spatialfeat
 PACKAGE = "spatialfeat"
 COMMANDS = {"finetune", "evaluate", "extract", "export", "check", "info"}
 # Modules that know neither weights files nor batches of frames, and the modules that add these.
-FOUNDATION = {"errors", "config", "files", "frames", "images", "transforms", "runtime", "metrics", "featurefile",
-              "plots", "model"}  # fmt: skip
+FOUNDATION = {
+    "errors",
+    "config",
+    "files",
+    "frames",
+    "images",
+    "transforms",
+    "runtime",
+    "metrics",
+    "featurefile",
+    "plots",
+    "model",
+}
 ABOVE_FOUNDATION = {"dataset", "checkpoint", "inference"}
 # The library, and how the names of the modules begin that may import it, also inside functions.
 GATEKEEPERS = {
@@ -146,8 +157,11 @@ def _modules_after(statement: str) -> set[str]:
     """Names of the modules that a fresh interpreter has loaded after `statement`."""
     run = subprocess.run(
         [sys.executable, "-c", f"import sys\n{statement}\nprint(*sys.modules)"],
-        capture_output=True, text=True, check=True, timeout=60,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     return set(run.stdout.split())
 
 

@@ -23,10 +23,13 @@ def test_the_readmes_example_reads_a_feature_file_and_learns_from_it(
 ) -> None:
     extract(
         ExtractConfig(
-            csvs=(str(demo_dir / "test_ResNet_DB.csv"),), img_dir=demo_dir / "images", weights=study.weights_path,
-            out_dir=tmp_path / "features", workers=0,
+            csvs=(str(demo_dir / "test_ResNet_DB.csv"),),
+            img_dir=demo_dir / "images",
+            weights=study.weights_path,
+            out_dir=tmp_path / "features",
+            workers=0,
         )
-    )  # fmt: skip
+    )
     monkeypatch.chdir(tmp_path)
     (block,) = code_blocks(ROOT / "README.md")
     names: dict[str, object] = {}

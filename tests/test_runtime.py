@@ -136,9 +136,15 @@ def test_usable_cores_respect_affinity() -> None:
 
 @pytest.mark.parametrize(
     ("cpu_max", "expected"),
-    [(None, 12), ("max 100000\n", 12), ("400000 100000\n", 4), ("50000 100000\n", 1), ("250000 100000\n", 2),
-     ("6400000 100000\n", 12)],
-)  # fmt: skip
+    [
+        (None, 12),
+        ("max 100000\n", 12),
+        ("400000 100000\n", 4),
+        ("50000 100000\n", 1),
+        ("250000 100000\n", 2),
+        ("6400000 100000\n", 12),
+    ],
+)
 def test_usable_cores_respect_a_containers_quota(
     cpu_max: str | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,9 +166,16 @@ def test_usable_cores_without_affinity(
 
 @pytest.mark.parametrize(
     ("requested", "device", "cores", "expected"),
-    [(0, "cpu", 8, 0), (3, "cuda", 1, 3), (None, "cpu", 8, 4), (None, "cpu", 1, 1), (None, "cuda", 8, 8),
-     (None, "cuda", 64, 16), (None, "cpu", 64, 16)],
-)  # fmt: skip
+    [
+        (0, "cpu", 8, 0),
+        (3, "cuda", 1, 3),
+        (None, "cpu", 8, 4),
+        (None, "cpu", 1, 1),
+        (None, "cuda", 8, 8),
+        (None, "cuda", 64, 16),
+        (None, "cpu", 64, 16),
+    ],
+)
 def test_workers(
     requested: int | None, device: str, cores: int, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

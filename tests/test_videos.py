@@ -36,8 +36,10 @@ def test_videos_of_several_tables_keep_their_table(tmp_path: Path) -> None:
     test = make_table(tmp_path, ["10_1_1"], split="test")
     videos = group_videos([train, test])
     assert [(video.video_id, video.table.split) for video in videos] == [
-        ("3_1", "train"), ("10_1", "test"), ("20_1", "train"),
-    ]  # fmt: skip
+        ("3_1", "train"),
+        ("10_1", "test"),
+        ("20_1", "train"),
+    ]
     assert _ids(videos[1]) == ["10_1_1"]
 
 
