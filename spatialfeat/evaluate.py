@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from spatialfeat import __version__
 from spatialfeat.checkpoint import MORE_CLASSES, load_checkpoint
 from spatialfeat.config import PREDICTIONS_NAME
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluateconfig import EvaluateConfig, FeaturesSource, PredictionsSource, WeightsSource
 from spatialfeat.evaluation import Evaluation
-from spatialfeat.evaluationinput import EvaluationInput, PredictionSet, evaluated_videos, find_rates
+from spatialfeat.evaluationinput import EvaluationInput, PredictionSet, Rates, evaluated_videos, find_rates
 from spatialfeat.featurepredictions import read_feature_predictions
-from spatialfeat.files import prepare_output_dir, write_json
+from spatialfeat.files import prepare_output_dir
 from spatialfeat.framecheck import require_images
 from spatialfeat.frames import UNLABELLED, read_frames
+from spatialfeat.pictures import save_pictures
 from spatialfeat.prediction import as_set, predict_frames, write_predictions_csv
 from spatialfeat.predictionfiles import read_prediction_files
 from spatialfeat.relaxed import DEFAULT_WINDOW_S
+from spatialfeat.report import write_report
 from spatialfeat.runrecord import RunRecord
 from spatialfeat.runtime import choose_workers, describe_device, select_device, use_true_float32
-from spatialfeat.scorefiles import compare_with_first, score, write_confusion_matrix, write_scores
+from spatialfeat.scorefiles import compare_with_first, score, write_comparison, write_scores
 from spatialfeat.scoretables import comparison_table, score_tables
 from spatialfeat.summary import SummaryOptions
 from spatialfeat.transitions import relaxed_graph
@@ -33,10 +35,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """evaluations: one per set of predictions. comparison: content of comparison.json, None for a single set."""
+    """evaluations: one per set of predictions. comparisons: every later set with the first, as in comparison.json."""
 
     evaluations: tuple[Evaluation, ...]
-    comparison: dict[str, Any] | None
+    comparisons: tuple[dict[str, Any], ...]
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -66,19 +68,51 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     evaluations = tuple(
         score(name, videos, opened.phase_names, options, group_by=config.group_by) for name, videos in sets.items()
     )
-    comparison = None
-    if len(evaluations) > 1:
-        comparison = compare_with_first(evaluations, num_samples=config.bootstrap, seed=config.seed)
-        write_json(config.out_dir / "comparison.json", comparison)
-    for evaluation in evaluations:
-        out_dir = config.out_dir if comparison is None else config.out_dir / evaluation.name
-        prepare_output_dir(out_dir)
-        write_scores(out_dir, evaluation)
-        write_confusion_matrix(out_dir, evaluation, evaluation.name)
+    comparisons = tuple(compare_with_first(evaluations, num_samples=config.bootstrap, seed=config.seed))
+    result = EvaluationResult(evaluations, comparisons)
+    _write_files(config, result, rates)
     record.finish(scores={evaluation.name: evaluation.metrics["pooled"] for evaluation in evaluations})
-    _print_tables(evaluations, comparison)
+    for text in (*map(score_tables, evaluations), *(comparison_table(found, evaluations) for found in comparisons)):
+        logger.info("\n%s\n", text)
     logger.info("scores, pictures and report.html are in %s", config.out_dir)
-    return EvaluationResult(evaluations, comparison)
+    return result
+
+
+def _write_files(config: EvaluateConfig, result: EvaluationResult, rates: Rates) -> None:
+    """One set's scores lie in the output folder itself; each of several sets has a folder of its name for them."""
+    out_dir, evaluations = config.out_dir, result.evaluations
+    for evaluation in evaluations:
+        scores_dir = out_dir if len(evaluations) == 1 else out_dir / evaluation.name
+        prepare_output_dir(scores_dir)
+        write_scores(scores_dir, evaluation)
+    if result.comparisons:
+        write_comparison(out_dir, result.comparisons)
+    save_pictures(out_dir, evaluations, fps=rates.numbering_fps)
+    write_report(
+        out_dir / "report.html",
+        evaluations,
+        result.comparisons,
+        fps=rates.numbering_fps,
+        title=" and ".join(evaluation.name for evaluation in evaluations),
+        facts=_report_facts(config, rates),
+    )
+
+
+def _report_facts(config: EvaluateConfig, rates: Rates) -> dict[str, object]:
+    """What the report says about the run beside its numbers; nothing that differs between two equal runs."""
+    source = config.source
+    facts: dict[str, object] = {}
+    if isinstance(source, PredictionsSource):
+        facts["predictions"] = ", ".join(source.predictions)
+        facts["true phases"] = source.csv or "from the predictions files"
+    elif isinstance(source, FeaturesSource):
+        facts["feature files"] = f"{source.features} (split: {source.split})"
+    else:
+        facts |= {"weights": source.weights, "frames": source.csv}
+    facts["one video is"] = "a video" if config.group_by == "video" else "a patient, all segments in order"
+    if rates.sampling_fps is not None:
+        facts["scored frames per second"] = f"{rates.sampling_fps:g}"
+    return facts | {"made by": f"spatialfeat {__version__}"}
 
 
 def open_source(config: EvaluateConfig) -> EvaluationInput:
@@ -124,7 +158,7 @@ def _open_weights(source: WeightsSource, config: EvaluateConfig) -> EvaluationIn
             title="evaluate",
         )
         write_predictions_csv(config.out_dir / PREDICTIONS_NAME, predictions)
-        return (as_set(Path(PREDICTIONS_NAME).stem, table, predictions),)
+        return (as_set(table, predictions),)
 
     return EvaluationInput(
         tables=(table,),
@@ -133,11 +167,3 @@ def _open_weights(source: WeightsSource, config: EvaluateConfig) -> EvaluationIn
         data=(source.csv,),
         facts={"device": describe_device(device), "weights_sha256": checkpoint.sha256},
     )
-
-
-def _print_tables(evaluations: tuple[Evaluation, ...], comparison: dict[str, Any] | None) -> None:
-    for evaluation in evaluations:
-        logger.info("\n%s\n", score_tables(evaluation))
-    if comparison is not None:
-        for later in comparison["comparisons"]:
-            logger.info("%s\n", comparison_table(comparison, later, evaluations))

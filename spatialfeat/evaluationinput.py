@@ -16,6 +16,9 @@ from spatialfeat.metrics import IntArray
 from spatialfeat.timeline import usual_step
 from spatialfeat.videos import group_videos
 
+NETWORK_NAME = "ResNet-50"
+"""What pictures and tables call the predictions that come from weights or feature files."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FramePredictions:

@@ -11,7 +11,7 @@ from spatialfeat.config import check_phase_names
 from spatialfeat.csvrows import Origin, Rows
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluateconfig import FeaturesSource
-from spatialfeat.evaluationinput import EvaluationInput, FramePredictions, PredictionSet
+from spatialfeat.evaluationinput import NETWORK_NAME, EvaluationInput, FramePredictions, PredictionSet
 from spatialfeat.featurefile import TIME_CHANNEL, FeatureFile
 from spatialfeat.featurefolder import read_features
 from spatialfeat.frames import UNLABELLED, make_table
@@ -42,11 +42,10 @@ def read_feature_predictions(
         )
     check_phase_names(phase_names, num_phases)
     parts = tuple(_read_file(file) for file in files)
-    name = source.features.stem or source.features.resolve().name
     return EvaluationInput(
         tables=tuple(part.table for part in parts),
         phase_names=phase_names or files[0].phase_names,
-        predict=lambda: (PredictionSet(name=name, parts=parts),),
+        predict=lambda: (PredictionSet(name=NETWORK_NAME, parts=parts),),
         stored_fps=files[0].fps,
         facts={
             "feature_files": [file.path.name for file in files],

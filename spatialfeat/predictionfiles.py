@@ -30,7 +30,7 @@ ID_COLUMNS = ("img_id", "frame_id", "id")
 PREDICTED_COLUMNS = ("predicted_label", "prediction", "predicted")
 TRUTH_COLUMNS = ("true_label", "label")
 SPLIT = "evaluation"
-OUTPUT_NAMES = ("comparison.json", "report.html", "run.json")
+OUTPUT_NAMES = ("comparison.json", "report.html", "ribbons", "run.json")
 NAMED_IDS = 5
 """A message names so many ids; more would bury the first."""
 

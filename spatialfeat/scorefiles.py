@@ -14,7 +14,6 @@ from spatialfeat.comparison import compare
 from spatialfeat.evaluation import EvaluatedVideo, Evaluation
 from spatialfeat.files import write_atomically, write_json
 from spatialfeat.metrics import SCORE_NAMES
-from spatialfeat.plots import save_confusion_matrix
 from spatialfeat.scoring import ScoredVideo, per_video_rows
 from spatialfeat.summary import SummaryOptions, summarize
 
@@ -39,19 +38,25 @@ def score(
     return Evaluation(name=name, videos=videos, metrics=metrics, per_video=per_video_rows(scored, len(phase_names)))
 
 
-def compare_with_first(evaluations: Sequence[Evaluation], *, num_samples: int, seed: int) -> dict[str, Any]:
-    """The content of comparison.json: every later set of predictions minus the first, on the same frames."""
+def compare_with_first(evaluations: Sequence[Evaluation], *, num_samples: int, seed: int) -> list[dict[str, Any]]:
+    """Every later set of predictions minus the first: what `comparison.compare` returns, under the names of the two."""
     first = evaluations[0]
-    num_phases = first.metrics["num_phases"]
-    return {
-        "schema": COMPARISON_SCHEMA,
-        "first": first.name,
-        "comparisons": [
-            {"name": later.name}
-            | compare(_scored(first.videos), _scored(later.videos), num_phases, num_samples=num_samples, seed=seed)
-            for later in evaluations[1:]
-        ],
-    }
+    return [
+        {"first": first.name, "second": later.name}
+        | compare(
+            _scored(first.videos),
+            _scored(later.videos),
+            first.metrics["num_phases"],
+            num_samples=num_samples,
+            seed=seed,
+        )
+        for later in evaluations[1:]
+    ]
+
+
+def write_comparison(out_dir: Path, comparisons: Sequence[dict[str, Any]]) -> None:
+    """Write comparison.json, for two or more sets of predictions."""
+    write_json(out_dir / "comparison.json", {"schema": COMPARISON_SCHEMA, "comparisons": list(comparisons)})
 
 
 def write_scores(out_dir: Path, evaluation: Evaluation) -> None:
@@ -62,17 +67,6 @@ def write_scores(out_dir: Path, evaluation: Evaluation) -> None:
     intervals = metrics["intervals"]["per_phase"]
     rows = [row | _bounds(found) for row, found in zip(metrics["per_phase"], intervals, strict=True)]
     _write_table(out_dir / "per_phase.csv", rows)
-
-
-def write_confusion_matrix(out_dir: Path, evaluation: Evaluation, source: str) -> None:
-    """Draw confusion_matrix.png. source: what was scored, for the title."""
-    metrics = evaluation.metrics
-    save_confusion_matrix(
-        out_dir / "confusion_matrix.png",
-        np.asarray(metrics["confusion_matrix"], dtype=np.int64),
-        metrics["phase_names"],
-        f"Confusion matrix of {source} ({metrics['num_frames']} frames)",
-    )
 
 
 def _scored(videos: Sequence[EvaluatedVideo]) -> list[ScoredVideo]:

@@ -36,17 +36,17 @@ def score_tables(evaluation: Evaluation) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def comparison_table(comparison: dict[str, Any], later: dict[str, Any], evaluations: Sequence[Evaluation]) -> str:
-    """The differences of one later set to the first. comparison: content of comparison.json; later: one entry."""
+def comparison_table(comparison: dict[str, Any], evaluations: Sequence[Evaluation]) -> str:
+    """The differences of one set of predictions to the first. comparison: of `scorefiles.compare_with_first`."""
     found = {evaluation.name: evaluation.metrics for evaluation in evaluations}
-    first, second = found[comparison["first"]], found[later["name"]]
+    first, second = found[comparison["first"]], found[comparison["second"]]
     lines = [
-        f"{later['name']} minus {comparison['first']}, the same frames; {_resampling(later)}",
-        f"{'score':<15}  {'how it is averaged':<26}  {'first':>6}  {'later':>6}  {'differ.':>7}  95 % interval",
+        f"{comparison['second']} minus {comparison['first']}, on the same frames; {_resampling(comparison)}",
+        f"{'score':<15}  {'how it is averaged':<26}  {'first':>6}  {'second':>6}  {'differ.':>7}  95 % interval",
     ]
     marked = False
     for name, (title, average) in SCORE_AVERAGES.items():
-        difference, interval = later["differences"][name]["difference"], later["differences"][name]["interval"]
+        difference, interval = (comparison["differences"][name][key] for key in ("difference", "interval"))
         clear = interval is not None and (interval[0] > 0 or interval[1] < 0)
         marked |= clear
         lines.append(
