@@ -73,8 +73,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     _write_files(config, result, rates)
     record.finish(scores={evaluation.name: evaluation.metrics["pooled"] for evaluation in evaluations})
     for text in (*map(score_tables, evaluations), *(comparison_table(found, evaluations) for found in comparisons)):
-        logger.info("\n%s\n", text)
-    logger.info("scores, pictures and report.html are in %s", config.out_dir)
+        logger.info("\n%s", text)
+    logger.info("\nscores, pictures and report.html are in %s", config.out_dir)
     return result
 
 

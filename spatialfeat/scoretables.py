@@ -1,4 +1,4 @@
-"""Scores as text for a terminal. Every table says how its numbers were averaged, and none is wider than 88 columns."""
+"""Scores as text for a terminal. Every table says how its numbers were averaged, in at most 92 columns."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _video_wise(metrics: dict[str, Any]) -> str:
     """Precision, recall, F1 and Jaccard in all three averages under both strategies."""
     unit = metrics["grouped_by"]
     lines = [
-        f"per {unit} and phase first, then averaged (sd = standard deviation over {unit}s or over phases)",
+        f"per {unit} and phase, then averaged; sd = standard deviation over {unit}s or over phases",
         f"{'':<17}  {f'mean over {unit}s of':<21}  {'mean over all':<15}  mean over phases of",
         f"{'':<17}  {'means over phases':<21}  {f'{unit} x phase':<15}  means over {unit}s",
     ]
