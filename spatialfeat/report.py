@@ -177,7 +177,7 @@ def _ribbons(evaluations: Sequence[Evaluation], fps: float) -> str:
     videos = evaluations[0].videos
     unlabelled = any(bool((video.labels == IGNORED_LABEL).any()) for video in videos)
     text = (
-        "Phases over time: ground truth in the first row, then each set of predictions with its accuracy in this video. "
+        "Phases over time: ground truth first, then each set of predictions with its accuracy in this video. "
         f"Time counts from the video's first frame, {fps:g} frame numbers per second. Blank: no frame of that number."
     )
     pages = "".join(

@@ -123,10 +123,10 @@ def _caption(video: EvaluatedVideo, line: Timeline) -> str:
 
 
 def _ticks(length: float) -> str:
-    """About five labels at round numbers; none so near the end that it would be cut off."""
+    """About seven labels at round numbers; none so near the end that it would be cut off."""
     if length <= 0:
         return ""
-    raw = length / 5
+    raw = length / 7
     power = 10.0 ** np.floor(np.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
     places = np.arange(0, length * 0.97, step)
