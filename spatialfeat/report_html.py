@@ -72,12 +72,12 @@ def paragraph(text: str, style: str = "") -> str:
     return f"<p{f' class={style!r}' if style else ''}>{text}</p>\n"
 
 
-def svg_picture(svg: bytes, alternative: str, caption: str, style: str = "") -> str:
-    """A finished SVG as an image: nothing inside can run, or clash with the page. caption is HTML."""
-    data = base64.b64encode(svg).decode("ascii")
+def picture(image: bytes, alternative: str, caption: str, style: str = "", *, kind: str = "svg+xml") -> str:
+    """A finished SVG or PNG as an image: nothing inside can run, or clash with the page. caption is HTML."""
+    data = base64.b64encode(image).decode("ascii")
     return (
         f'<figure class="picture {style}"><div class="scroll" tabindex="0">'
-        f'<img alt="{escaped(alternative)}" src="data:image/svg+xml;base64,{data}"></div>'
+        f'<img alt="{escaped(alternative)}" src="data:image/{kind};base64,{data}"></div>'
         f"<figcaption>{caption}</figcaption></figure>\n"
     )
 

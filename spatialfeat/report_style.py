@@ -28,6 +28,7 @@ thead th { border-bottom-width: 2px; vertical-align: bottom; }
 tbody th, thead th:first-child { text-align: left; font-weight: 500; }
 table.worded td:last-child, table.worded th:last-child { text-align: left; white-space: normal; min-width: 15rem; }
 tbody th { position: sticky; left: 0; background: var(--back); max-width: 22rem; white-space: normal; }
+table.worded tbody th { white-space: nowrap; }
 caption span { display: block; position: sticky; left: 0; max-width: min(48rem, 100vw - 2rem); }
 dl.facts { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: 0.15rem 1rem; font-size: 0.9rem; }
 dl.facts dt { color: var(--soft); }
@@ -65,7 +66,7 @@ dl.words dd { margin: 0 0 0 1rem; max-width: 48rem; }
   .ribbon .grid { grid-template-columns: 5.6rem minmax(0, 1fr); column-gap: 0.4rem; }
   .ribbon .names { font-size: 0.72rem; }
   th, td { padding: 0.25rem 0.5rem; }
-  tbody th { max-width: 40vw; overflow-wrap: anywhere; }
+  tbody th, table.worded tbody th { min-width: 7rem; max-width: 45vw; white-space: normal; overflow-wrap: break-word; }
 }
 @media print {
   :root { color-scheme: light; --text: #000000; --back: #ffffff; --soft: #444444; --line: #bbbbbb; --card: #ffffff; }
@@ -76,6 +77,7 @@ dl.words dd { margin: 0 0 0 1rem; max-width: 48rem; }
   .scroll { overflow: visible; }
   table { font-size: 7.5pt; }
   th, td { padding: 0.12rem 0.35rem; }
+  tbody th { position: static; }
   thead { display: table-header-group; }
   tr, figure, .card { break-inside: avoid; }
   h1, h2, h3, caption { break-after: avoid; }
