@@ -12,6 +12,7 @@ from spatialfeat.evaluation import Evaluation
 from spatialfeat.plots import save_confusion_matrix, save_figure
 from spatialfeat.plots_ribbons import overview_figures, ribbon_figure
 from spatialfeat.plots_scores import per_phase_figure, reliability_figure
+from spatialfeat.timeline import count_text
 
 
 def save_pictures(out_dir: Path, evaluations: Sequence[Evaluation], *, fps: float) -> list[Path]:
@@ -47,7 +48,8 @@ def save_pictures(out_dir: Path, evaluations: Sequence[Evaluation], *, fps: floa
 
 def confusion_title(evaluation: Evaluation) -> str:
     metrics = evaluation.metrics
-    return f"{evaluation.name}: {metrics['num_frames']} frames of {metrics['num_videos']} videos"
+    frames, videos = count_text(metrics["num_frames"], "frame"), count_text(metrics["num_videos"], "video")
+    return f"{evaluation.name}: {frames} of {videos}"
 
 
 def name_suffixes(evaluations: Sequence[Evaluation]) -> list[str]:

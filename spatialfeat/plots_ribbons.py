@@ -17,7 +17,7 @@ from spatialfeat.evaluation import EvaluatedVideo, Evaluation
 from spatialfeat.metrics import IGNORED_LABEL, IntArray
 from spatialfeat.palette import UNLABELLED_COLOUR, UNLABELLED_LINE, phase_style
 from spatialfeat.plots import plain_text
-from spatialfeat.timeline import Runs, Timeline, duration_text, find_runs, time_unit, timeline, usual_step
+from spatialfeat.timeline import Runs, Timeline, count_text, duration_text, find_runs, time_unit, timeline, usual_step
 
 WIDTH_IN = 10.0
 ROW_IN = 0.36
@@ -202,14 +202,13 @@ def _legend_columns(handles: Sequence[Patch]) -> int:
 
 
 def _title(video: EvaluatedVideo, line: Timeline) -> str:
-    count = len(video.frames)
     parts = [
         plain_text(video.video_id, longest=48),
-        f"{count} frame{'' if count == 1 else 's'}",
+        count_text(len(video.frames), "frame"),
         duration_text(line.duration_s),
     ]
     if line.num_gaps:
-        parts.append(f"{line.num_gaps} gap{'' if line.num_gaps == 1 else 's'} (blank)")
+        parts.append(f"{count_text(line.num_gaps, 'gap')} (blank)")
     return ", ".join(parts)
 
 

@@ -15,6 +15,7 @@ from spatialfeat.evaluation import Evaluation
 from spatialfeat.metrics import FloatArray, IntArray
 from spatialfeat.palette import set_colour, set_hatch
 from spatialfeat.plots import plain_text
+from spatialfeat.timeline import count_text
 
 BAR_SCORES = {"f1": "F1", "precision": "precision", "recall": "recall"}
 
@@ -131,8 +132,7 @@ def _reliability_title(evaluation: Evaluation) -> str:
     error = calibration["expected_calibration_error"]
     shown = "undefined" if error is None else f"{error:.4f}"
     name = plain_text(evaluation.name, longest=40)
-    count = calibration["num_frames"]
-    frames = f"{count} frame{'' if count == 1 else 's'}"
+    frames = count_text(calibration["num_frames"], "frame")
     return f"{name}: expected calibration error {shown}\n{frames}, {calibration['num_bins']} bins"
 
 

@@ -15,10 +15,10 @@ from spatialfeat.evaluation import Evaluation
 from spatialfeat.files import write_atomically
 from spatialfeat.metrics import IGNORED_LABEL
 from spatialfeat.pictures import confusion_title
-from spatialfeat.plots import confusion_figure, svg_bytes
+from spatialfeat.plots import confusion_figure, png_bytes, svg_bytes
 from spatialfeat.plots_ribbons import overview_figures
 from spatialfeat.plots_scores import per_phase_figure, reliability_figure
-from spatialfeat.report_html import escaped, paragraph, section, svg_picture, tiles
+from spatialfeat.report_html import escaped, paragraph, picture, section, tiles
 from spatialfeat.report_ribbons import legend, ribbons
 from spatialfeat.report_style import STYLE
 from spatialfeat.report_tables import (
@@ -31,6 +31,7 @@ from spatialfeat.report_tables import (
     video_wise_table,
 )
 from spatialfeat.report_words import DEFINITIONS
+from spatialfeat.timeline import count_text
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 SECTIONS = {
@@ -104,10 +105,10 @@ def _facts(facts: Mapping[str, object]) -> str:
 def _headline(evaluations: Sequence[Evaluation]) -> str:
     metrics = evaluations[0].metrics
     intervals = metrics["intervals"]
-    patients = f"{intervals['num_patients']} patient{'' if intervals['num_patients'] == 1 else 's'}"
     text = (
-        f"{metrics['num_frames']} labelled frames of {metrics['num_videos']} videos of {patients}; "
-        f"{metrics['num_phases']} phases. All numbers are fractions, 0 to 1. "
+        f"{count_text(metrics['num_frames'], 'labelled frame')} of {count_text(metrics['num_videos'], 'video')} of "
+        f"{count_text(intervals['num_patients'], 'patient')}; {count_text(metrics['num_phases'], 'phase')}. "
+        "All numbers are fractions, 0 to 1. "
     )
     if intervals["samples"]:
         text += (
@@ -146,7 +147,7 @@ def _phases(evaluations: Sequence[Evaluation]) -> str:
         "F1, precision and recall of each phase, all frames of all videos pooled; the black line is the bootstrap "
         "interval over patients. Phases that do not occur are marked, not drawn as 0."
     )
-    figure = svg_picture(svg_bytes(per_phase_figure(evaluations)), "Bars of the scores of each phase", caption)
+    figure = picture(svg_bytes(per_phase_figure(evaluations)), "Bars of the scores of each phase", caption)
     return figure + "".join(per_phase_table(evaluation) for evaluation in evaluations)
 
 
@@ -159,7 +160,7 @@ def _confusion(evaluation: Evaluation) -> str:
         f"{name}: of the frames of each true phase (row), the fraction predicted as each phase (column); the "
         "number of frames below it. Empty cells hold no frame."
     )
-    return svg_picture(svg_bytes(figure), f"Confusion matrix of {evaluation.name}", caption, "middle")
+    return picture(svg_bytes(figure), f"Confusion matrix of {evaluation.name}", caption, "middle")
 
 
 def _calibration(evaluation: Evaluation) -> str:
@@ -170,21 +171,22 @@ def _calibration(evaluation: Evaluation) -> str:
         "fall into it. Above the dashed line the model is too modest, below it too sure."
     )
     alternative = f"Reliability curve of {evaluation.name}"
-    return svg_picture(svg_bytes(reliability_figure(evaluation)), alternative, caption, "small")
+    return picture(svg_bytes(reliability_figure(evaluation)), alternative, caption, "small")
 
 
 def _ribbons(evaluations: Sequence[Evaluation], fps: float) -> str:
     videos = evaluations[0].videos
     unlabelled = any(bool((video.labels == IGNORED_LABEL).any()) for video in videos)
     text = (
-        "Phases over time: ground truth in the first row, then each set of predictions with its accuracy in this video. "
+        "Phases over time: ground truth first, then each set of predictions with its accuracy in this video. "
         f"Time counts from the video's first frame, {fps:g} frame numbers per second. Blank: no frame of that number."
     )
     pages = "".join(
-        svg_picture(
-            svg_bytes(figure),
+        picture(
+            png_bytes(figure),
             "Overview of the ribbons of all videos",
             "All videos on one time axis, so that their lengths can be compared.",
+            kind="png",
         )
         for figure in overview_figures(evaluations, fps=fps)
     )

@@ -46,16 +46,20 @@ def spread(value: dict[str, float | None]) -> str:
     return number(mean) if mean is None or deviation is None else f"{number(mean)} ± {number(deviation)}"
 
 
-def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in a box that scrolls by itself. All cells are HTML; the first of each row is its heading."""
+def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, worded: bool = False) -> str:
+    """A table in a box that scrolls by itself. All cells are HTML; the first of each row is its heading.
+
+    worded: the last column holds words, not numbers.
+    """
     head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
     body = "".join(
         f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>\n"
         for row in rows
     )
+    style = ' class="worded"' if worded else ""
     # Focusable, so that the keyboard can scroll it too.
     return (
-        f'<div class="scroll" tabindex="0"><table><caption>{caption}</caption>\n'
+        f'<div class="scroll" tabindex="0"><table{style}><caption><span>{caption}</span></caption>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
     )
 
@@ -68,12 +72,12 @@ def paragraph(text: str, style: str = "") -> str:
     return f"<p{f' class={style!r}' if style else ''}>{text}</p>\n"
 
 
-def svg_picture(svg: bytes, alternative: str, caption: str, style: str = "") -> str:
-    """A finished SVG as an image: nothing inside can run, or clash with the page. caption is HTML."""
-    data = base64.b64encode(svg).decode("ascii")
+def picture(image: bytes, alternative: str, caption: str, style: str = "", *, kind: str = "svg+xml") -> str:
+    """A finished SVG or PNG as an image: nothing inside can run, or clash with the page. caption is HTML."""
+    data = base64.b64encode(image).decode("ascii")
     return (
         f'<figure class="picture {style}"><div class="scroll" tabindex="0">'
-        f'<img alt="{escaped(alternative)}" src="data:image/svg+xml;base64,{data}"></div>'
+        f'<img alt="{escaped(alternative)}" src="data:image/{kind};base64,{data}"></div>'
         f"<figcaption>{caption}</figcaption></figure>\n"
     )
 

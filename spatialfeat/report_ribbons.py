@@ -13,7 +13,7 @@ from spatialfeat.evaluation import EvaluatedVideo, Evaluation
 from spatialfeat.metrics import IGNORED_LABEL, FloatArray, IntArray
 from spatialfeat.palette import phase_style
 from spatialfeat.report_html import escaped, paint, swatch
-from spatialfeat.timeline import Runs, Timeline, duration_text, find_runs, time_unit, timeline, usual_step
+from spatialfeat.timeline import Runs, Timeline, count_text, duration_text, find_runs, time_unit, timeline, usual_step
 
 WIDTH = 2000
 """Units across a ribbon. A shorter run is drawn one unit long, so that it can be seen."""
@@ -111,11 +111,11 @@ def _numbers(runs: Runs, line: Timeline, top: int) -> str:
 
 def _caption(video: EvaluatedVideo, line: Timeline) -> str:
     count = len(video.frames)
-    parts = [f"{count} frame{'' if count == 1 else 's'}", duration_text(line.duration_s)]
+    parts = [count_text(count, "frame"), duration_text(line.duration_s)]
     if count:
         parts.append(f"from {escaped(video.frame_ids[0])} to {escaped(video.frame_ids[-1])}")
     if line.num_gaps:
-        parts.append(f"{line.num_gaps} gap{'' if line.num_gaps == 1 else 's'} (blank)")
+        parts.append(f"{count_text(line.num_gaps, 'gap')} (blank)")
     if len(line.segment_starts) > 1:
         starts = ", ".join(f"{number} from {duration_text(start)}" for number, start in line.segment_starts)
         parts.append(f"segments (dashed lines): {starts}")
@@ -123,10 +123,10 @@ def _caption(video: EvaluatedVideo, line: Timeline) -> str:
 
 
 def _ticks(length: float) -> str:
-    """About five labels at round numbers; none so near the end that it would be cut off."""
+    """About seven labels at round numbers; none so near the end that it would be cut off."""
     if length <= 0:
         return ""
-    raw = length / 5
+    raw = length / 7
     power = 10.0 ** np.floor(np.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
     places = np.arange(0, length * 0.97, step)

@@ -21,12 +21,15 @@ nav a { display: inline-block; margin: 0 0.9rem 0.2rem 0; padding: 0.2rem 0; }
 .note, figcaption, caption { color: var(--soft); font-size: 0.9rem; }
 .scroll { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; margin: 0.6rem 0; }
-caption { text-align: left; padding-bottom: 0.3rem; min-width: 16rem; }
+caption { text-align: left; padding-bottom: 0.3rem; }
 th, td { padding: 0.25rem 0.7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap;
   overflow-wrap: normal; }
 thead th { border-bottom-width: 2px; vertical-align: bottom; }
 tbody th, thead th:first-child { text-align: left; font-weight: 500; }
-td.text, th.text { text-align: left; }
+table.worded td:last-child, table.worded th:last-child { text-align: left; white-space: normal; min-width: 15rem; }
+tbody th { position: sticky; left: 0; background: var(--back); max-width: 22rem; white-space: normal; }
+table.worded tbody th { white-space: nowrap; }
+caption span { display: block; position: sticky; left: 0; max-width: min(48rem, 100vw - 2rem); }
 dl.facts { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: 0.15rem 1rem; font-size: 0.9rem; }
 dl.facts dt { color: var(--soft); }
 dl.facts dd { margin: 0; }
@@ -62,6 +65,8 @@ dl.words dd { margin: 0 0 0 1rem; max-width: 48rem; }
   body { padding: 0.7rem; }
   .ribbon .grid { grid-template-columns: 5.6rem minmax(0, 1fr); column-gap: 0.4rem; }
   .ribbon .names { font-size: 0.72rem; }
+  th, td { padding: 0.25rem 0.5rem; }
+  tbody th, table.worded tbody th { min-width: 7rem; max-width: 45vw; white-space: normal; overflow-wrap: break-word; }
 }
 @media print {
   :root { color-scheme: light; --text: #000000; --back: #ffffff; --soft: #444444; --line: #bbbbbb; --card: #ffffff; }
@@ -72,10 +77,12 @@ dl.words dd { margin: 0 0 0 1rem; max-width: 48rem; }
   .scroll { overflow: visible; }
   table { font-size: 7.5pt; }
   th, td { padding: 0.12rem 0.35rem; }
+  tbody th { position: static; }
   thead { display: table-header-group; }
   tr, figure, .card { break-inside: avoid; }
   h1, h2, h3, caption { break-after: avoid; }
   .picture img { min-width: 0; max-width: 100%; max-height: 230mm; width: auto; }
-  section.newpage { break-before: page; }
+  .picture.small img { max-height: 105mm; }
+  .picture.middle img { max-height: 150mm; }
 }
 """

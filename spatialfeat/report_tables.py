@@ -75,11 +75,11 @@ def protocol_table(evaluations: Sequence[Evaluation]) -> str:
             number(relaxed[measure]) if (relaxed := evaluation.metrics["relaxed"]) else "not computed"
             for evaluation in evaluations
         ]
-        rows.append([f"Relaxed {measure}", *values, how])
+        rows.append([f"Relaxed {'Jaccard' if measure == 'jaccard' else measure}", *values, how])
     level = evaluations[0].metrics["intervals"]["level"]
     caption = f"Every protocol. In brackets: {level:.0%} bootstrap interval over patients; none for relaxed numbers."
     header = ["Number", *(escaped(evaluation.name) for evaluation in evaluations), "How it is averaged"]
-    return table(caption, header, rows)
+    return table(caption, header, rows, worded=True)
 
 
 def relaxed_note(metrics: Mapping[str, Any]) -> str:
@@ -98,7 +98,7 @@ def video_wise_table(evaluation: Evaluation) -> str:
     """Strategies A and B with their three averages; the relaxed ones below, where computed."""
     groups = [("", evaluation.metrics["video_wise"], MEASURES)]
     if evaluation.metrics["relaxed"]:
-        groups.append(("Relaxed ", evaluation.metrics["relaxed"]["video_wise"], RELAXED_MEASURES))
+        groups.append(("Relaxed: ", evaluation.metrics["relaxed"]["video_wise"], RELAXED_MEASURES))
     rows = []
     for prefix, content, measures in groups:
         for strategy in ("A", "B"):
@@ -106,7 +106,7 @@ def video_wise_table(evaluation: Evaluation) -> str:
                 found = content[strategy][name]
                 rows.append(
                     [
-                        f"{prefix}{label if not prefix else label.lower()}, strategy {strategy}",
+                        f"{prefix}{label}, strategy {strategy}",
                         spread(found["video_macro"]),
                         number(found["cell_mean"]),
                         spread(found["phase_macro"]),

@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,15 @@ OPTIONS = (
     "--host-resolver-rules=MAP * ~NOTFOUND",
     "--remote-debugging-pipe",
 )
+
+# Chromium reads from descriptor 3 and writes to 4. The pipes are moved out of the way first: they may be 3 and 4 too.
+LAUNCHER = """
+import fcntl, os, sys
+high = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+os.dup2(high[0], 3)
+os.dup2(high[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def find_chromium() -> str | None:
@@ -112,10 +122,18 @@ def chromium_page(profile_dir: Path) -> Iterator[Page]:
     assert program is not None, NAMES
     browser_reads, requests_fd = os.pipe()
     answers_fd, browser_writes = os.pipe()
-    # Chromium reads from descriptor 3 and writes to 4; the shell puts the pipes there.
-    script = f'exec "$0" "$@" 3<&{browser_reads} 4>&{browser_writes}'
     process = subprocess.Popen(
-        ["/bin/sh", "-c", script, program, *OPTIONS, f"--user-data-dir={profile_dir}", "about:blank"],
+        [
+            sys.executable,
+            "-c",
+            LAUNCHER,
+            str(browser_reads),
+            str(browser_writes),
+            program,
+            *OPTIONS,
+            f"--user-data-dir={profile_dir}",
+            "about:blank",
+        ],
         pass_fds=(browser_reads, browser_writes),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
