@@ -107,6 +107,7 @@ class FeatureFile:
         self.video_id: str = self.attributes["video_id"]
         self.patient_id: str = self.attributes["patient_id"]
         self.split: str = self.attributes["split"]
+        self.num_phases = len(self.recipe.phase_names)
 
     @property
     def fps(self) -> float:
@@ -115,10 +116,6 @@ class FeatureFile:
     @property
     def phase_names(self) -> tuple[str, ...]:
         return self.recipe.phase_names
-
-    @property
-    def num_phases(self) -> int:
-        return len(self.recipe.phase_names)
 
     @property
     def labels(self) -> NDArray[np.int64]:

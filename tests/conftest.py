@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # As the command line does; before torch is imported.
+
 import torch
 from torchvision.models import resnet50
 
