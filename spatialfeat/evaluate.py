@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from spatialfeat import __version__
@@ -70,30 +71,35 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     )
     comparisons = tuple(compare_with_first(evaluations, num_samples=config.bootstrap, seed=config.seed))
     result = EvaluationResult(evaluations, comparisons)
-    _write_files(config, result, rates)
-    record.finish(scores={evaluation.name: evaluation.metrics["pooled"] for evaluation in evaluations})
+    _write_scores(config.out_dir, result)
     for text in (*map(score_tables, evaluations), *(comparison_table(found, evaluations) for found in comparisons)):
         logger.info("\n%s", text)
-    logger.info("\nscores, pictures and report.html are in %s", config.out_dir)
+    # Last, because they take a minute for many videos: the numbers are on the terminal and on disk by now.
+    logger.info("\nwriting pictures and report.html to %s", config.out_dir)
+    _write_pictures(config, result, rates)
+    record.finish(scores={evaluation.name: evaluation.metrics["pooled"] for evaluation in evaluations})
     return result
 
 
-def _write_files(config: EvaluateConfig, result: EvaluationResult, rates: Rates) -> None:
+def _write_scores(out_dir: Path, result: EvaluationResult) -> None:
     """One set's scores lie in the output folder itself; each of several sets has a folder of its name for them."""
-    out_dir, evaluations = config.out_dir, result.evaluations
-    for evaluation in evaluations:
-        scores_dir = out_dir if len(evaluations) == 1 else out_dir / evaluation.name
+    for evaluation in result.evaluations:
+        scores_dir = out_dir / evaluation.name if result.comparisons else out_dir
         prepare_output_dir(scores_dir)
         write_scores(scores_dir, evaluation)
     if result.comparisons:
         write_comparison(out_dir, result.comparisons)
+
+
+def _write_pictures(config: EvaluateConfig, result: EvaluationResult, rates: Rates) -> None:
+    out_dir, evaluations = config.out_dir, result.evaluations
     save_pictures(out_dir, evaluations, fps=rates.numbering_fps)
     write_report(
         out_dir / "report.html",
         evaluations,
         result.comparisons,
         fps=rates.numbering_fps,
-        title=" and ".join(evaluation.name for evaluation in evaluations),
+        title=f"Evaluation of {', '.join(evaluation.name for evaluation in evaluations)}",
         facts=_report_facts(config, rates),
     )
 

@@ -30,7 +30,9 @@ ID_COLUMNS = ("img_id", "frame_id", "id")
 PREDICTED_COLUMNS = ("predicted_label", "prediction", "predicted")
 TRUTH_COLUMNS = ("true_label", "label")
 SPLIT = "evaluation"
-OUTPUT_NAMES = ("comparison.json", "report.html", "ribbons", "run.json")
+# With several sets, a set's name becomes a folder beside the other outputs: no separators, nothing hidden, no clash.
+SAFE_NAME = r"[^\s./\\\x00-\x1f\x7f](?:[^/\\\x00-\x1f\x7f]{0,98}[^\s./\\\x00-\x1f\x7f])?"
+OUTPUT_NAME = r"ribbons|.*\.(?:csv|html|json|png|svg)"
 NAMED_IDS = 5
 """A message names so many ids; more would bury the first."""
 
@@ -87,7 +89,8 @@ def _named_paths(predictions: Sequence[str]) -> list[tuple[str, Path]]:
         # A file whose own name holds "=" is that file.
         split = match is not None and not Path(text).exists()
         name, path = (match["name"], Path(match["path"])) if match and split else (Path(text).stem, Path(text))
-        if not re.fullmatch(r"\w(?:[\w .+-]*[\w+-])?", name) or name.casefold() in OUTPUT_NAMES:
+        safe = re.fullmatch(SAFE_NAME, name) and not re.fullmatch(OUTPUT_NAME, name.casefold())
+        if len(predictions) > 1 and not safe:
             raise SpatialfeatError(
                 f"--predictions {text}: {name!r} cannot be the name of an output folder; write "
                 "--predictions NAME=PATH with letters, digits, - and _"
