@@ -19,8 +19,8 @@ WIDTH = 2000
 """Units across a ribbon. A shorter run is drawn one unit long, so that it can be seen."""
 
 ROW, PITCH = 20, 23
-NUMBERED_FRACTION = 0.04
-"""A run at least this long, as a part of the axis, carries the number of its phase."""
+NUMBERED_FRACTION, NUMBERED_ON_PHONE_FRACTION = 0.04, 0.07
+"""A run at least this long, as a part of the axis, carries the number of its phase; on a phone it must be longer."""
 
 
 def legend(phase_names: Sequence[str], *, unlabelled: bool) -> str:
@@ -100,12 +100,15 @@ def _row(runs: Runs, line: Timeline, middle: float, phase_names: Sequence[str]) 
 def _numbers(runs: Runs, line: Timeline, top: int) -> str:
     """Numbers of the phases on long runs, for print without colour. They lie over the drawing, which is stretched."""
     shown = (runs.ends - runs.starts >= NUMBERED_FRACTION * line.duration_s) & (runs.values >= 0)
-    middles = (runs.starts + runs.ends)[shown] / 2 / max(line.duration_s, 1e-9) * 100
+    whole = max(line.duration_s, 1e-9)
+    middles = (runs.starts + runs.ends)[shown] / 2 / whole * 100
+    short = (runs.ends - runs.starts)[shown] < NUMBERED_ON_PHONE_FRACTION * whole
     parts = []
-    for value, middle in zip(runs.values[shown].tolist(), middles.tolist(), strict=True):
+    for value, middle, is_short in zip(runs.values[shown].tolist(), middles.tolist(), short.tolist(), strict=True):
         style = phase_style(value)
         back = f";background:{style.colour};line-height:1.2;margin-top:3px" if style.hatch else ""
-        parts.append(f'<span style="left:{middle:.1f}%;top:{top}px;color:{style.ink}{back}">{value}</span>')
+        place = f"left:{middle:.1f}%;top:{top}px;color:{style.ink}{back}"
+        parts.append(f'<span{" class=short" if is_short else ""} style="{place}">{value}</span>')
     return "".join(parts)
 
 

@@ -54,7 +54,8 @@ figure { margin: 1rem 0; }
 .ribbon .names div { height: 23px; line-height: 20px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .ribbon .stage { position: relative; border: 1px solid var(--line); border-radius: 0; align-self: start; }
 .ribbon .stage svg { display: block; width: 100%; }
-.ribbon .stage span { position: absolute; transform: translateX(-50%); font-size: 11px; line-height: 20px; }
+.ribbon .stage span { position: absolute; transform: translateX(-50%); font-size: 11px; line-height: 20px;
+  white-space: nowrap; }
 .ribbon .unit { text-align: right; color: var(--soft); font-size: 0.75rem; }
 .ribbon .axis { position: relative; height: 1.3rem; font-size: 0.75rem; color: var(--soft); }
 .ribbon .axis span { position: absolute; transform: translateX(-50%); white-space: nowrap; }
@@ -65,8 +66,9 @@ dl.words dd { margin: 0 0 0 1rem; max-width: 48rem; }
   body { padding: 0.7rem; }
   .ribbon .grid { grid-template-columns: 5.6rem minmax(0, 1fr); column-gap: 0.4rem; }
   .ribbon .names { font-size: 0.72rem; }
+  .ribbon .stage span.short { display: none; }
   th, td { padding: 0.25rem 0.5rem; }
-  tbody th, table.worded tbody th { min-width: 7rem; max-width: 45vw; white-space: normal; overflow-wrap: break-word; }
+  tbody th, table.worded tbody th { min-width: 7rem; max-width: 50vw; white-space: normal; overflow-wrap: break-word; }
 }
 @media print {
   :root { color-scheme: light; --text: #000000; --back: #ffffff; --soft: #444444; --line: #bbbbbb; --card: #ffffff; }
@@ -79,7 +81,7 @@ dl.words dd { margin: 0 0 0 1rem; max-width: 48rem; }
   th, td { padding: 0.12rem 0.35rem; }
   tbody th { position: static; }
   thead { display: table-header-group; }
-  tr, figure, .card { break-inside: avoid; }
+  tr, figure, .card, .scroll { break-inside: avoid; }
   h1, h2, h3, caption { break-after: avoid; }
   .picture img { min-width: 0; max-width: 100%; max-height: 230mm; width: auto; }
   .picture.small img { max-height: 105mm; }

@@ -128,3 +128,18 @@ def test_a_breach_would_be_noticed(page: Page, report_path: Path, tmp_path: Path
     bad_path.write_text(text[:policy] + text[text.index(">", policy) + 1 :].replace("</body>", bad), encoding="utf-8")
     page.open(bad_path)
     assert "https://example.org/x.png" in requests(page)
+
+
+def test_numbers_on_ribbons_stay_inside_their_row(page: Page, report_path: Path) -> None:
+    page.open(report_path, width=390)
+    heights, overlaps = page.evaluate(
+        "(() => { const all = [...document.querySelectorAll('.stage')].map(stage => [...stage.querySelectorAll('span')]"
+        ".map(s => s.getBoundingClientRect()).filter(r => r.width > 0));"
+        " const flat = all.flat();"
+        " const cross = (a, b) => a !== b && a.left < b.right && b.left < a.right && a.top < b.bottom - 4"
+        " && b.top < a.bottom - 4;"
+        " return [flat.map(r => r.height), all.map(rs => rs.filter(a => rs.some(b => cross(a, b))).length)] })()"
+    )
+    assert len(heights) > 5
+    assert max(heights) <= 21
+    assert sum(overlaps) == 0
