@@ -24,6 +24,9 @@ def export(
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="Must not exist, or be an empty folder; hdf5: a new file.")
     ],
+    group_by: Annotated[
+        str, typer.Option(help="video: as the files are; patient: a patient's videos joined, in order of segments.")
+    ] = ExportConfig.group_by,
     unlabelled: Annotated[
         str | None,
         typer.Option(help=f"{_UNLABELLED_HELP}. [default: the first of these]", show_default=False),
@@ -65,6 +68,7 @@ def export(
             format=format,
             features_dir=features_dir,
             out=out,
+            group_by=group_by,
             unlabelled=unlabelled,
             background_name=background_name,
             val_to=val_to,

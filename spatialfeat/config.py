@@ -112,6 +112,7 @@ class ExportConfig:
     format: str
     features_dir: Path
     out: Path
+    group_by: str = "video"
     unlabelled: str | None = None
     background_name: str = "background"
     val_to: str = "own"
@@ -123,6 +124,7 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         one_of("FORMAT", self.format, tuple(FORMATS))
+        one_of("--group-by", self.group_by, GROUPINGS)
         one_of("--val-to", self.val_to, VAL_TARGETS)
         form = FORMATS[self.format]
         if self.unlabelled is not None and self.unlabelled not in form.unlabelled:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from spatialfeat.config import ExportConfig
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.exportformats import FORMATS, ExportFormat
-from spatialfeat.featurefile import TIME_CHANNEL, FeatureFile, Recipe
+from spatialfeat.featurefile import TIME_CHANNEL, Recipe
 from spatialfeat.featurefolder import open_feature_dir
+from spatialfeat.featurejoin import FeatureReader, join_patients
 from spatialfeat.frames import UNLABELLED, natural_key
 
 FRAMES_PER_BLOCK = 4096
@@ -36,7 +37,7 @@ class ExportVideo:
         num_frames: T, the frames that are exported. num_unlabelled: those without a label in the feature file.
     """
 
-    file: FeatureFile
+    file: FeatureReader
     drop_unlabelled: bool
     num_frames: int
     num_unlabelled: int
@@ -132,7 +133,9 @@ def open_source(config: ExportConfig) -> ExportSource:
     """
     form = FORMATS[config.format]
     unlabelled = config.unlabelled or form.unlabelled[0]
-    videos = [_survey(file, drop_unlabelled=unlabelled == "drop") for file in open_feature_dir(config.features_dir)]
+    opened = open_feature_dir(config.features_dir)
+    files: Sequence[FeatureReader] = join_patients(opened) if config.group_by == "patient" else opened
+    videos = [_survey(file, drop_unlabelled=unlabelled == "drop") for file in files]
     notices = _notice_unfinished(config.features_dir)
     if any(video.num_unlabelled for video in videos):
         _check_unlabelled(config, form, videos, unlabelled)
@@ -164,7 +167,7 @@ def require_file_names(source: ExportSource) -> None:
                 raise SpatialfeatError(f"{video.file.path}: {what} {name!r} cannot be a file name; extract it again")
 
 
-def _survey(file: FeatureFile, *, drop_unlabelled: bool) -> ExportVideo:
+def _survey(file: FeatureReader, *, drop_unlabelled: bool) -> ExportVideo:
     labels = file.labels
     num_unlabelled = int((labels == UNLABELLED).sum())
     wrong = np.flatnonzero((labels != UNLABELLED) & ((labels < 0) | (labels >= file.num_phases)))

@@ -84,11 +84,11 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     """
     data = read_study(config)
     prepare_output_dir(config.out_dir)
-    require_images(data.tables)
     device = select_device(config.device)
     use_true_float32()
     seed_everything(config.seed)
     model = initial_model(config.weights, config.num_classes, reset_classifier=config.reset_classifier)
+    require_images(data.tables)  # Last of the checks: it takes seconds, the others do not.
     workers = choose_workers(config.workers, device)
     _announce(config, data, device, workers)
     record = RunRecord(

@@ -51,13 +51,14 @@ def make_video(
         features[spoil[0], 7] = spoil[1]
     frames = np.array([1 + index + 5 * (index // 3) for index in range(len(labels))], dtype=np.int64)
     frame_ids = [f"{video_id}_{frame:06d}" for frame in frames]
+    last_field = video_id.split("_")[-1]
     header = VideoHeader(
         video_id=video_id,
         patient_id=patient or video_id.split("_")[0],
         split=split,
         frame_ids=np.array(frame_ids),
         labels=np.array(labels, dtype=np.int64),
-        segments=np.ones(len(labels), dtype=np.int64),
+        segments=np.full(len(labels), int(last_field) if last_field.isdigit() else 0, dtype=np.int64),
         frames=frames,
     )
     recipe = Recipe(
