@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,6 +36,11 @@ Weights = Annotated[Path, typer.Option(help="Fine-tuned ResNet-50 weights (a pla
 NumClassesOfWeights = Annotated[
     int | None, typer.Option(help="Expected number of phases. [default: as the weights have]", show_default=False)
 ]
+
+
+def unless_given(help_text: str, default: object) -> Any:
+    """An option whose value is None unless given; `default` tells what happens then."""
+    return typer.Option(help=f"{help_text} [default: {default}]", show_default=False)
 
 
 def run_command(command: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""finetune, evaluate and extract on the command line: the study itself."""
+"""finetune and extract on the command line: from frames to weights, from weights to features."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from spatialfeat.cli_options import (
     read_phase_names,
     run_command,
 )
-from spatialfeat.config import EvaluateConfig, ExtractConfig, FinetuneConfig
+from spatialfeat.config import ExtractConfig, FinetuneConfig
 
 
 def finetune(
@@ -93,40 +93,6 @@ def finetune(
         from spatialfeat.finetune import finetune as run_finetune
 
         run_finetune(study)
-
-    run_command(run)
-
-
-def evaluate(
-    csv: Annotated[Path, typer.Option(help="Frames to score: CSV with columns id,label.")] = EvaluateConfig.csv,
-    img_dir: ImgDir = EvaluateConfig.img_dir,
-    weights: Weights = EvaluateConfig.weights,
-    out: Annotated[Path, typer.Option(help="Folder for scores and figures.")] = EvaluateConfig.out_dir,
-    num_classes: NumClassesOfWeights = None,
-    phase_names: PhaseNames = None,
-    batch_size: BatchSize = EvaluateConfig.batch_size,
-    device: Device = EvaluateConfig.device,
-    precision: Precision = EvaluateConfig.precision,
-    workers: Workers = EvaluateConfig.workers,
-) -> None:
-    """Score fine-tuned weights on labelled frames: accuracy, macro-F1, per phase, confusion matrix, predictions."""
-
-    def run() -> None:
-        options = EvaluateConfig(
-            csv=csv,
-            img_dir=img_dir,
-            weights=weights,
-            out_dir=out,
-            num_classes=num_classes,
-            phase_names=read_phase_names(phase_names),
-            batch_size=batch_size,
-            device=device,
-            precision=precision,
-            workers=workers,
-        )
-        from spatialfeat.evaluate import evaluate as run_evaluate
-
-        run_evaluate(options)
 
     run_command(run)
 

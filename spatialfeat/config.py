@@ -54,13 +54,13 @@ class FinetuneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least("--num-classes", self.num_classes, 2)
-        _at_least("--epochs", self.epochs, 1)
-        _at_least("--patience", self.patience, 1)
-        _at_least("--lr-patience", self.lr_patience, 0)
-        _at_least("--seed", self.seed, 0)
+        at_least("--num-classes", self.num_classes, 2)
+        at_least("--epochs", self.epochs, 1)
+        at_least("--patience", self.patience, 1)
+        at_least("--lr-patience", self.lr_patience, 0)
+        at_least("--seed", self.seed, 0)
         # At 64 px the last stage is still 2x2, so BatchNorm has several values even for a batch of one frame.
-        _at_least("--image-size", self.image_size_px, 64)
+        at_least("--image-size", self.image_size_px, 64)
         if not 0 < self.lr < float("inf"):
             raise SpatialfeatError(f"--lr {self.lr}: must be a positive number, e.g. 1e-4")
         if not 0 < self.lr_factor < 1:
@@ -70,27 +70,8 @@ class FinetuneConfig:
                 f"--freeze-until {self.freeze_until}: must be 0 (train everything) to {NUM_CHILDREN - 1} "
                 "(train the classifier only)"
             )
-        _check_loading(self.batch_size, self.workers, self.precision)
+        check_loading(self.batch_size, self.workers, self.precision)
         check_phase_names(self.phase_names, self.num_classes)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """What to score. `num_classes=None` and `phase_names=None` are taken from the weights."""
-
-    csv: Path = TEST_CSV
-    img_dir: Path = IMG_DIR
-    weights: Path = Path(WEIGHTS_NAME)
-    out_dir: Path = Path("evaluation")
-    num_classes: int | None = None
-    phase_names: tuple[str, ...] | None = None
-    batch_size: int = 32
-    device: str = "auto"
-    precision: str = "fp32"
-    workers: int | None = None
-
-    def __post_init__(self) -> None:
-        _check_loading(self.batch_size, self.workers, self.precision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +94,11 @@ class ExtractConfig:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        _one_of("--group-by", self.group_by, GROUPINGS)
-        _one_of("--layout", self.layout, LAYOUTS)
+        one_of("--group-by", self.group_by, GROUPINGS)
+        one_of("--layout", self.layout, LAYOUTS)
         if not 0 < self.fps < float("inf"):
             raise SpatialfeatError(f"--fps {self.fps}: must be a positive number of frames per second, e.g. 1")
-        _check_loading(self.batch_size, self.workers, self.precision)
+        check_loading(self.batch_size, self.workers, self.precision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,9 +123,9 @@ class ExportConfig:
     allow_small_bundles: bool = False
 
     def __post_init__(self) -> None:
-        _one_of("FORMAT", self.format, tuple(FORMATS))
-        _one_of("--group-by", self.group_by, GROUPINGS)
-        _one_of("--val-to", self.val_to, VAL_TARGETS)
+        one_of("FORMAT", self.format, tuple(FORMATS))
+        one_of("--group-by", self.group_by, GROUPINGS)
+        one_of("--val-to", self.val_to, VAL_TARGETS)
         form = FORMATS[self.format]
         if self.unlabelled is not None and self.unlabelled not in form.unlabelled:
             raise SpatialfeatError(
@@ -175,18 +156,18 @@ def check_phase_names(phase_names: tuple[str, ...] | None, num_classes: int) -> 
         raise SpatialfeatError(f"--phase-names: {', '.join(phase_names)}: every name must be present and unique")
 
 
-def _check_loading(batch_size: int, workers: int | None, precision: str) -> None:
-    _at_least("--batch-size", batch_size, 1)
+def check_loading(batch_size: int, workers: int | None, precision: str) -> None:
+    at_least("--batch-size", batch_size, 1)
     if workers is not None:
-        _at_least("--workers", workers, 0)
-    _one_of("--precision", precision, PRECISIONS)
+        at_least("--workers", workers, 0)
+    one_of("--precision", precision, PRECISIONS)
 
 
-def _at_least(option: str, value: int, minimum: int) -> None:
+def at_least(option: str, value: int, minimum: int) -> None:
     if value < minimum:
         raise SpatialfeatError(f"{option} {value}: must be at least {minimum}")
 
 
-def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
+def one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise SpatialfeatError(f"{option} {value}: must be one of {', '.join(allowed)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from csv import Error as CsvError
 from csv import reader as csv_reader
 from pathlib import Path
@@ -15,8 +16,10 @@ FIRST_ROW = 2
 """Rows are counted as a text editor or spreadsheet shows them: the header is row 1."""
 
 
-def read_csv_text(csv_path: Path) -> pd.DataFrame:
+def read_csv_text(csv_path: Path, header: str) -> pd.DataFrame:
     """Every cell as text, the index counting rows from 0; blank lines stay, so that row numbers are right.
+
+    header: the columns as a message shows them, e.g. "id,label".
 
     Raises:
         SpatialfeatError: with the row and the remedy, if the file cannot be read as a CSV.
@@ -37,7 +40,7 @@ def read_csv_text(csv_path: Path) -> pd.DataFrame:
     except FileNotFoundError as error:
         raise SpatialfeatError(f"{csv_path}: no such file; pass the right path") from error
     except pd.errors.EmptyDataError as error:
-        raise SpatialfeatError(f"{csv_path}: is empty; the first line must be `id,label`") from error
+        raise SpatialfeatError(f"{csv_path}: is empty; the first line must be `{header}`") from error
     except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
         raise SpatialfeatError(f"{csv_path}{_malformed_row(csv_path)}") from error
     except UnicodeDecodeError as error:
@@ -63,14 +66,19 @@ def _malformed_row(csv_path: Path) -> str:
     return ": is not a valid CSV; save it again as UTF-8 CSV with commas"
 
 
-def require_columns(csv_path: Path, csv: pd.DataFrame, required: list[str]) -> None:
-    """Refuse a CSV that lacks a column, or has it twice."""
+def require_columns(csv_path: Path, csv: pd.DataFrame, required: Sequence[str], header: str) -> None:
+    """Refuse a CSV that lacks a required column, or has one of the header's columns twice."""
     missing = [name for name in required if name not in csv]
     if missing:
         found = ", ".join(map(str, csv.columns))
-        remedy = "save it with commas" if ";" in found or "\t" in found else "the header must be `id,label`"
+        remedy = "save it with commas" if ";" in found or "\t" in found else f"the header must be `{header}`"
         raise SpatialfeatError(f"{csv_path}: column {' and '.join(missing)} is missing (found: {found}); {remedy}")
+    refuse_repeated_columns(csv_path, csv, header.split(","))
+
+
+def refuse_repeated_columns(csv_path: Path, csv: pd.DataFrame, names: Sequence[str]) -> None:
+    """Refuse a column that is there twice: nobody could tell which one was meant."""
     # pandas renames the second of two equal columns to `label.1`.
-    repeated = [name for name in ("id", "label") if f"{name}.1" in csv or list(csv.columns).count(name) > 1]
+    repeated = [name for name in names if f"{name}.1" in csv or list(csv.columns).count(name) > 1]
     if repeated:
         raise SpatialfeatError(f"{csv_path}: column {' and '.join(repeated)} is there twice; keep one")

@@ -1,59 +1,175 @@
-"""`spatialfeat evaluate`: score a weights file on the frames of one CSV."""
+"""`spatialfeat evaluate`: score the predictions of weights, of feature files, or of anybody's CSV, and compare them."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from spatialfeat import __version__
 from spatialfeat.checkpoint import MORE_CLASSES, load_checkpoint
-from spatialfeat.config import EvaluateConfig
+from spatialfeat.config import PREDICTIONS_NAME
+from spatialfeat.errors import SpatialfeatError
+from spatialfeat.evaluateconfig import EvaluateConfig, FeaturesSource, PredictionsSource, WeightsSource
+from spatialfeat.evaluation import Evaluation
+from spatialfeat.evaluationinput import EvaluationInput, PredictionSet, Rates, evaluated_videos, find_rates
+from spatialfeat.featurepredictions import read_feature_predictions
 from spatialfeat.files import prepare_output_dir
 from spatialfeat.framecheck import require_images
-from spatialfeat.frames import read_frames
-from spatialfeat.prediction import predict_frames
+from spatialfeat.frames import UNLABELLED, read_frames
+from spatialfeat.pictures import save_pictures
+from spatialfeat.prediction import as_set, predict_frames, write_predictions_csv
+from spatialfeat.predictionfiles import read_prediction_files
+from spatialfeat.relaxed import DEFAULT_WINDOW_S
+from spatialfeat.report import write_report
 from spatialfeat.runrecord import RunRecord
 from spatialfeat.runtime import choose_workers, describe_device, select_device, use_true_float32
-from spatialfeat.scorefiles import metrics_table, write_score_files
+from spatialfeat.scorefiles import compare_with_first, score, write_comparison, write_scores
+from spatialfeat.scoretables import comparison_table, score_tables
+from spatialfeat.summary import SummaryOptions
+from spatialfeat.transitions import relaxed_graph
+from spatialfeat.videos import group_videos
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Predict every frame of `config.csv` and write the scores to `config.out_dir`.
+@dataclass(frozen=True)
+class EvaluationResult:
+    """evaluations: one per set of predictions. comparisons: every later set with the first, as in comparison.json."""
 
-    Returns:
-        The content of metrics.json.
+    evaluations: tuple[Evaluation, ...]
+    comparisons: tuple[dict[str, Any], ...]
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The content of the first set's metrics.json."""
+        return self.evaluations[0].metrics
+
+
+def evaluate(config: EvaluateConfig) -> EvaluationResult:
+    """Score every set of predictions and write the scores to `config.out_dir`; see docs/evaluation.md.
+
     Raises:
         SpatialfeatError: anything that the user can mend, before the first frame is computed where possible.
     """
-    checkpoint = load_checkpoint(config.weights, num_classes=config.num_classes, phase_names=config.phase_names)
-    table = read_frames(
-        config.csv, config.img_dir, split="evaluation", num_classes=checkpoint.num_classes, more_classes=MORE_CLASSES
-    )
+    opened = open_source(config)
+    graph = None if config.relaxed is None else relaxed_graph(config.relaxed, opened.phase_names)
     prepare_output_dir(config.out_dir)
+    record = RunRecord(config.out_dir, "evaluate", config.resolved(), opened.data, **opened.facts)
+    sets = {found.name: evaluated_videos(found, config.group_by) for found in opened.predict()}
+    rates = find_rates(next(iter(sets.values())), given_fps=config.fps, stored_fps=opened.stored_fps)
+    options = SummaryOptions(
+        relaxed=graph,
+        window_s=DEFAULT_WINDOW_S if config.relaxed_window is None else config.relaxed_window,
+        sampling_fps=rates.sampling_fps,
+        bootstrap_samples=config.bootstrap,
+        seed=config.seed,
+    )
+    evaluations = tuple(
+        score(name, videos, opened.phase_names, options, group_by=config.group_by) for name, videos in sets.items()
+    )
+    comparisons = tuple(compare_with_first(evaluations, num_samples=config.bootstrap, seed=config.seed))
+    result = EvaluationResult(evaluations, comparisons)
+    _write_scores(config.out_dir, result)
+    for text in (*map(score_tables, evaluations), *(comparison_table(found, evaluations) for found in comparisons)):
+        logger.info("\n%s", text)
+    # Last, because they take a minute for many videos: the numbers are on the terminal and on disk by now.
+    logger.info("\nwriting pictures and report.html to %s", config.out_dir)
+    _write_pictures(config, result, rates)
+    record.finish(scores={evaluation.name: evaluation.metrics["pooled"] for evaluation in evaluations})
+    return result
+
+
+def _write_scores(out_dir: Path, result: EvaluationResult) -> None:
+    """One set's scores lie in the output folder itself; each of several sets has a folder of its name for them."""
+    for evaluation in result.evaluations:
+        scores_dir = out_dir / evaluation.name if result.comparisons else out_dir
+        prepare_output_dir(scores_dir)
+        write_scores(scores_dir, evaluation)
+    if result.comparisons:
+        write_comparison(out_dir, result.comparisons)
+
+
+def _write_pictures(config: EvaluateConfig, result: EvaluationResult, rates: Rates) -> None:
+    out_dir, evaluations = config.out_dir, result.evaluations
+    save_pictures(out_dir, evaluations, fps=rates.numbering_fps)
+    write_report(
+        out_dir / "report.html",
+        evaluations,
+        result.comparisons,
+        fps=rates.numbering_fps,
+        title=f"Evaluation of {', '.join(evaluation.name for evaluation in evaluations)}",
+        facts=_report_facts(config, rates),
+    )
+
+
+def _report_facts(config: EvaluateConfig, rates: Rates) -> dict[str, object]:
+    """What the report says about the run beside its numbers; nothing that differs between two equal runs."""
+    source = config.source
+    facts: dict[str, object] = {}
+    if isinstance(source, PredictionsSource):
+        facts["predictions"] = ", ".join(source.predictions)
+        facts["true phases"] = source.csv or "from the predictions files"
+    elif isinstance(source, FeaturesSource):
+        facts["feature files"] = f"{source.features} (split: {source.split})"
+    else:
+        facts |= {"weights": source.weights, "frames": source.csv}
+    facts["one video is"] = "a video" if config.group_by == "video" else "a patient, all segments in order"
+    if rates.sampling_fps is not None:
+        facts["scored frames per second"] = f"{rates.sampling_fps:g}"
+    return facts | {"made by": f"spatialfeat {__version__}"}
+
+
+def open_source(config: EvaluateConfig) -> EvaluationInput:
+    """Check the predictions' source. Nothing is written, and nothing is predicted yet."""
+    source = config.source
+    if isinstance(source, PredictionsSource):
+        opened = read_prediction_files(source, config.num_classes, config.phase_names)
+    elif isinstance(source, FeaturesSource):
+        opened = read_feature_predictions(source, config.num_classes, config.phase_names)
+    else:
+        opened = _open_weights(source, config)
+    group_videos(opened.tables, config.group_by)  # Raises for a video or patient that is written in two ways.
+    if all((table.labels == UNLABELLED).all() for table in opened.tables):
+        raise SpatialfeatError(
+            f"{opened.tables[0].source}: has no labelled frame; scores need the true phases of some frames"
+        )
+    return opened
+
+
+def _open_weights(source: WeightsSource, config: EvaluateConfig) -> EvaluationInput:
+    checkpoint = load_checkpoint(source.weights, num_classes=config.num_classes, phase_names=config.phase_names)
+    table = read_frames(
+        source.csv,
+        source.img_dir,
+        split="evaluation",
+        num_classes=checkpoint.num_classes,
+        allow_unlabelled=True,
+        more_classes=MORE_CLASSES,
+    )
     require_images([table])
-    device = select_device(config.device)
-    use_true_float32()
-    record = RunRecord(
-        config.out_dir,
-        "evaluate",
-        config,
-        [config.csv],
-        device=describe_device(device),
-        weights_sha256=checkpoint.sha256,
+    device = select_device(source.device)
+
+    def predict() -> tuple[PredictionSet, ...]:
+        use_true_float32()
+        logger.info("evaluating %s: %d frames on %s", source.csv, len(table), describe_device(device))
+        predictions = predict_frames(
+            checkpoint.model,
+            table,
+            checkpoint.preprocessing,
+            device=device,
+            batch_size=source.batch_size,
+            workers=choose_workers(source.workers, device),
+            title="evaluate",
+        )
+        write_predictions_csv(config.out_dir / PREDICTIONS_NAME, predictions)
+        return (as_set(table, predictions),)
+
+    return EvaluationInput(
+        tables=(table,),
+        phase_names=checkpoint.phase_names,
+        predict=predict,
+        data=(source.csv,),
+        facts={"device": describe_device(device), "weights_sha256": checkpoint.sha256},
     )
-    logger.info("evaluating %s: %d frames on %s", config.csv, len(table), describe_device(device))
-    predictions = predict_frames(
-        checkpoint.model,
-        table,
-        checkpoint.preprocessing,
-        device=device,
-        batch_size=config.batch_size,
-        workers=choose_workers(config.workers, device),
-        title="evaluate",
-    )
-    metrics = write_score_files(config.out_dir, table, predictions, checkpoint.phase_names)
-    record.finish(accuracy=metrics["pooled"]["accuracy"], macro_f1=metrics["pooled"]["macro_f1"])
-    logger.info("%s", metrics_table(metrics))
-    logger.info("scores, predictions and confusion matrix are in %s", config.out_dir)
-    return metrics

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader
@@ -19,17 +20,20 @@ from spatialfeat.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from spatialfeat.config import TEST_CSV, WEIGHTS_NAME, FinetuneConfig
+from spatialfeat.config import PREDICTIONS_NAME, TEST_CSV, WEIGHTS_NAME, FinetuneConfig
 from spatialfeat.dataset import EpochSampler, FrameDataset, make_loader
+from spatialfeat.evaluationinput import evaluated_videos
 from spatialfeat.files import prepare_output_dir, write_atomically
 from spatialfeat.framecheck import require_images
 from spatialfeat.frames import FrameTable, read_frames
 from spatialfeat.model import PhaseResNet50, freeze
-from spatialfeat.plots import save_curves
-from spatialfeat.prediction import predict_frames
+from spatialfeat.pictures import confusion_title
+from spatialfeat.plots import save_confusion_matrix, save_curves
+from spatialfeat.prediction import as_set, predict_frames, write_predictions_csv
 from spatialfeat.runrecord import RunRecord
 from spatialfeat.runtime import choose_workers, describe_device, seed_everything, select_device, use_true_float32
-from spatialfeat.scorefiles import metrics_table, write_score_files
+from spatialfeat.scorefiles import score, write_scores
+from spatialfeat.scoretables import score_tables
 from spatialfeat.training import EarlyStopping, train_one_epoch, validate
 from spatialfeat.transforms import Preprocessing, evaluation_transform, training_transform
 from spatialfeat.videos import shared_patients
@@ -178,9 +182,15 @@ class _Study:
             workers=self._workers,
             title="test",
         )
-        metrics = write_score_files(self._config.out_dir, table, predictions, checkpoint.phase_names)
-        logger.info("test: %s", metrics_table(metrics))
-        return metrics
+        out_dir = self._config.out_dir
+        write_predictions_csv(out_dir / PREDICTIONS_NAME, predictions)
+        evaluation = score("test", evaluated_videos(as_set(table, predictions), "video"), checkpoint.phase_names)
+        write_scores(out_dir, evaluation)
+        counts = np.asarray(evaluation.metrics["confusion_matrix"], dtype=np.int64)
+        title = confusion_title(evaluation)
+        save_confusion_matrix(out_dir / "confusion_matrix.png", counts, checkpoint.phase_names, title)
+        logger.info("\n%s\n", score_tables(evaluation))
+        return evaluation.metrics
 
     def _run_epoch(self, epoch: int) -> EpochRecord:
         start = time.monotonic()

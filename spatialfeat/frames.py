@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from spatialfeat.csvtext import FIRST_ROW, read_csv_text, require_columns
+from spatialfeat.csvrows import Origin, Rows, read_rows
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.images import list_pngs
 
@@ -28,19 +28,6 @@ UNLABELLED = -100
 _SAFE_ID = r"[^\s./\\\x00-\x1f\x7f](?:[^/\\\x00-\x1f\x7f]{0,248}[^\s/\\\x00-\x1f\x7f])?"
 _ID = r"^(?P<video>.+)_(?P<frame>[0-9]{1,18})$"
 _PATIENT_SEGMENT = re.compile(r"(?P<patient>.+)_(?P<segment>[0-9]{1,18})")
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where rows come from, as messages name it: `train.csv row 812`, or `images: 1050_1_000812` for a folder."""
-
-    path: Path
-    row_numbers: NDArray[np.int64] | None
-
-    def where(self, row: int, frame_id: str) -> str:
-        if self.row_numbers is None:
-            return f"{self.path}: {frame_id}"
-        return f"{self.path} row {self.row_numbers[row]}"
 
 
 @dataclass(frozen=True)
@@ -88,6 +75,7 @@ def read_frames(
     split: str,
     num_classes: int | None = None,
     labels_required: bool = True,
+    allow_unlabelled: bool | None = None,
     more_classes: str = "pass --num-classes",
 ) -> FrameTable:
     """Read and validate a CSV with the columns `id` and `label`.
@@ -95,21 +83,20 @@ def read_frames(
     Args:
         num_classes: labels must lie in 0..num_classes-1; None checks only that they are not negative.
         more_classes: what the message for a label outside advises beside mending the row.
-        labels_required: False also takes a CSV without a `label` column, and the label -100 for an unlabelled frame.
+        labels_required: False also takes a CSV without a `label` column.
+        allow_unlabelled: True also takes the label -100 for an unlabelled frame. None: where labels are not required.
 
     Raises:
         SpatialfeatError: with the row, the value and the remedy.
     """
-    csv = read_csv_text(csv_path)
-    require_columns(csv_path, csv, ["id", "label"] if labels_required else ["id"])
-    csv = csv[~(csv == "").all(axis="columns")]  # A blank line is harmless, and dropping it keeps the row numbers.
-    if csv.empty:
-        raise SpatialfeatError(f"{csv_path}: has no rows; add one row `id,label` per frame")
-    origin = Origin(csv_path, csv.index.to_numpy(dtype=np.int64) + FIRST_ROW)
+    rows = read_rows(csv_path, "id,label", ["id", "label"] if labels_required else ["id"])
+    if allow_unlabelled is None:
+        allow_unlabelled = not labels_required
     labels = None
-    if "label" in csv:
-        labels = _parse_labels(origin, csv, num_classes, more_classes, allow_unlabelled=not labels_required)
-    return _make_table(origin, img_dir, split, csv["id"], labels)
+    if "label" in rows.columns:
+        also = UNLABELLED if allow_unlabelled else None
+        labels = rows.phases("label", num_classes, also=also, more_classes=more_classes)
+    return make_table(rows, img_dir, split, labels)
 
 
 def list_frames(img_dir: Path, *, split: str) -> FrameTable:
@@ -121,15 +108,19 @@ def list_frames(img_dir: Path, *, split: str) -> FrameTable:
     names = sorted(list_pngs(img_dir))
     if not names:
         raise SpatialfeatError(f"--img-dir {img_dir}: holds no PNG file; pass the folder of the frames")
-    return _make_table(Origin(img_dir, None), img_dir, split, pd.Series(names, dtype=str), None)
+    return make_table(Rows(Origin(img_dir, None), pd.DataFrame({"id": names}, dtype=str)), img_dir, split, None)
 
 
-def _make_table(
-    origin: Origin, img_dir: Path, split: str, ids: pd.Series[str], labels: NDArray[np.int64] | None
-) -> FrameTable:
-    fields = _parse_ids(origin, ids)
+def make_table(rows: Rows, img_dir: Path, split: str, labels: NDArray[np.int64] | None) -> FrameTable:
+    """The table of the frames that `rows.id_column` names. labels: (N,) int64, None if all are unlabelled.
+
+    Raises:
+        SpatialfeatError: an id that cannot be a file name or does not end in a frame number, a frame that is there
+            twice, or a video in two spellings.
+    """
+    ids, fields = rows.columns[rows.id_column], _parse_ids(rows)
     table = FrameTable(
-        origin=origin,
+        origin=rows.origin,
         img_dir=img_dir,
         split=split,
         ids=ids.to_numpy(dtype=str),
@@ -165,23 +156,18 @@ def refuse_two_spellings(tables: Iterable[FrameTable]) -> None:
                 )
 
 
-def _parse_ids(origin: Origin, ids: pd.Series[str]) -> pd.DataFrame:
-    unsafe = ~ids.str.fullmatch(_SAFE_ID).to_numpy(dtype=bool)
-    _refuse(
-        origin,
-        ids,
-        ids,
-        unsafe,
+def _parse_ids(rows: Rows) -> pd.DataFrame:
+    column, ids = rows.id_column, rows.columns[rows.id_column]
+    rows.refuse(
+        column,
+        ~ids.str.fullmatch(_SAFE_ID).to_numpy(dtype=bool),
         "id {value!r} cannot be a file name",
         "use at most 250 letters, digits, - and _; no folder, leading dot or outer blank",
     )
     parsed = ids.str.extract(_ID)
-    unparsed = parsed["frame"].isna().to_numpy(dtype=bool)
-    _refuse(
-        origin,
-        ids,
-        ids,
-        unparsed,
+    rows.refuse(
+        column,
+        parsed["frame"].isna().to_numpy(dtype=bool),
         "id {value!r} does not end in _FRAME",
         "write PATIENT_SEGMENT_FRAME or VIDEO_FRAME, e.g. 1050_1_000001, without .png",
     )
@@ -196,44 +182,6 @@ def _parse_ids(origin: Origin, ids: pd.Series[str]) -> pd.DataFrame:
 def _split_video(video: str) -> tuple[str, int]:
     match = _PATIENT_SEGMENT.fullmatch(video)
     return (match["patient"], int(match["segment"])) if match else (video, 0)
-
-
-def _parse_labels(
-    origin: Origin, csv: pd.DataFrame, num_classes: int | None, more_classes: str, *, allow_unlabelled: bool
-) -> NDArray[np.int64]:
-    ids, texts = csv["id"], csv["label"].str.strip()
-    not_integer = ~texts.str.fullmatch(r"[+-]?[0-9]+").to_numpy(dtype=bool)
-    unlabelled_hint = f", or {UNLABELLED} for an unlabelled frame" if allow_unlabelled else ""
-    _refuse(
-        origin,
-        ids,
-        texts,
-        not_integer,
-        "label {value!r} is not an integer",
-        f"write the phase's number{unlabelled_hint}",
-    )
-    # A number that does not fit in int64 is outside any range of phases, as -1 is.
-    labels = texts.mask(texts.str.len() > 18, "-1").to_numpy(dtype=str).astype(np.int64)
-    outside = labels < 0 if num_classes is None else (labels < 0) | (labels >= num_classes)
-    if allow_unlabelled:
-        outside &= labels != UNLABELLED
-    allowed = "0 and above" if num_classes is None else f"0..{num_classes - 1}"
-    _refuse(origin, ids, texts, outside, f"label {{value}} is outside {allowed}", f"fix the row or {more_classes}")
-    return labels
-
-
-def _refuse(
-    origin: Origin, ids: pd.Series[str], values: pd.Series[str], wrong: NDArray[np.bool_], problem: str, remedy: str
-) -> None:
-    """Raise for the first row where `wrong`, if any: `train.csv row 812: label 9 is outside 0..6; fix the row`."""
-    if not wrong.any():
-        return
-    first = int(np.flatnonzero(wrong)[0])
-    others = f" ({int(wrong.sum())} such rows)" if wrong.sum() > 1 else ""
-    value = values.iloc[first]
-    # A stray quote can make one field of thousands of lines.
-    what = problem.format(value=value if len(value) <= 80 else f"{value[:80]}...")
-    raise SpatialfeatError(f"{origin.where(first, ids.iloc[first])}: {what}{others}; {remedy}")
 
 
 def _refuse_repeated_frames(table: FrameTable) -> None:

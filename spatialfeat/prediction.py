@@ -11,7 +11,9 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from spatialfeat.calibration import softmax
 from spatialfeat.dataset import FrameDataset, make_loader, refuse_failures
+from spatialfeat.evaluationinput import NETWORK_NAME, FramePredictions, PredictionSet
 from spatialfeat.files import write_atomically
 from spatialfeat.frames import FrameTable
 from spatialfeat.inference import run_inference
@@ -58,6 +60,13 @@ def predict_frames(
             logits[outputs.rows] = outputs.logits
             bar.advance(len(outputs.rows))
     return Predictions(table.ids, table.labels, logits.argmax(axis=1), logits)
+
+
+def as_set(table: FrameTable, predictions: Predictions) -> PredictionSet:
+    """The predictions of `table`'s frames, with softmax probabilities, ready to be scored."""
+    probabilities = softmax(predictions.logits).astype(np.float32)
+    part = FramePredictions(table=table, predicted=predictions.predicted, probabilities=probabilities)
+    return PredictionSet(name=NETWORK_NAME, parts=(part,))
 
 
 def write_predictions_csv(path: Path, predictions: Predictions) -> None:

@@ -1,68 +1,100 @@
-"""What an evaluation leaves behind: predictions, metrics.json, per-phase table, confusion matrix, terminal table."""
+"""Score predictions, and write what an evaluation leaves behind about them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from spatialfeat.config import PREDICTIONS_NAME
+from spatialfeat.calibration import ReliabilityCurve, reliability_curve
+from spatialfeat.comparison import compare
+from spatialfeat.evaluation import EvaluatedVideo, Evaluation
 from spatialfeat.files import write_atomically, write_json
-from spatialfeat.frames import FrameTable
-from spatialfeat.plots import save_confusion_matrix
-from spatialfeat.prediction import Predictions, write_predictions_csv
-from spatialfeat.scoring import ScoredVideo
-from spatialfeat.summary import summarize
-from spatialfeat.videos import group_videos
+from spatialfeat.metrics import SCORE_NAMES
+from spatialfeat.scoring import ScoredVideo, per_video_rows
+from spatialfeat.summary import SummaryOptions, summarize
 
-PHASE_COLUMNS = ("precision", "recall", "f1", "jaccard")
+COMPARISON_SCHEMA = 1
 
 
-def score_predictions(table: FrameTable, predictions: Predictions, phase_names: tuple[str, ...]) -> dict[str, Any]:
-    """The content of metrics.json. Rows are put into time order per video before they are scored."""
-    videos = [
-        ScoredVideo(
-            video_id=video.video_id,
-            patient_id=video.patient_id,
-            labels=predictions.labels[video.rows],
-            predictions=predictions.predicted[video.rows],
+def score(
+    name: str,
+    videos: tuple[EvaluatedVideo, ...],
+    phase_names: Sequence[str],
+    options: SummaryOptions | None = None,
+    *,
+    group_by: str = "video",
+) -> Evaluation:
+    """Score one set of predictions. group_by: what `videos` are, "video" or "patient"; metrics.json says so too.
+
+    Raises:
+        SpatialfeatError: as `summary.summarize`.
+    """
+    scored = _scored(videos)
+    metrics = summarize(scored, phase_names, options, _calibration(videos)) | {"grouped_by": group_by}
+    return Evaluation(name=name, videos=videos, metrics=metrics, per_video=per_video_rows(scored, len(phase_names)))
+
+
+def compare_with_first(evaluations: Sequence[Evaluation], *, num_samples: int, seed: int) -> list[dict[str, Any]]:
+    """Every later set of predictions minus the first: what `comparison.compare` returns, under the names of the two."""
+    first = evaluations[0]
+    return [
+        {"first": first.name, "second": later.name}
+        | compare(
+            _scored(first.videos),
+            _scored(later.videos),
+            first.metrics["num_phases"],
+            num_samples=num_samples,
+            seed=seed,
         )
-        for video in group_videos([table])
+        for later in evaluations[1:]
     ]
-    return summarize(videos, phase_names)
 
 
-def write_score_files(
-    out_dir: Path, table: FrameTable, predictions: Predictions, phase_names: tuple[str, ...]
-) -> dict[str, Any]:
-    """Write everything that `out_dir` shall hold about these predictions. Returns the content of metrics.json."""
-    metrics = score_predictions(table, predictions, phase_names)
-    write_predictions_csv(out_dir / PREDICTIONS_NAME, predictions)
+def write_comparison(out_dir: Path, comparisons: Sequence[dict[str, Any]]) -> None:
+    """Write comparison.json, for two or more sets of predictions."""
+    write_json(out_dir / "comparison.json", {"schema": COMPARISON_SCHEMA, "comparisons": list(comparisons)})
+
+
+def write_scores(out_dir: Path, evaluation: Evaluation) -> None:
+    """Write metrics.json, per_video.csv and per_phase.csv, the last with intervals beside the scores."""
+    metrics = evaluation.metrics
     write_json(out_dir / "metrics.json", metrics)
-    per_phase = pd.DataFrame(metrics["per_phase"])
-    write_atomically(out_dir / "per_phase.csv", lambda path: per_phase.to_csv(path, index=False, lineterminator="\n"))
-    save_confusion_matrix(
-        out_dir / "confusion_matrix.png",
-        np.asarray(metrics["confusion_matrix"], dtype=np.int64),
-        phase_names,
-        f"Confusion matrix of {table.source.name} ({len(table)} frames)",
-    )
-    return metrics
+    _write_table(out_dir / "per_video.csv", evaluation.per_video)
+    intervals = metrics["intervals"]["per_phase"]
+    rows = [row | _bounds(found) for row, found in zip(metrics["per_phase"], intervals, strict=True)]
+    _write_table(out_dir / "per_phase.csv", rows)
 
 
-def metrics_table(metrics: dict[str, Any]) -> str:
-    """The pooled scores and the per-phase table, as text for a terminal."""
-    pooled = metrics["pooled"]
-    width = max(len("phase"), *(len(name) for name in metrics["phase_names"]))
-    lines = [
-        f"{metrics['num_frames']} frames of {metrics['num_videos']} videos, all frames counted alike:",
-        f"accuracy {pooled['accuracy']:.4f}   macro-F1 {pooled['macro_f1']:.4f}",
-        "",
-        f"{'phase':<{width}}  {'frames':>7}  " + "  ".join(f"{name:>9}" for name in PHASE_COLUMNS),
+def _scored(videos: Sequence[EvaluatedVideo]) -> list[ScoredVideo]:
+    return [
+        ScoredVideo(
+            video_id=video.video_id, patient_id=video.patient_id, labels=video.labels, predictions=video.predictions
+        )
+        for video in videos
     ]
-    for row in metrics["per_phase"]:
-        scores = "  ".join(f"{'-' if row[name] is None else format(row[name], '.4f'):>9}" for name in PHASE_COLUMNS)
-        lines.append(f"{row['name']:<{width}}  {row['support']:>7}  {scores}")
-    return "\n".join(lines)
+
+
+def _calibration(videos: Sequence[EvaluatedVideo]) -> ReliabilityCurve | None:
+    """Of all frames together; None if the predictions came without probabilities."""
+    tables = [video.probabilities for video in videos if video.probabilities is not None]
+    if len(tables) < len(videos):
+        return None
+    return reliability_curve(np.concatenate(tables), np.concatenate([video.labels for video in videos]))
+
+
+def _bounds(intervals: dict[str, Any]) -> dict[str, float | None]:
+    """{"f1_low", "f1_high", ...} of one phase's {"f1": [low, high] or None, ...}."""
+    return {
+        f"{name}_{end}": None if intervals[name] is None else intervals[name][index]
+        for name in SCORE_NAMES
+        for index, end in enumerate(("low", "high"))
+    }
+
+
+def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    frame = pd.DataFrame(rows)
+    write_atomically(path, lambda temporary: frame.to_csv(temporary, index=False, lineterminator="\n"))

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from spatialfeat.config import EvaluateConfig, ExtractConfig, FinetuneConfig, check_phase_names
+from spatialfeat.config import ExtractConfig, FinetuneConfig, check_phase_names
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.evaluateconfig import EvaluateConfig, WeightsSource
 
 
 def test_the_defaults_are_the_specified_study() -> None:
@@ -22,8 +23,9 @@ def test_the_defaults_are_the_specified_study() -> None:
 
 
 def test_evaluate_and_extract_take_what_finetune_leaves() -> None:
-    assert EvaluateConfig().weights == ExtractConfig().weights == Path("best_spatial_study_weights.pth")
-    assert EvaluateConfig().csv == Path("test_ResNet_DB.csv")
+    assert EvaluateConfig().source == WeightsSource()
+    assert WeightsSource().weights == ExtractConfig().weights == Path("best_spatial_study_weights.pth")
+    assert WeightsSource().csv == Path("test_ResNet_DB.csv")
     assert ExtractConfig().csvs == ()
     assert ExtractConfig().out_dir == Path("features")
 

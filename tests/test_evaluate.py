@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
-from spatialfeat.config import EvaluateConfig
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluate import evaluate
+from spatialfeat.evaluateconfig import EvaluateConfig
 from spatialfeat.finetune import FinetuneResult
 
 
@@ -32,7 +32,7 @@ def test_scores_agree_with_scikit_learn_on_the_written_predictions(
             out_dir=tmp_path,
             workers=0,
         )
-    )
+    ).metrics
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics == returned
     _, truth, predicted = zip(*read_predictions(tmp_path / "predictions_resnet.csv"), strict=True)
@@ -64,8 +64,8 @@ def test_predictions_keep_the_order_of_the_csv(demo_dir: Path, study: FinetuneRe
     shuffled = tmp_path / "shuffled.csv"
     shuffled.write_text(lines[0] + "".join(lines[i] for i in order))
     common = {"img_dir": demo_dir / "images", "weights": study.weights_path, "workers": 0}
-    straight = evaluate(EvaluateConfig(csv=demo_dir / "test_ResNet_DB.csv", out_dir=tmp_path / "a", **common))
-    mixed = evaluate(EvaluateConfig(csv=shuffled, out_dir=tmp_path / "b", batch_size=3, **common))
+    straight = evaluate(EvaluateConfig(csv=demo_dir / "test_ResNet_DB.csv", out_dir=tmp_path / "a", **common)).metrics
+    mixed = evaluate(EvaluateConfig(csv=shuffled, out_dir=tmp_path / "b", batch_size=3, **common)).metrics
     a = read_predictions(tmp_path / "a" / "predictions_resnet.csv")
     b = read_predictions(tmp_path / "b" / "predictions_resnet.csv")
     assert [row[0] for row in b] == [line.split(",")[0] for line in shuffled.read_text().splitlines()[1:]]
@@ -82,7 +82,7 @@ def test_one_phase_only_still_reports_all_phases(demo_dir: Path, plain_weights: 
         EvaluateConfig(
             csv=tmp_path / "one.csv", img_dir=demo_dir / "images", weights=plain_weights, out_dir=tmp_path, workers=0
         )
-    )
+    ).metrics
     assert np.shape(metrics["confusion_matrix"]) == (7, 7)
     assert np.sum(metrics["confusion_matrix"]) == len(rows)
     assert [row["name"] for row in metrics["per_phase"]] == [f"phase_{phase}" for phase in range(7)]
