@@ -22,7 +22,7 @@ setup_spatialfeat() {
     if [ -x .venv/bin/python ] && [ "$(cat ".venv/installed-${extra:-base}" 2>/dev/null)" = "$state" ]; then
         return 0
     fi
-    echo "== Setting up .venv (first time only; downloads PyTorch, several GB)"
+    echo "== Setting up .venv (once): downloads and installs PyTorch, several GB. This says nothing for some minutes."
     if [ ! -x .venv/bin/python ]; then
         if ! "$python" -m venv .venv; then
             rm -rf .venv

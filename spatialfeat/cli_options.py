@@ -70,11 +70,13 @@ def read_phase_names(text: str | None) -> tuple[str, ...] | None:
     """Names from a text file, one per line, or from a list with commas."""
     if text is None:
         return None
-    path = Path(text)
-    if path.is_file():
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SpatialfeatError(f"--phase-names {path}: cannot be read as UTF-8 text ({error})") from error
-        return tuple(line.strip() for line in lines if line.strip())
-    return tuple(name.strip() for name in text.split(","))
+    if "," in text and not Path(text).is_file():
+        return tuple(name.strip() for name in text.split(","))
+    try:
+        lines = Path(text).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise SpatialfeatError(
+            f"--phase-names {text}: cannot be read ({reason}); pass a text file with one name per line, or NAME,NAME,..."
+        ) from error
+    return tuple(line.strip() for line in lines if line.strip())

@@ -64,7 +64,10 @@ def finetune(
     workers: Workers = FinetuneConfig.workers,
     seed: Annotated[int, typer.Option(help="Same seed, same machine: same history.")] = FinetuneConfig.seed,
 ) -> None:
-    """Fine-tune a ResNet-50 on labelled frames; with no option, exactly the specified spatial study."""
+    """Fine-tune a ResNet-50 on labelled frames.
+
+    With no option, this is exactly the specified spatial study.
+    """
 
     def run() -> None:
         study = FinetuneConfig(
@@ -101,8 +104,9 @@ def extract(
     csv: Annotated[
         list[str] | None,
         typer.Option(
-            help="Frames to extract, PATH or SPLIT=PATH; repeat it for several. The split (train, val, test) is read "
-            "from the file's name. [default: the specification's three files]",
+            help="Frames to extract; repeat it for several files. Without SPLIT= the split is told by the word train, "
+            "val or test in the file's name, as in my_train.csv. [default: the specification's three files]",
+            metavar="[SPLIT=]PATH",
             show_default=False,
         ),
     ] = None,
@@ -130,7 +134,10 @@ def extract(
     precision: Precision = ExtractConfig.precision,
     workers: Workers = ExtractConfig.workers,
 ) -> None:
-    """Write 2048-d features of every frame, one HDF5 file per video. Videos that are done already are skipped."""
+    """Write features of every frame.
+
+    2048 per frame, one HDF5 file per video. Videos that are done already are skipped.
+    """
 
     def run() -> None:
         options = ExtractConfig(

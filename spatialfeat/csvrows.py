@@ -67,12 +67,16 @@ class Rows:
         texts = self.columns[column].str.strip()
         not_integer = ~texts.str.fullmatch(r"[+-]?[0-9]+").to_numpy(dtype=bool)
         hint = "" if also is None else f", or {also} for an unlabelled frame"
-        self.refuse(column, not_integer, f"{name} {{value!r}} is not an integer", f"write the phase's number{hint}")
+        self.refuse(
+            column, not_integer, f"{name} {{value!r}} is not an integer", f"write the phase's number, e.g. 3{hint}"
+        )
         # A number that does not fit in int64 is outside any range of phases, as -1 is.
         numbers = texts.mask(texts.str.len() > 18, "-1").to_numpy(dtype=str).astype(np.int64)
         outside = (numbers < 0) if num_phases is None else (numbers < 0) | (numbers >= num_phases)
         if also is not None:
             outside &= numbers != also
+        if num_phases is not None and numbers.min() == 1 and numbers.max() == num_phases:
+            more_classes = f"count phases from 0: these run from 1 to {num_phases}, so subtract 1 everywhere"
         allowed = "0 and above" if num_phases is None else f"0..{num_phases - 1}"
         self.refuse(column, outside, f"{name} {{value}} is outside {allowed}", f"fix the row or {more_classes}")
         return numbers

@@ -38,7 +38,9 @@ def read_csv_text(csv_path: Path, header: str) -> pd.DataFrame:
                 skipinitialspace=True,
             )
     except FileNotFoundError as error:
-        raise SpatialfeatError(f"{csv_path}: no such file; pass the right path") from error
+        raise SpatialfeatError(
+            f"{csv_path}: no such file; go to the folder of your data, or pass the right path"
+        ) from error
     except pd.errors.EmptyDataError as error:
         raise SpatialfeatError(f"{csv_path}: is empty; the first line must be `{header}`") from error
     except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
@@ -72,7 +74,7 @@ def require_columns(csv_path: Path, csv: pd.DataFrame, required: Sequence[str], 
     if missing:
         found = ", ".join(map(str, csv.columns))
         remedy = "save it with commas" if ";" in found or "\t" in found else f"the header must be `{header}`"
-        raise SpatialfeatError(f"{csv_path}: column {' and '.join(missing)} is missing (found: {found}); {remedy}")
+        raise SpatialfeatError(f"{csv_path}: no column {' and '.join(missing)} (found: {found}); {remedy}")
     refuse_repeated_columns(csv_path, csv, header.split(","))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,20 @@ from spatialfeat.summary import SummaryOptions
 from spatialfeat.transitions import relaxed_graph
 from spatialfeat.videos import group_videos
 
+RESULT_PATTERNS = (
+    "metrics.json",
+    "per_video.csv",
+    "per_phase.*",
+    "comparison.json",
+    "report.html",
+    "predictions_resnet.csv",
+    "confusion_matrix*.[ps][nv]g",
+    "reliability*.[ps][nv]g",
+    "ribbons_overview*.[ps][nv]g",
+    "ribbons/*.[ps][nv]g",
+)
+"""What an evaluation leaves in its folder, beside a folder per set where there are several."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -56,29 +71,40 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     opened = open_source(config)
     graph = None if config.relaxed is None else relaxed_graph(config.relaxed, opened.phase_names)
     prepare_output_dir(config.out_dir)
-    record = RunRecord(config.out_dir, "evaluate", config.resolved(), opened.data, **opened.facts)
-    sets = {found.name: evaluated_videos(found, config.group_by) for found in opened.predict()}
-    rates = find_rates(next(iter(sets.values())), given_fps=config.fps, stored_fps=opened.stored_fps)
-    options = SummaryOptions(
-        relaxed=graph,
-        window_s=DEFAULT_WINDOW_S if config.relaxed_window is None else config.relaxed_window,
-        sampling_fps=rates.sampling_fps,
-        bootstrap_samples=config.bootstrap,
-        seed=config.seed,
-    )
-    evaluations = tuple(
-        score(name, videos, opened.phase_names, options, group_by=config.group_by) for name, videos in sets.items()
-    )
-    comparisons = tuple(compare_with_first(evaluations, num_samples=config.bootstrap, seed=config.seed))
-    result = EvaluationResult(evaluations, comparisons)
-    _write_scores(config.out_dir, result)
-    for text in (*map(score_tables, evaluations), *(comparison_table(found, evaluations) for found in comparisons)):
-        logger.info("\n%s", text)
-    # Last, because they take a minute for many videos: the numbers are on the terminal and on disk by now.
-    logger.info("\nwriting pictures and report.html to %s", config.out_dir)
-    _write_pictures(config, result, rates)
-    record.finish(scores={evaluation.name: evaluation.metrics["pooled"] for evaluation in evaluations})
+    _remove_earlier_results(config.out_dir)
+    with RunRecord(config.out_dir, "evaluate", config.resolved(), opened.data, **opened.facts) as record:
+        sets = {found.name: evaluated_videos(found, config.group_by) for found in opened.predict()}
+        rates = find_rates(next(iter(sets.values())), given_fps=config.fps, stored_fps=opened.stored_fps)
+        options = SummaryOptions(
+            relaxed=graph,
+            window_s=DEFAULT_WINDOW_S if config.relaxed_window is None else config.relaxed_window,
+            sampling_fps=rates.sampling_fps,
+            bootstrap_samples=config.bootstrap,
+            seed=config.seed,
+        )
+        evaluations = tuple(
+            score(name, videos, opened.phase_names, options, group_by=config.group_by) for name, videos in sets.items()
+        )
+        comparisons = tuple(compare_with_first(evaluations, num_samples=config.bootstrap, seed=config.seed))
+        result = EvaluationResult(evaluations, comparisons)
+        _write_scores(config.out_dir, result)
+        for text in (*map(score_tables, evaluations), *(comparison_table(found, evaluations) for found in comparisons)):
+            logger.info("\n%s", text)
+        # Last, because they take a minute for many videos: the numbers are on the terminal and on disk by now.
+        logger.info("\nwriting pictures and report.html to %s", config.out_dir)
+        _write_pictures(config, result, rates)
+        record.finish(scores={evaluation.name: evaluation.metrics["pooled"] for evaluation in evaluations})
     return result
+
+
+def _remove_earlier_results(out_dir: Path) -> None:
+    """Remove what an earlier evaluation left here: pictures of other videos or sets would look like this one's."""
+    record_path = out_dir / "run.json"
+    if not record_path.is_file() or json.loads(record_path.read_text(encoding="utf-8")).get("command") != "evaluate":
+        return
+    for pattern in RESULT_PATTERNS:
+        for path in out_dir.glob(pattern):
+            path.unlink()
 
 
 def _write_scores(out_dir: Path, result: EvaluationResult) -> None:

@@ -37,6 +37,7 @@ from spatialfeat.runtime import (
 from spatialfeat.splits import UNNAMED_SPLIT, named_csvs
 from spatialfeat.transforms import evaluation_transform
 from spatialfeat.videos import Video, group_videos
+from spatialfeat.wording import count_text
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
         SpatialfeatError: anything that the user can mend, before the first frame is computed where possible.
     """
     csvs = named_csvs(config.csvs)
+    unlabelled = [] if csvs else [_all_images(config.img_dir)]
     checkpoint = load_checkpoint(config.weights, num_classes=config.num_classes, phase_names=config.phase_names)
     tables = [
         read_frames(
@@ -70,7 +72,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
             more_classes=MORE_CLASSES,
         )
         for split, path in csvs
-    ] or [_all_images(config.img_dir)]
+    ] + unlabelled
     videos = group_videos(tables, config.group_by)
     prepare_output_dir(config.out_dir)
     result = ExtractResult()
@@ -81,21 +83,20 @@ def extract(config: ExtractConfig) -> ExtractResult:
     result.skipped = [video.video_id for video in plan.done]
     device = select_device(config.device)
     use_true_float32()
-    record = RunRecord(
+    with RunRecord(
         config.out_dir,
         "extract",
         config,
         [path for _, path in csvs],
         device=describe_device(device),
         weights_sha256=checkpoint.sha256,
-    )
-    _announce(videos, result, device)
-    if plan.to_compute:
-        _compute(
-            config, checkpoint, plan.to_compute, device, _FeatureSink(plan.to_compute, config.out_dir, recipe, result)
-        )
-    status = "incomplete" if result.failed else "complete"
-    record.finish(status, written=result.written, skipped=result.skipped, failed=result.failed)
+    ) as record:
+        _announce(config, videos, device)
+        if plan.to_compute:
+            sink = _FeatureSink(plan.to_compute, config.out_dir, recipe, result)
+            _compute(config, checkpoint, plan.to_compute, device, sink)
+        status = "incomplete" if result.failed else "complete"
+        record.finish(status, written=result.written, skipped=result.skipped, failed=result.failed)
     _report(config.out_dir, result)
     return result
 
@@ -212,13 +213,14 @@ def _compute(
         sink.close()
 
 
-def _announce(videos: Sequence[Video], result: ExtractResult, device: torch.device) -> None:
-    logger.info("%d videos, %d frames; device: %s", len(videos), sum(map(len, videos)), describe_device(device))
-    if result.skipped:
-        logger.info("%d videos are there already, made by the same weights, options and frames", len(result.skipped))
+def _announce(config: ExtractConfig, videos: Sequence[Video], device: torch.device) -> None:
+    what = count_text(len(videos), config.group_by)
+    logger.info("%s, %s; device: %s", what, count_text(sum(map(len, videos)), "frame"), describe_device(device))
 
 
 def _report(out_dir: Path, result: ExtractResult) -> None:
-    logger.info("%d feature files written to %s, %d already there", len(result.written), out_dir, len(result.skipped))
+    logger.info("%s written to %s", count_text(len(result.written), "feature file"), out_dir)
+    if result.skipped:
+        logger.info("%d already there, made by the same weights, options and frames", len(result.skipped))
     for video_id, reason in result.failed.items():
         logger.error("video %s has no feature file: %s", video_id, reason)

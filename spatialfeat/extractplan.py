@@ -121,4 +121,4 @@ def _same_images(info: FeatureFileInfo, paths: Sequence[Path]) -> bool:
 
 
 def _names(fields: Sequence[str]) -> str:
-    return ", ".join(name.replace("_sha256", "").replace("_", " ") for name in fields)
+    return ", ".join(name.replace("_sha256", "").replace("group_by", "grouping").replace("_", " ") for name in fields)

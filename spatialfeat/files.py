@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from spatialfeat.errors import SpatialfeatError
 
 FSYNC_FILES = 1000
 """Above so many files, one flush of the whole system is faster than one of each file."""
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -111,8 +114,27 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def move_aside(out_dir: Path, names: Sequence[str]) -> None:
+    """Move those of `names` that are in `out_dir` into a new folder `previous1`, `previous2`, ... beside them.
+
+    A night of work is not overwritten by the first minutes of another run, and results of two runs are never mixed.
+    """
+    found = [name for name in names if (out_dir / name).exists()]
+    if not found:
+        return
+    number = 1
+    while (aside_dir := out_dir / f"previous{number}").exists():
+        number += 1
+    aside_dir.mkdir()
+    for name in found:
+        (out_dir / name).replace(aside_dir / name)
+    logger.info("results of an earlier run are now in %s", aside_dir)
+
+
 def prepare_output_dir(out_dir: Path, option: str = "--out") -> None:
     """Create `out_dir` if needed and make sure that a file can be written in it, before any long work starts."""
+    if out_dir.exists() and not out_dir.is_dir():
+        raise SpatialfeatError(f"{option} {out_dir}: is a file, not a folder; choose another name")
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         probe_path = out_dir / f".spatialfeat-probe-{os.getpid()}"

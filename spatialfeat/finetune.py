@@ -6,10 +6,9 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
@@ -20,50 +19,43 @@ from spatialfeat.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from spatialfeat.config import PREDICTIONS_NAME, TEST_CSV, WEIGHTS_NAME, FinetuneConfig
+from spatialfeat.config import PREDICTIONS_NAME, WEIGHTS_NAME, FinetuneConfig
 from spatialfeat.dataset import EpochSampler, FrameDataset, make_loader
 from spatialfeat.evaluationinput import evaluated_videos
-from spatialfeat.files import prepare_output_dir, write_atomically
+from spatialfeat.files import move_aside, prepare_output_dir
 from spatialfeat.framecheck import require_images
-from spatialfeat.frames import FrameTable, read_frames
+from spatialfeat.frames import FrameTable
+from spatialfeat.history import EpochRecord, epoch_line, write_history
 from spatialfeat.model import PhaseResNet50, freeze
 from spatialfeat.pictures import confusion_title
-from spatialfeat.plots import save_confusion_matrix, save_curves
+from spatialfeat.plots import save_confusion_matrix
 from spatialfeat.prediction import as_set, predict_frames, write_predictions_csv
 from spatialfeat.runrecord import RunRecord
 from spatialfeat.runtime import choose_workers, describe_device, seed_everything, select_device, use_true_float32
 from spatialfeat.scorefiles import score, write_scores
 from spatialfeat.scoretables import score_tables
+from spatialfeat.studydata import StudyData, read_study
 from spatialfeat.training import EarlyStopping, train_one_epoch, validate
 from spatialfeat.transforms import Preprocessing, evaluation_transform, training_transform
-from spatialfeat.videos import shared_patients
+from spatialfeat.wording import count_text
+
+RESULT_NAMES = (
+    WEIGHTS_NAME,
+    str(description_path(Path(WEIGHTS_NAME))),
+    "history.csv",
+    "loss_curves.png",
+    "accuracy_curves.png",
+    PREDICTIONS_NAME,
+    "metrics.json",
+    "per_video.csv",
+    "per_phase.csv",
+    "confusion_matrix.png",
+    "confusion_matrix.svg",
+    "run.json",
+)
+"""What a study leaves in its folder. Results of an earlier study there are moved aside as a whole."""
 
 logger = logging.getLogger(__name__)
-
-
-class EpochRecord(NamedTuple):
-    """One line of history.csv. Accuracies are fractions 0..1; lr is the rate the epoch was trained with."""
-
-    epoch: int
-    train_loss: float
-    train_acc: float
-    val_loss: float
-    val_acc: float
-    lr: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class StudyData:
-    """The tables of one study; `test` is None when there is no test CSV."""
-
-    train: FrameTable
-    val: FrameTable
-    test: FrameTable | None
-
-    @property
-    def tables(self) -> list[FrameTable]:
-        return [table for table in (self.train, self.val, self.test) if table is not None]
 
 
 @dataclass(frozen=True)
@@ -91,42 +83,22 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     require_images(data.tables)  # Last of the checks: it takes seconds, the others do not.
     workers = choose_workers(config.workers, device)
     _announce(config, data, device, workers)
-    record = RunRecord(
+    move_aside(config.out_dir, RESULT_NAMES)
+    with RunRecord(
         config.out_dir,
         "finetune",
         config,
         [table.source for table in data.tables],
         device=describe_device(device),
         workers=workers,
-    )
-
-    study = _Study(config, data, model.to(device), device, workers)
-    _set_earlier_weights_aside(study.weights_path)
-    history, best_epoch = study.train()
-    logger.info("kept the weights of epoch %d: %s", best_epoch, study.weights_path)
-    test_metrics = study.test(data.test) if data.test is not None else None
-    facts = {} if test_metrics is None else {"test": test_metrics["pooled"]}
-    record.finish(best_epoch=best_epoch, best_val_acc=history[best_epoch - 1].val_acc, epochs=len(history), **facts)
+    ) as record:
+        study = _Study(config, data, model.to(device), device, workers)
+        history, best_epoch = study.train()
+        logger.info("kept the weights of epoch %d: %s", best_epoch, study.weights_path)
+        test_metrics = study.test(data.test) if data.test is not None else None
+        facts = {} if test_metrics is None else {"test": test_metrics["pooled"]}
+        record.finish(best_epoch=best_epoch, best_val_acc=history[best_epoch - 1].val_acc, epochs=len(history), **facts)
     return FinetuneResult(study.weights_path, tuple(history), best_epoch, test_metrics)
-
-
-def read_study(config: FinetuneConfig) -> StudyData:
-    """Read the CSVs, and warn of patients that occur in more than one of them."""
-    test_csv = config.test_csv
-    if test_csv is None and not TEST_CSV.exists():
-        logger.info("no %s here: training without a test at the end", TEST_CSV)
-    elif test_csv is None:
-        test_csv = TEST_CSV
-
-    def read(path: Path, split: str) -> FrameTable:
-        return read_frames(path, config.img_dir, split=split, num_classes=config.num_classes)
-
-    data = StudyData(
-        read(config.train_csv, "train"), read(config.val_csv, "val"), read(test_csv, "test") if test_csv else None
-    )
-    for patient, splits in shared_patients(data.tables).items():
-        logger.warning("patient %s is in %s: scores on these frames will be too good", patient, " and ".join(splits))
-    return data
 
 
 class _Study:
@@ -156,15 +128,20 @@ class _Study:
         stopping = EarlyStopping(self._config.patience)
         history: list[EpochRecord] = []
         for epoch in range(1, self._config.epochs + 1):
-            record = self._run_epoch(epoch)
+            try:
+                record = self._run_epoch(epoch)
+            except KeyboardInterrupt:
+                if stopping.best_epoch:
+                    logger.info("stopped in epoch %d; epoch %d's weights are kept", epoch, stopping.best_epoch)
+                raise
             history.append(record)
             self._scheduler.step(record.val_acc)
             is_best = stopping.update(epoch, record.val_acc)
             if is_best:
                 # Written to disk at once: a reference to the live weights would silently become the last epoch's.
                 self._save(record)
-            _write_history(self._config.out_dir, history, stopping.best_epoch)
-            logger.info("%s", _epoch_line(record, self._config.epochs, is_best))
+            write_history(self._config.out_dir, history, stopping.best_epoch)
+            logger.info("%s", epoch_line(record, self._config.epochs, is_best))
             if stopping.should_stop:
                 logger.info("stopping early: no better validation accuracy for %d epochs", self._config.patience)
                 break
@@ -244,7 +221,7 @@ class _Study:
 def _announce(config: FinetuneConfig, data: StudyData, device: torch.device, workers: int) -> None:
     frames = ", ".join(f"{len(table)} {table.split}" for table in data.tables)
     logger.info("fine-tuning a ResNet-50 on %s frames, %d phases", frames, config.num_classes)
-    logger.info("device: %s, %d decoding workers, seed %d", describe_device(device), workers, config.seed)
+    logger.info("device: %s, %s, seed %d", describe_device(device), count_text(workers, "decoding worker"), config.seed)
     start = "ImageNet (IMAGENET1K_V1)" if config.weights == "imagenet" else config.weights
     logger.info("starting from %s weights, first %d children frozen", start, config.freeze_until)
     if config.weights == "random" and config.freeze_until:
@@ -252,38 +229,3 @@ def _announce(config: FinetuneConfig, data: StudyData, device: torch.device, wor
             "random weights with %d frozen children: the frozen part stays random; pass --freeze-until 0 to train it",
             config.freeze_until,
         )
-
-
-def _set_earlier_weights_aside(weights_path: Path) -> None:
-    """Rename weights of an earlier run: a night of training is not overwritten by the first epoch of another."""
-    if not weights_path.exists():
-        return
-    number = 1
-    while (aside_path := weights_path.with_name(f"{weights_path.stem}.previous{number}{weights_path.suffix}")).exists():
-        number += 1
-    weights_path.replace(aside_path)
-    if description_path(weights_path).exists():
-        description_path(weights_path).replace(description_path(aside_path))
-    logger.info("weights of an earlier run are now %s", aside_path)
-
-
-def _write_history(out_dir: Path, history: list[EpochRecord], best_epoch: int) -> None:
-    frame = pd.DataFrame(history)
-    write_atomically(out_dir / "history.csv", lambda path: frame.to_csv(path, index=False, lineterminator="\n"))
-    for quantity, train, val in (("loss", "train_loss", "val_loss"), ("accuracy", "train_acc", "val_acc")):
-        save_curves(
-            out_dir / f"{quantity}_curves.png",
-            quantity=quantity,
-            train=frame[train].tolist(),
-            val=frame[val].tolist(),
-            best_epoch=best_epoch,
-        )
-
-
-def _epoch_line(record: EpochRecord, epochs: int, is_best: bool) -> str:
-    return (
-        f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}  "
-        f"train loss {record.train_loss:.4f} acc {record.train_acc:.4f}  "
-        f"val loss {record.val_loss:.4f} acc {record.val_acc:.4f}  "
-        f"lr {record.lr:.2g}  {record.seconds:.1f} s{'  best so far' if is_best else ''}"
-    )

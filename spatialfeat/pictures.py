@@ -12,7 +12,7 @@ from spatialfeat.evaluation import Evaluation
 from spatialfeat.plots import save_confusion_matrix, save_figure
 from spatialfeat.plots_ribbons import overview_figures, ribbon_figure
 from spatialfeat.plots_scores import per_phase_figure, reliability_figure
-from spatialfeat.timeline import count_text
+from spatialfeat.wording import count_text
 
 
 def save_pictures(out_dir: Path, evaluations: Sequence[Evaluation], *, fps: float) -> list[Path]:

@@ -21,6 +21,8 @@ from spatialfeat.files import write_atomically
 # Okabe and Ito's colour-blind-safe blue and vermilion, with different marks for print without colour.
 TRAIN_COLOUR, TRAIN_MARKER = "#0072B2", "o"
 VAL_COLOUR, VAL_MARKER = "#D55E00", "s"
+STEEP = 5
+"""A loss so many times the median is drawn on a logarithmic axis."""
 DPI = 150
 
 SVG_METADATA = {"Date": None, "Creator": None}
@@ -45,8 +47,12 @@ def save_curves(
     axes.axvline(best_epoch, color="0.6", linestyle=":", zorder=0, label=f"weights kept (epoch {best_epoch})")
     axes.set(xlabel="epoch", ylabel=quantity, title=f"{quantity.capitalize()} over epochs")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(0.5, len(epochs) + 0.5)
     if quantity == "accuracy":
         axes.set_ylim(0, 1.02)
+    elif max(*train, *val) > STEEP * float(np.median([*train, *val])):
+        # One early spike would press all other epochs flat.
+        axes.set(yscale="log", ylabel=f"{quantity} (logarithmic)")
     else:
         axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)

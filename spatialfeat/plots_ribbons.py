@@ -17,7 +17,8 @@ from spatialfeat.evaluation import EvaluatedVideo, Evaluation
 from spatialfeat.metrics import IGNORED_LABEL, IntArray
 from spatialfeat.palette import UNLABELLED_COLOUR, UNLABELLED_LINE, phase_style
 from spatialfeat.plots import plain_text
-from spatialfeat.timeline import Runs, Timeline, count_text, duration_text, find_runs, time_unit, timeline, usual_step
+from spatialfeat.timeline import Runs, Timeline, duration_text, find_runs, time_unit, timeline, usual_step
+from spatialfeat.wording import count_text
 
 WIDTH_IN = 10.0
 ROW_IN = 0.36

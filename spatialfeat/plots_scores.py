@@ -15,7 +15,7 @@ from spatialfeat.evaluation import Evaluation
 from spatialfeat.metrics import FloatArray, IntArray
 from spatialfeat.palette import set_colour, set_hatch
 from spatialfeat.plots import plain_text
-from spatialfeat.timeline import count_text
+from spatialfeat.wording import count_text
 
 BAR_SCORES = {"f1": "F1", "precision": "precision", "recall": "recall"}
 

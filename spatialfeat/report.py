@@ -31,7 +31,7 @@ from spatialfeat.report_tables import (
     video_wise_table,
 )
 from spatialfeat.report_words import DEFINITIONS
-from spatialfeat.timeline import count_text
+from spatialfeat.wording import count_text
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 SECTIONS = {

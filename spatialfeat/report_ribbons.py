@@ -13,7 +13,8 @@ from spatialfeat.evaluation import EvaluatedVideo, Evaluation
 from spatialfeat.metrics import IGNORED_LABEL, FloatArray, IntArray
 from spatialfeat.palette import phase_style
 from spatialfeat.report_html import escaped, paint, swatch
-from spatialfeat.timeline import Runs, Timeline, count_text, duration_text, find_runs, time_unit, timeline, usual_step
+from spatialfeat.timeline import Runs, Timeline, duration_text, find_runs, time_unit, timeline, usual_step
+from spatialfeat.wording import count_text
 
 WIDTH = 2000
 """Units across a ribbon. A shorter run is drawn one unit long, so that it can be seen."""

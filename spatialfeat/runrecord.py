@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, is_dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from spatialfeat.files import file_sha256, write_json
@@ -20,7 +21,8 @@ RUN_SCHEMA = 1
 class RunRecord:
     """Collects facts during a run and writes them to `out_dir/run.json`, at the start and again at the end.
 
-    A record whose `status` still says "running" belongs to a run that was cut off.
+    Used as a context: leaving it by an exception records "interrupted" (Ctrl-C) or "failed". A record whose `status`
+    still says "running" belongs to a run that is going on, or was killed.
     """
 
     def __init__(self, out_dir: Path, command: str, config: Any, data: Iterable[Path], **facts: Any) -> None:
@@ -39,6 +41,17 @@ class RunRecord:
             **facts,
         }
         write_json(self._path, self._content)
+
+    def __enter__(self) -> RunRecord:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            self.finish("interrupted")
+        elif error is not None:
+            self.finish("failed", error=str(error))
 
     def finish(self, status: str = "complete", **facts: Any) -> None:
         """Add the last facts and the run's seconds, and write the record again."""

@@ -99,11 +99,6 @@ def time_unit(duration_s: float) -> tuple[float, str]:
     return (60.0, "min") if duration_s >= MINUTES_FROM_S else (1.0, "s")
 
 
-def count_text(count: int, noun: str) -> str:
-    """`1 frame`, `2 frames`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 def duration_text(duration_s: float) -> str:
     """`0.04 s`, `42 s`, `3 min 05 s` or `1 h 02 min`, rounded."""
     seconds = round(duration_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -75,7 +76,7 @@ def test_the_three_commands_run_in_a_folder_laid_out_as_specified(
 
     again = spatialfeat("extract", *quick, cwd=tmp_path)
     assert again.returncode == 0
-    assert "0 feature files written" in again.stdout
+    assert "10 already there" in again.stdout
     mixed = spatialfeat("extract", *quick, "--weights", plain_weights, cwd=tmp_path)
     assert mixed.returncode == 2
     assert "other weights" in mixed.stderr
@@ -110,6 +111,8 @@ USER_MISTAKES = [
     (["finetune", "--freeze-until", "10"], "--freeze-until 10: must be 0 (train everything) to 9"),
     (["finetune", "--lr", "-1"], "--lr -1.0: must be a positive number"),
     (["finetune", "--phase-names", "a,b"], "2 names for 7 classes"),
+    (["finetune", "--phase-names", "absent.txt"], "--phase-names absent.txt: cannot be read (No such file"),
+    (["extract"], "--img-dir images: cannot be read"),
     (["finetune", "--precision", "fp8"], "--precision fp8: must be one of fp32"),
     (["extract", "--layout", "sideways"], "--layout sideways: must be one of channel-first, time-first"),
     (["extract", "--fps", "0"], "--fps 0.0: must be a positive number"),
@@ -203,6 +206,7 @@ def test_ctrl_c_ends_training_with_a_message(quick_config: FinetuneConfig, tmp_p
     assert process.returncode == 130
     assert "interrupted" in stderr
     assert "Traceback" not in stderr
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "interrupted"
 
 
 def test_faults_of_the_machine_are_messages_and_bugs_are_not(capsys: pytest.CaptureFixture[str]) -> None:

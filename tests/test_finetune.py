@@ -189,15 +189,21 @@ def test_output_folder_holds_what_the_specification_names(study: FinetuneResult,
             assert min(image.size) > 300
 
 
-def test_earlier_weights_are_set_aside(
+def test_results_of_an_earlier_study_are_moved_aside_as_a_whole(
     quick_config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(quick_config, out_dir=tmp_path, epochs=1, test_csv=None)
     steer_training(monkeypatch, [0, 1])
-    first = finetune(config).weights_path.read_bytes()
+    first = finetune(replace(config, test_csv=quick_config.test_csv)).weights_path.read_bytes()
+    assert (tmp_path / "metrics.json").exists()
+    monkeypatch.chdir(tmp_path)
     second = finetune(config).weights_path.read_bytes()
     assert first != second
-    kept = load_checkpoint(tmp_path / "best_spatial_study_weights.previous1.pth")
+    # The second study had no test frames: test scores of the first beside its weights would be taken for its own.
+    assert not (tmp_path / "metrics.json").exists()
+    assert not (tmp_path / "predictions_resnet.csv").exists()
+    assert (tmp_path / "previous1" / "metrics.json").exists()
+    kept = load_checkpoint(tmp_path / "previous1" / "best_spatial_study_weights.pth")
     assert kept.path.read_bytes() == first
 
 
@@ -239,3 +245,13 @@ def test_a_broken_image_stops_training_before_it_starts(quick_config: FinetuneCo
 def test_a_diverging_loss_ends_the_run_with_a_remedy(quick_config: FinetuneConfig, tmp_path: Path) -> None:
     with pytest.raises(SpatialfeatError, match=r"loss became (nan|inf).*lower --lr"):
         finetune(replace(quick_config, out_dir=tmp_path, lr=1e30, epochs=3, freeze_until=0))
+
+
+def test_a_phase_without_training_frames_is_a_warning(
+    quick_config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    steer_training(monkeypatch, [0])
+    names = tuple("ABCDEFGH")
+    config = replace(quick_config, num_classes=8, phase_names=names, out_dir=tmp_path, epochs=1, test_csv=None)
+    finetune(config)
+    assert "has no frame of phase 7 (H)" in caplog.text

@@ -285,3 +285,9 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
         list_frames(tmp_path, split="all")
     with pytest.raises(SpatialfeatError, match="cannot be read"):
         list_frames(tmp_path / "absent", split="all")
+
+
+def test_labels_counted_from_one_are_recognized(tmp_path: Path) -> None:
+    message = _error(tmp_path, "id,label\n1_1_1,1\n1_1_2,4\n1_1_3,7\n")
+    assert message.startswith("train.csv row 4: label 7 is outside 0..6; ")
+    assert "these run from 1 to 7, so subtract 1 everywhere" in message
