@@ -174,8 +174,8 @@ def _open_weights(source: WeightsSource, config: EvaluateConfig) -> EvaluationIn
         allow_unlabelled=True,
         more_classes=MORE_CLASSES,
     )
-    require_images([table])
     device = select_device(source.device)
+    require_images([table])  # Last of the checks: it takes seconds, the others do not.
 
     def predict() -> tuple[PredictionSet, ...]:
         use_true_float32()
