@@ -77,6 +77,6 @@ def read_phase_names(text: str | None) -> tuple[str, ...] | None:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise SpatialfeatError(
-            f"--phase-names {text}: cannot be read ({reason}); pass a text file with one name per line, or NAME,NAME,..."
+            f"--phase-names {text}: cannot be read ({reason}); pass a text file, one name per line, or NAME,NAME,..."
         ) from error
     return tuple(line.strip() for line in lines if line.strip())

@@ -31,7 +31,7 @@ def test_every_frame_arrives_time_first(tmp_path: Path, monkeypatch: pytest.Monk
             np.testing.assert_array_equal(group["labels"][:], made.labels)
             assert group["frame_ids"].asstr()[:].tolist() == made.frame_ids
             assert group["frame"][:].tolist() == [int(frame_id[-6:]) for frame_id in made.frame_ids]
-            assert group["segment"][:].tolist() == [1] * len(made.labels)
+            assert group["segment"][:].tolist() == [int(made.path.stem.split("_")[1])] * len(made.labels)
             assert dict(group["features"].attrs)["axes"] == "time,channel"
             assert [dimension.label for dimension in group["features"].dims] == ["time", "channel"]
         assert dict(file["1053_1"].attrs) == {

@@ -118,7 +118,7 @@ def test_an_unfinished_file_does_not_count(videos: list[Video], out_dir: Path) -
         (replace(RECIPE, preprocessing="{}"), "preprocessing"),
         (replace(RECIPE, precision="bf16"), "precision"),
         (TIME_FIRST_RECIPE, "layout"),
-        (replace(RECIPE, group_by="patient"), "group by"),
+        (replace(RECIPE, group_by="patient"), "grouping"),
         (replace(RECIPE, weights_sha256="b" * 64, fps=25.0), "weights, fps"),
     ],
 )

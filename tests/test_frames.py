@@ -102,15 +102,15 @@ def test_row_numbers_are_those_of_an_editor_after_blank_lines(tmp_path: Path, ne
         ("id,label\n", "train.csv: has no rows; add one row `id,label` per frame"),
         ("id,label", "train.csv: has no rows; add one row `id,label` per frame"),
         ("id,label\n\n\n", "train.csv: has no rows; add one row `id,label` per frame"),
-        ("id\n1_1_1\n", "train.csv: column label is missing (found: id); the header must be `id,label`"),
-        ("frame,label\n1,0\n", "train.csv: column id is missing (found: frame, label); the header must be `id,label`"),
-        ("id;label\n1_1_1;0\n", "train.csv: column id and label is missing (found: id;label); save it with commas"),
+        ("id\n1_1_1\n", "train.csv: no column label (found: id); the header must be `id,label`"),
+        ("frame,label\n1,0\n", "train.csv: no column id (found: frame, label); the header must be `id,label`"),
+        ("id;label\n1_1_1;0\n", "train.csv: no column id and label (found: id;label); save it with commas"),
         ("id,label,label\n1_1_1,0,3\n", "train.csv: column label is there twice; keep one"),
         ("id,id ,label\n1_1_1,1_1_2,3\n", "train.csv: column id is there twice; keep one"),
         ("id,label\n1_1_1,0,5\n1_1_2,0\n", "train.csv row 2: has 3 fields, the header 2; remove surplus commas"),
         ("id,label\n1_1_1,0\n\n1_1_2,0,5\n", "train.csv row 4: has 3 fields, the header 2; remove surplus commas"),
         ("id,label\n1_1_1,0,\n1_1_2,0,\n", "train.csv row 2: has 3 fields, the header 2; remove surplus commas"),
-        ("id,label\n1_1_1\n", "train.csv row 2: label '' is not an integer; write the phase's number"),
+        ("id,label\n1_1_1\n", "train.csv row 2: label '' is not an integer; write "),
         ("id,label\n\u00e9_1,0\n".encode("latin-1"), "train.csv: is not UTF-8 text"),
         ("id,label\n1_1_1,0\n".encode("utf-16"), "train.csv: is not UTF-8 text"),
     ],
@@ -126,7 +126,7 @@ def test_an_open_quote_is_told_with_its_row(tmp_path: Path) -> None:
 
 
 def test_missing_file_and_folder_instead_of_a_file(tmp_path: Path) -> None:
-    with pytest.raises(SpatialfeatError, match=r"gone\.csv: no such file; pass the right path"):
+    with pytest.raises(SpatialfeatError, match=r"gone\.csv: no such file; go to the folder"):
         read_frames(tmp_path / "gone.csv", tmp_path, split="train")
     with pytest.raises(SpatialfeatError, match="cannot be read"):
         read_frames(tmp_path, tmp_path, split="train")
@@ -142,7 +142,7 @@ def test_missing_file_and_folder_instead_of_a_file(tmp_path: Path) -> None:
         ("9" * 18, f"label {'9' * 18} is outside 0..6"),
         ("9" * 30, f"label {'9' * 30} is outside 0..6"),
         ("-" + "9" * 30, f"label -{'9' * 30} is outside 0..6"),
-        ("3.0", "label '3.0' is not an integer; write the phase's number"),
+        ("3.0", "label '3.0' is not an integer; write "),
         ("1e0", "label '1e0' is not an integer"),
         ("sellar", "label 'sellar' is not an integer"),
         ("nan", "label 'nan' is not an integer"),
@@ -173,7 +173,7 @@ def test_unlabelled_frames_only_where_labels_are_not_required(tmp_path: Path) ->
     assert "row 2: label -100 " in _error(tmp_path, unlabelled)
     no_column = "id\n1_1_1\n1_1_2\n"
     assert _read(tmp_path, no_column, labels_required=False).labels.tolist() == [-100, -100]
-    assert "column label is missing" in _error(tmp_path, no_column)
+    assert "no column label" in _error(tmp_path, no_column)
     assert "row 2: label -99 " in _error(tmp_path, "id,label\n1_1_1,-99\n", labels_required=False)
     assert "or -100 for an unlabelled frame" in _error(tmp_path, "id,label\n1_1_1,\n", labels_required=False)
 

@@ -39,7 +39,7 @@ def test_a_name_that_is_a_number_goes_before_the_number(tmp_path: Path) -> None:
         ("from,to", [("", "cut")], r" row 2: column from: '' is no phase"),
         ("from,to", [("cut", "1")], r" row 2: cut follows itself; remove it"),
         ("from,to", [], r": has no rows; add one row `from,to` per allowed transition"),
-        ("before,after", [("0", "1")], r": column from and to is missing \(found: before, after\)"),
+        ("before,after", [("0", "1")], r": no column from and to \(found: before, after\)"),
         ("from,to,to", [("0", "1", "1")], r": column to is there twice"),
     ],
 )

@@ -67,7 +67,7 @@ def make_header(num_frames: int, video_id: str = "1050_1") -> VideoHeader:
     frames = np.arange(num_frames, dtype=np.int64) * 2 + 1
     return VideoHeader(
         video_id=video_id,
-        patient_id=video_id.rpartition("_")[0],
+        patient_id=video_id.rpartition("_")[0] or video_id,
         split="train",
         frame_ids=np.array([f"{video_id}_{frame}" for frame in frames.tolist()]),
         labels=np.array([0, 1, 2, -100], dtype=np.int64)[np.arange(num_frames) % 4],
