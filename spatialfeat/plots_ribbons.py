@@ -57,7 +57,9 @@ def ribbon_figure(evaluations: Sequence[Evaluation], position: int, *, fps: floa
     axes.set_xlabel(f"time since the first frame ({unit})")
     axes.set_title(_title(video, line), fontsize=10, pad=18 if len(line.segment_starts) > 1 else 6)
     _bare(axes)
-    figure.legend(handles=handles, loc="outside lower center", ncols=num_columns, fontsize=8, frameon=False)
+    figure.legend(
+        handles=_by_rows(handles, num_columns), loc="outside lower center", ncols=num_columns, fontsize=8, frameon=False
+    )
     return figure
 
 
@@ -115,7 +117,9 @@ def _overview_page(
     order = ", ".join(["ground truth", *(plain_text(evaluation.name, longest=24) for evaluation in evaluations)])
     axes.set_title(f"All videos{page}. Rows of each, from above: {order}", fontsize=10, wrap=True)
     _bare(axes)
-    figure.legend(handles=handles, loc="outside lower center", ncols=num_columns, fontsize=8, frameon=False)
+    figure.legend(
+        handles=_by_rows(handles, num_columns), loc="outside lower center", ncols=num_columns, fontsize=8, frameon=False
+    )
     return figure
 
 
@@ -185,6 +189,11 @@ def _mark_segments(axes: Axes, line: Timeline, num_rows: int, unit_s: float) -> 
 def _mark_segment(axes: Axes, place: float, top: float, bottom: float) -> None:
     axes.plot([place, place], [top, bottom], color="white", linewidth=3, clip_on=False, solid_capstyle="butt")
     axes.plot([place, place], [top, bottom], color="black", linewidth=1, linestyle=(0, (3, 2)), clip_on=False)
+
+
+def _by_rows(handles: Sequence[Patch], num_columns: int) -> list[Patch]:
+    """The order in which matplotlib, which fills a legend column by column, shows them row by row."""
+    return [handle for column in range(num_columns) for handle in handles[column::num_columns]]
 
 
 def _legend_handles(names: Sequence[str], *, unlabelled: bool) -> list[Patch]:

@@ -88,10 +88,13 @@ def test_output_dir_is_made_and_left_empty(tmp_path: Path) -> None:
     assert _names(out_dir) == []
 
 
-@pytest.mark.parametrize("below", ["", "features"])
-def test_output_dir_that_cannot_be(tmp_path: Path, below: str) -> None:
+@pytest.mark.parametrize(
+    ("below", "reason"),
+    [("", r"is a file, not a folder; choose"), ("features", r"cannot write there \(.+\); choose a folder")],
+)
+def test_output_dir_that_cannot_be(tmp_path: Path, below: str, reason: str) -> None:
     (tmp_path / "occupied").write_text("a file")
-    with pytest.raises(SpatialfeatError, match=r"--out .*occupied.*: cannot write there \(.+\); choose a folder"):
+    with pytest.raises(SpatialfeatError, match=rf"--out .*occupied.*: {reason}"):
         prepare_output_dir(tmp_path / "occupied" / below)
     assert (tmp_path / "occupied").read_text() == "a file"
 
