@@ -6,19 +6,19 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from spatialfeat.featurefile import FeatureFile
-    from spatialfeat.featurefolder import read_features
-    from spatialfeat.windows import FeatureWindows, collate_videos
+    from spatialfeat.features.featurefile import FeatureFile
+    from spatialfeat.features.featurefolder import read_features
+    from spatialfeat.features.windows import FeatureWindows, collate_videos
 
 __version__ = "0.1.0"
 
 __all__ = ["FeatureFile", "FeatureWindows", "collate_videos", "read_features"]
 
 _MODULES = {
-    "FeatureFile": "spatialfeat.featurefile",
-    "FeatureWindows": "spatialfeat.windows",
-    "collate_videos": "spatialfeat.windows",
-    "read_features": "spatialfeat.featurefolder",
+    "FeatureFile": "spatialfeat.features.featurefile",
+    "FeatureWindows": "spatialfeat.features.windows",
+    "collate_videos": "spatialfeat.features.windows",
+    "read_features": "spatialfeat.features.featurefolder",
 }
 
 

@@ -95,9 +95,9 @@ def info(
     """
 
     def run() -> None:
-        from spatialfeat.featuresummary import FolderSummary
+        from spatialfeat.features.featuresummary import FolderSummary
+        from spatialfeat.features.infotext import render
         from spatialfeat.info import describe
-        from spatialfeat.infotext import render
 
         summary = describe(path)
         typer.echo(render(summary))

@@ -143,6 +143,11 @@ class ExportConfig:
             raise SpatialfeatError("--background-name: has no meaning without --unlabelled background")
 
 
+def default_phase_names(num_classes: int) -> tuple[str, ...]:
+    """`phase_0`, `phase_1`, ...: used where nobody named the phases."""
+    return tuple(f"phase_{index}" for index in range(num_classes))
+
+
 def check_phase_names(phase_names: tuple[str, ...] | None, num_classes: int) -> None:
     """Refuse names that are too few, too many, empty or repeated."""
     if phase_names is None:

@@ -9,28 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from spatialfeat import __version__
-from spatialfeat.checkpoint import MORE_CLASSES, load_checkpoint
 from spatialfeat.config import PREDICTIONS_NAME
+from spatialfeat.data.framecheck import require_images
+from spatialfeat.data.frames import UNLABELLED, read_frames
+from spatialfeat.data.videos import group_videos
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluateconfig import EvaluateConfig, FeaturesSource, PredictionsSource, WeightsSource
-from spatialfeat.evaluation import Evaluation
-from spatialfeat.evaluationinput import EvaluationInput, PredictionSet, Rates, evaluated_videos, find_rates
-from spatialfeat.featurepredictions import read_feature_predictions
+from spatialfeat.evaluating.evaluationinput import EvaluationInput, PredictionSet, Rates, evaluated_videos, find_rates
+from spatialfeat.evaluating.featurepredictions import read_feature_predictions
+from spatialfeat.evaluating.predictionfiles import read_prediction_files
+from spatialfeat.evaluating.scorefiles import compare_with_first, score, write_comparison, write_scores
+from spatialfeat.evaluating.scoretables import comparison_table, score_tables
 from spatialfeat.files import prepare_output_dir
-from spatialfeat.framecheck import require_images
-from spatialfeat.frames import UNLABELLED, read_frames
-from spatialfeat.pictures import save_pictures
-from spatialfeat.prediction import as_set, predict_frames, write_predictions_csv
-from spatialfeat.predictionfiles import read_prediction_files
-from spatialfeat.relaxed import DEFAULT_WINDOW_S
-from spatialfeat.report import write_report
+from spatialfeat.network.checkpoint import MORE_CLASSES, load_checkpoint
+from spatialfeat.network.prediction import as_set, predict_frames, write_predictions_csv
+from spatialfeat.reporting.pictures import save_pictures
+from spatialfeat.reporting.report import write_report
 from spatialfeat.runrecord import RunRecord
 from spatialfeat.runtime import choose_workers, describe_device, select_device, use_true_float32
-from spatialfeat.scorefiles import compare_with_first, score, write_comparison, write_scores
-from spatialfeat.scoretables import comparison_table, score_tables
-from spatialfeat.summary import SummaryOptions
-from spatialfeat.transitions import relaxed_graph
-from spatialfeat.videos import group_videos
+from spatialfeat.scores.evaluation import Evaluation
+from spatialfeat.scores.relaxed import DEFAULT_WINDOW_S
+from spatialfeat.scores.summary import SummaryOptions
+from spatialfeat.scores.transitions import relaxed_graph
 
 RESULT_PATTERNS = (
     "metrics.json",

@@ -9,16 +9,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from spatialfeat.aggregate import Hdf5Export
 from spatialfeat.config import ExportConfig
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.export_csv import CsvExport
-from spatialfeat.export_mstcn import MsTcnExport
-from spatialfeat.export_npy import NpyExport
-from spatialfeat.export_tecno import TecnoExport
 from spatialfeat.exportformats import FORMATS, ExportFormat
-from spatialfeat.exportjob import ExportJob, read_back
-from spatialfeat.exportsource import open_source
+from spatialfeat.exports.aggregate import Hdf5Export
+from spatialfeat.exports.export_csv import CsvExport
+from spatialfeat.exports.export_mstcn import MsTcnExport
+from spatialfeat.exports.export_npy import NpyExport
+from spatialfeat.exports.export_tecno import TecnoExport
+from spatialfeat.exports.exportjob import ExportJob, read_back
+from spatialfeat.exports.exportsource import open_source
 from spatialfeat.files import atomic_folder, atomic_path
 from spatialfeat.progress import frame_bar
 

@@ -13,18 +13,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spatialfeat.checkpoint import MORE_CLASSES, Checkpoint, load_checkpoint
 from spatialfeat.config import ExtractConfig
-from spatialfeat.dataset import FrameDataset, make_loader
+from spatialfeat.data.dataset import FrameDataset, make_loader
+from spatialfeat.data.framecheck import check_images, describe_broken_image
+from spatialfeat.data.frames import FrameTable, list_frames, read_frames
+from spatialfeat.data.splits import UNNAMED_SPLIT, named_csvs
+from spatialfeat.data.transforms import evaluation_transform
+from spatialfeat.data.videos import Video, group_videos
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.extractplan import feature_path, image_paths, plan_extraction, stat_digest, video_header
-from spatialfeat.featurefile import Recipe
-from spatialfeat.featurewriter import FeatureFileWriter
+from spatialfeat.features.extractplan import feature_path, image_paths, plan_extraction, stat_digest, video_header
+from spatialfeat.features.featurefile import Recipe
+from spatialfeat.features.featurewriter import FeatureFileWriter
 from spatialfeat.files import prepare_output_dir
-from spatialfeat.framecheck import check_images, describe_broken_image
-from spatialfeat.frames import FrameTable, list_frames, read_frames
-from spatialfeat.inference import FrameOutputs, run_inference
-from spatialfeat.model import BACKBONE, FEATURE_LAYER
+from spatialfeat.network.checkpoint import MORE_CLASSES, Checkpoint, load_checkpoint
+from spatialfeat.network.inference import FrameOutputs, run_inference
+from spatialfeat.network.model import BACKBONE, FEATURE_LAYER
 from spatialfeat.progress import frame_bar
 from spatialfeat.runrecord import RunRecord
 from spatialfeat.runtime import (
@@ -34,9 +37,6 @@ from spatialfeat.runtime import (
     select_device,
     use_true_float32,
 )
-from spatialfeat.splits import UNNAMED_SPLIT, named_csvs
-from spatialfeat.transforms import evaluation_transform
-from spatialfeat.videos import Video, group_videos
 from spatialfeat.wording import count_text
 
 logger = logging.getLogger(__name__)

@@ -12,31 +12,30 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from spatialfeat.checkpoint import (
-    default_phase_names,
+from spatialfeat.config import PREDICTIONS_NAME, WEIGHTS_NAME, FinetuneConfig, default_phase_names
+from spatialfeat.data.dataset import EpochSampler, FrameDataset, make_loader
+from spatialfeat.data.framecheck import require_images
+from spatialfeat.data.frames import FrameTable
+from spatialfeat.data.studydata import StudyData, read_study
+from spatialfeat.data.transforms import Preprocessing, evaluation_transform, training_transform
+from spatialfeat.evaluating.evaluationinput import evaluated_videos
+from spatialfeat.evaluating.scorefiles import score, write_scores
+from spatialfeat.evaluating.scoretables import score_tables
+from spatialfeat.files import move_aside, prepare_output_dir
+from spatialfeat.network.checkpoint import (
     description_path,
     initial_model,
     load_checkpoint,
     save_checkpoint,
 )
-from spatialfeat.config import PREDICTIONS_NAME, WEIGHTS_NAME, FinetuneConfig
-from spatialfeat.dataset import EpochSampler, FrameDataset, make_loader
-from spatialfeat.evaluationinput import evaluated_videos
-from spatialfeat.files import move_aside, prepare_output_dir
-from spatialfeat.framecheck import require_images
-from spatialfeat.frames import FrameTable
-from spatialfeat.history import EpochRecord, epoch_line, write_history
-from spatialfeat.model import PhaseResNet50, freeze
-from spatialfeat.pictures import confusion_title
-from spatialfeat.plots import save_confusion_matrix
-from spatialfeat.prediction import as_set, predict_frames, write_predictions_csv
+from spatialfeat.network.history import EpochRecord, epoch_line, write_history
+from spatialfeat.network.model import PhaseResNet50, freeze
+from spatialfeat.network.prediction import as_set, predict_frames, write_predictions_csv
+from spatialfeat.network.training import EarlyStopping, train_one_epoch, validate
+from spatialfeat.reporting.pictures import confusion_title
+from spatialfeat.reporting.plots import save_confusion_matrix
 from spatialfeat.runrecord import RunRecord
 from spatialfeat.runtime import choose_workers, describe_device, seed_everything, select_device, use_true_float32
-from spatialfeat.scorefiles import score, write_scores
-from spatialfeat.scoretables import score_tables
-from spatialfeat.studydata import StudyData, read_study
-from spatialfeat.training import EarlyStopping, train_one_epoch, validate
-from spatialfeat.transforms import Preprocessing, evaluation_transform, training_transform
 from spatialfeat.wording import count_text
 
 RESULT_NAMES = (

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from spatialfeat.data.frames import natural_key
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.featurefile import FeatureFile
-from spatialfeat.featurefolder import list_feature_files, mixed_recipes, repeated_videos
-from spatialfeat.featuresummary import DatasetSummary, FileSummary, FolderSummary, VideoSummary, summarize_video
-from spatialfeat.frames import natural_key
+from spatialfeat.features.featurefile import FeatureFile
+from spatialfeat.features.featurefolder import list_feature_files, mixed_recipes, repeated_videos
+from spatialfeat.features.featuresummary import (
+    DatasetSummary,
+    FileSummary,
+    FolderSummary,
+    VideoSummary,
+    summarize_video,
+)
 
 
 def describe(path: Path) -> FolderSummary | FileSummary:

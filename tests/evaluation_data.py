@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spatialfeat.calibration import reliability_curve
-from spatialfeat.evaluation import EvaluatedVideo, Evaluation
-from spatialfeat.scoring import ScoredVideo, per_video_rows
-from spatialfeat.summary import SummaryOptions, summarize
+from spatialfeat.scores.calibration import reliability_curve
+from spatialfeat.scores.evaluation import EvaluatedVideo, Evaluation
+from spatialfeat.scores.scoring import ScoredVideo, per_video_rows
+from spatialfeat.scores.summary import SummaryOptions, summarize
 
 CHOLEC_NAMES = (
     "Preparation",

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialfeat.featurefile import Recipe, VideoHeader
-from spatialfeat.featurewriter import FeatureFileWriter
+from spatialfeat.features.featurefile import Recipe, VideoHeader
+from spatialfeat.features.featurewriter import FeatureFileWriter
 
 PHASES = ("access", "resection", "closure")
 

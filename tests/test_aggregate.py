@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from feature_folders import PHASES, make_study, make_video
 
-from spatialfeat import exportsource
 from spatialfeat.config import ExportConfig
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.export import export
+from spatialfeat.exports import exportsource
 
 
 def run(features_dir: Path, out: Path, **options: object) -> None:

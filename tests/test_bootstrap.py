@@ -8,7 +8,8 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from spatialfeat.bootstrap import (
+from spatialfeat.errors import SpatialfeatError
+from spatialfeat.scores.bootstrap import (
     VideoTallies,
     bootstrap_differences,
     bootstrap_intervals,
@@ -18,10 +19,9 @@ from spatialfeat.bootstrap import (
     resampled_scores,
     resampling_weights,
 )
-from spatialfeat.errors import SpatialfeatError
-from spatialfeat.metrics import accuracies, confusion_counts, phase_scores, pooled_scores
-from spatialfeat.scoring import ScoredVideo, tally
-from spatialfeat.segments import edit_score, segment_f1, segment_matches
+from spatialfeat.scores.metrics import accuracies, confusion_counts, phase_scores, pooled_scores
+from spatialfeat.scores.scoring import ScoredVideo, tally
+from spatialfeat.scores.segments import edit_score, segment_f1, segment_matches
 
 C = 3
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatialfeat.calibration import reliability_curve, softmax
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.scores.calibration import reliability_curve, softmax
 
 
 @pytest.fixture(autouse=True)

@@ -15,11 +15,11 @@ import pytest
 import torch
 from torchvision.models import ResNet50_Weights, resnet18, resnet50
 
-from spatialfeat.checkpoint import description_path, initial_model, load_checkpoint, save_checkpoint
+from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.finetune import FinetuneResult
-from spatialfeat.model import PhaseResNet50
-from spatialfeat.transforms import Preprocessing
+from spatialfeat.network.checkpoint import description_path, initial_model, load_checkpoint, save_checkpoint
+from spatialfeat.network.model import PhaseResNet50
 
 
 def save(path: Path, content: Any) -> Path:

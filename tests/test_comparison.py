@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from spatialfeat.comparison import compare
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.scoring import ScoredVideo
+from spatialfeat.scores.comparison import compare
+from spatialfeat.scores.scoring import ScoredVideo
 
 SCORES = {
     "accuracy",

@@ -21,8 +21,8 @@ from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluate import evaluate
 from spatialfeat.evaluateconfig import EvaluateConfig
 from spatialfeat.extract import extract
-from spatialfeat.featurefile import VideoHeader
-from spatialfeat.featurewriter import FeatureFileWriter
+from spatialfeat.features.featurefile import VideoHeader
+from spatialfeat.features.featurewriter import FeatureFileWriter
 
 FEATURES_RECIPE = replace(RECIPE, phase_names=("a", "b", "c", "d"))
 

@@ -16,7 +16,7 @@ from spatialfeat.config import ExportConfig
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.export import EXPORTERS, export
 from spatialfeat.exportformats import FORMATS
-from spatialfeat.featurefile import FeatureFile
+from spatialfeat.features.featurefile import FeatureFile
 
 OUT_NAMES = {name: "out.h5" if form.suffixes else "out" for name, form in FORMATS.items()}
 
@@ -259,7 +259,7 @@ def test_memory_does_not_grow_with_the_number_of_videos(tmp_path: Path, form: st
 
 @pytest.mark.parametrize("form", ["ms-tcn", "npy", "hdf5", "csv"])
 def test_long_videos_are_read_in_blocks(features_dir: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spatialfeat.exportsource.FRAMES_PER_BLOCK", 16)
+    monkeypatch.setattr("spatialfeat.exports.exportsource.FRAMES_PER_BLOCK", 16)
     read, longest = FeatureFile.features, 0
 
     def count(file: FeatureFile, start: int = 0, stop: int | None = None, *, axes: str) -> object:

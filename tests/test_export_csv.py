@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from feature_folders import make_video
 
-from spatialfeat import exportsource
 from spatialfeat.config import ExportConfig
 from spatialfeat.export import export
+from spatialfeat.exports import exportsource
 
 
 def test_numbers_come_back_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,11 @@ from feature_folders import PHASES, Made, make_study, make_video
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatialfeat import exportsource
 from spatialfeat.config import ExportConfig
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.export import export
-from spatialfeat.verify_mstcn import verify_mstcn
+from spatialfeat.exports import exportsource
+from spatialfeat.exports.verify_mstcn import verify_mstcn
 
 MISSING = -100
 

@@ -7,9 +7,9 @@ import pytest
 from feature_folders import make_study, make_video
 
 from spatialfeat.config import ExportConfig
+from spatialfeat.data.frames import read_frames
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.export import export
-from spatialfeat.frames import read_frames
 
 MISSING = -100
 

@@ -21,8 +21,11 @@ from tinydata import (
     write_images,
 )
 
+from spatialfeat.data.frames import read_frames
+from spatialfeat.data.images import content_digest
+from spatialfeat.data.videos import Video, group_videos
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.extractplan import (
+from spatialfeat.features.extractplan import (
     ExtractionPlan,
     feature_path,
     image_paths,
@@ -30,10 +33,7 @@ from spatialfeat.extractplan import (
     stat_digest,
     video_header,
 )
-from spatialfeat.featurefile import Recipe
-from spatialfeat.frames import read_frames
-from spatialfeat.images import content_digest
-from spatialfeat.videos import Video, group_videos
+from spatialfeat.features.featurefile import Recipe
 
 IDS = ["video10_1", "video2_10", "video2_9", "video10_2"]
 

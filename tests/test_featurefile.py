@@ -23,8 +23,8 @@ from tinydata import (
 )
 
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.featurefile import Recipe, VideoHeader, read_info
-from spatialfeat.featurewriter import FeatureFileWriter
+from spatialfeat.features.featurefile import Recipe, VideoHeader, read_info
+from spatialfeat.features.featurewriter import FeatureFileWriter
 
 LAYOUTS = pytest.mark.parametrize("recipe", [RECIPE, TIME_FIRST_RECIPE], ids=["channel-first", "time-first"])
 

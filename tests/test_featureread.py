@@ -17,10 +17,11 @@ import pytest
 from tinydata import RECIPE, TIME_FIRST_RECIPE, make_header, make_outputs, write_feature_file
 
 import spatialfeat
-from spatialfeat import FeatureFile, featurehandles, read_features
+from spatialfeat import FeatureFile, read_features
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.featurefile import Recipe
-from spatialfeat.featurefolder import list_feature_files, open_feature_dir
+from spatialfeat.features import featurehandles
+from spatialfeat.features.featurefile import Recipe
+from spatialfeat.features.featurefolder import list_feature_files, open_feature_dir
 
 LAYOUTS = pytest.mark.parametrize("recipe", [RECIPE, TIME_FIRST_RECIPE], ids=["channel-first", "time-first"])
 

@@ -14,14 +14,14 @@ from PIL import Image
 from torchvision.models import resnet50
 
 import spatialfeat.finetune as finetune_module
-from spatialfeat.checkpoint import load_checkpoint
 from spatialfeat.config import FinetuneConfig
-from spatialfeat.dataset import frames_of
+from spatialfeat.data.dataset import frames_of
+from spatialfeat.data.frames import read_frames
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.finetune import FinetuneResult, finetune
-from spatialfeat.frames import read_frames
-from spatialfeat.prediction import predict_frames
-from spatialfeat.training import RunningScore
+from spatialfeat.network.checkpoint import load_checkpoint
+from spatialfeat.network.prediction import predict_frames
+from spatialfeat.network.training import RunningScore
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tinydata import make_table, png_bytes, write_images
 
+from spatialfeat.data.framecheck import check_images, require_images
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.framecheck import check_images, require_images
 
 
 def test_whole_images_pass(tmp_path: Path) -> None:

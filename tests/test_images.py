@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tinydata import png_bytes
 
-from spatialfeat.images import ImageError, content_digest, decode_rgb, find_broken_images, list_pngs
+from spatialfeat.data.images import ImageError, content_digest, decode_rgb, find_broken_images, list_pngs
 
 
 def _encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

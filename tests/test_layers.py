@@ -1,4 +1,7 @@
-"""Imports run one way: lower modules, then the commands, then the command line. See docs/architecture.md."""
+"""Imports run one way: data, scores, features, reports, network, exports, then the commands, then the command line.
+
+See docs/architecture.md.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +16,9 @@ import pytest
 import spatialfeat
 
 PACKAGE = "spatialfeat"
-COMMANDS = {"finetune", "evaluate", "extract", "export", "check", "info"}
-# Modules that know neither weights files nor batches of frames, and the modules that add these.
-FOUNDATION = {
-    "errors",
-    "config",
-    "files",
-    "frames",
-    "images",
-    "transforms",
-    "runtime",
-    "metrics",
-    "featurefile",
-    "plots",
-    "model",
-}
-ABOVE_FOUNDATION = {"dataset", "checkpoint", "inference"}
+COMMANDS = {"finetune", "evaluate", "extract", "export", "info", "check"}
+# A package may import those before it, and the modules beside the packages (`config`, `files`, ...).
+PACKAGES = ["data", "scores", "features", "reporting", "evaluating", "network", "exports"]
 # The library, and how the names of the modules begin that may import it, also inside functions.
 GATEKEEPERS = {
     "typer": ("cli",),
@@ -50,22 +40,34 @@ def _imported_names(node: ast.AST) -> list[str]:
     if isinstance(node, ast.Import):
         names += [alias.name for alias in node.names]
     elif isinstance(node, ast.ImportFrom):
-        # The package is flat: every relative import starts at the package.
-        origin = ".".join(filter(None, [PACKAGE if node.level else "", node.module or ""]))
-        names += [f"{origin}.{alias.name}" for alias in node.names]
+        assert node.level == 0, "relative imports are not followed here, and not used in this project"
+        names += [f"{node.module}.{alias.name}" for alias in node.names]
     for child in ast.iter_child_nodes(node):
         names += _imported_names(child)
     return names
 
 
+def _module_name(folder: Path, path: Path) -> str:
+    """`data.frames` for data/frames.py; `` for the package's own __init__.py."""
+    parts = path.relative_to(folder).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
 def _imports(folder: Path) -> dict[str, tuple[set[str], set[str]]]:
     """{module: (modules of this package, top-level names of other libraries)} that it imports."""
-    modules = {path.stem for path in folder.glob("*.py")}
+    modules = {_module_name(folder, path) for path in folder.rglob("*.py")} - {""}
     found: dict[str, tuple[set[str], set[str]]] = {}
-    for path in sorted(folder.glob("*.py")):
-        names = [name.split(".") for name in _imported_names(ast.parse(path.read_text(encoding="utf-8")))]
-        own = {name[1] for name in names if name[0] == PACKAGE and len(name) > 1 and name[1] in modules}
-        found[path.stem] = (own, {name[0] for name in names} - {PACKAGE})
+    for path in sorted(folder.rglob("*.py")):
+        own: set[str] = set()
+        others: set[str] = set()
+        for name in _imported_names(ast.parse(path.read_text(encoding="utf-8"))):
+            first, *rest = name.split(".")
+            if first != PACKAGE:
+                others.add(first)
+            # `spatialfeat.data.frames.FrameTable` names the module data.frames, and not the package data.
+            prefixes = [".".join(rest[:length]) for length in range(len(rest), 0, -1)]
+            own |= set(next(([prefix] for prefix in prefixes if first == PACKAGE and prefix in modules), []))
+        found[_module_name(folder, path)] = (own, others)
     return found
 
 
@@ -73,21 +75,29 @@ def _is_command_line(module: str) -> bool:
     return module.startswith("cli") or module == "__main__"
 
 
+def _level(module: str) -> int:
+    """0 for modules beside the packages, then the packages in order, then the commands, then the command line."""
+    if _is_command_line(module):
+        return len(PACKAGES) + 2
+    if module in COMMANDS:
+        return len(PACKAGES) + 1
+    package = module.partition(".")[0]
+    return PACKAGES.index(package) + 1 if package in PACKAGES else 0
+
+
 def broken_rules(folder: Path) -> list[str]:
     """Every import in this package folder that breaks the layering, as `module imports module`."""
     broken: list[str] = []
     imports = _imports(folder)
     for module, (own, others) in imports.items():
-        forbidden = (
-            set() if _is_command_line(module) else COMMANDS | {name for name in imports if _is_command_line(name)}
-        )
-        if module in FOUNDATION:
-            forbidden |= ABOVE_FOUNDATION
-        broken += [f"{module} imports {name}" for name in sorted((own - {module}) & forbidden)]
+        for name in sorted(own - {module}):
+            upward = _level(name) > _level(module)
+            if module and (upward or (module in COMMANDS and name in COMMANDS)):
+                broken.append(f"{module} imports {name}")
         broken += [
             f"{module} imports {library}"
             for library, prefixes in GATEKEEPERS.items()
-            if library in others and not module.startswith(prefixes)
+            if library in others and not module.rpartition(".")[2].startswith(prefixes)
         ]
     try:
         tuple(TopologicalSorter({module: own for module, (own, _) in imports.items()}).static_order())
@@ -100,14 +110,17 @@ def test_the_package_keeps_its_layers() -> None:
     folder = Path(spatialfeat.__file__).parent
     assert broken_rules(folder) == []
     # Were the names above outdated, the rules would hold for nothing.
-    modules = {path.stem for path in folder.glob("*.py")}
-    assert (FOUNDATION | ABOVE_FOUNDATION | {"finetune", "evaluate", "extract", "cli"}) <= modules
+    assert {path.parent.name for path in folder.glob("*/__init__.py")} == set(PACKAGES)
+    assert {"finetune", "evaluate", "extract", "export", "info", "cli"} <= {path.stem for path in folder.glob("*.py")}
 
 
-def test_the_package_is_flat() -> None:
+def test_packages_are_flat_and_none_is_a_drawer_for_everything() -> None:
     folder = Path(spatialfeat.__file__).parent
-    assert [path.name for path in folder.glob("*/*.py")] == []
-    assert not (folder / "utils.py").exists()
+    assert list(folder.glob("*/*/*.py")) == []
+    assert list(folder.rglob("util*.py")) == []
+    # A name stands for one module, so that messages and tests can speak of `frames` alone.
+    names = [path.stem for path in folder.rglob("*.py") if path.stem != "__init__"]
+    assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize(
@@ -115,20 +128,23 @@ def test_the_package_is_flat() -> None:
     [
         ("evaluate", "from spatialfeat.finetune import run", "evaluate imports finetune"),
         ("evaluate", "from spatialfeat import finetune", "evaluate imports finetune"),
-        ("evaluate", "from . import finetune", "evaluate imports finetune"),
         ("evaluate", "import spatialfeat.finetune as study", "evaluate imports finetune"),
-        ("frames", "def later():\n    from spatialfeat.finetune import run", "frames imports finetune"),
-        ("frames", "from spatialfeat import cli_options", "frames imports cli_options"),
-        ("frames", "from spatialfeat.dataset import rows", "frames imports dataset"),
-        ("dataset", "import typer", "dataset imports typer"),
-        ("dataset", "def later():\n    import h5py", "dataset imports h5py"),
-        ("dataset", "import matplotlib.pyplot as plt", "dataset imports matplotlib"),
-        ("dataset", "from matplotlib import pyplot", "dataset imports matplotlib"),
+        ("data/frames", "def later():\n    from spatialfeat.finetune import run", "data.frames imports finetune"),
+        ("data/frames", "from spatialfeat import cli_options", "data.frames imports cli_options"),
+        ("data/frames", "from spatialfeat.network.model import rows", "data.frames imports network.model"),
+        ("files", "from spatialfeat.data import frames", "files imports data.frames"),
+        ("network/model", "import typer", "network.model imports typer"),
+        ("network/model", "def later():\n    import h5py", "network.model imports h5py"),
+        ("network/model", "import matplotlib.pyplot as plt", "network.model imports matplotlib"),
+        ("network/model", "from matplotlib import pyplot", "network.model imports matplotlib"),
     ],
 )
 def test_each_rule_can_be_broken(tmp_path: Path, module: str, source: str, message: str) -> None:
-    for name in ("__init__", "cli_options", "dataset", "evaluate", "finetune", "frames"):
-        (tmp_path / f"{name}.py").write_text("import numpy as np\n")
+    for name in ("__init__", "cli_options", "files", "evaluate", "finetune", "data/__init__", "data/frames",
+                 "network/__init__", "network/model"):  # fmt: skip
+        path = tmp_path / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("import numpy as np\n")
     assert broken_rules(tmp_path) == []
     (tmp_path / f"{module}.py").write_text(source)
     assert broken_rules(tmp_path) == [message]
@@ -143,13 +159,15 @@ def test_a_cycle_is_found(tmp_path: Path) -> None:
 
 
 def test_what_is_allowed(tmp_path: Path) -> None:
+    for folder in ("data", "features", "reporting"):
+        (tmp_path / folder).mkdir()
     (tmp_path / "cli_study.py").write_text("import typer\ndef run():\n    from spatialfeat.finetune import finetune\n")
-    (tmp_path / "finetune.py").write_text("from spatialfeat.frames import read_frames\n")
-    (tmp_path / "frames.py").write_text(
+    (tmp_path / "finetune.py").write_text("from spatialfeat.data.frames import read_frames\n")
+    (tmp_path / "data" / "frames.py").write_text(
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from spatialfeat.finetune import finetune\n"
     )
-    (tmp_path / "plots_ribbons.py").write_text("from matplotlib.figure import Figure\n")
-    (tmp_path / "featurefile.py").write_text("import h5py\n")
+    (tmp_path / "reporting" / "plots_ribbons.py").write_text("from matplotlib.figure import Figure\n")
+    (tmp_path / "features" / "featurefile.py").write_text("import h5py\nfrom spatialfeat.data.frames import x\n")
     assert broken_rules(tmp_path) == []
 
 

@@ -18,7 +18,7 @@ from sklearn.metrics import (
 )
 
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.metrics import (
+from spatialfeat.scores.metrics import (
     SCORE_NAMES,
     accuracies,
     average_scores,

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.metrics import accuracies, confusion_counts, phase_scores
-from spatialfeat.relaxed import CHOLEC80, TransitionGraph, forgiven_frames, relaxed_scores, window_frames
+from spatialfeat.scores.metrics import accuracies, confusion_counts, phase_scores
+from spatialfeat.scores.relaxed import CHOLEC80, TransitionGraph, forgiven_frames, relaxed_scores, window_frames
 
 # Cholec80's tolerated p - y, for its phases numbered 1..7.
 AT_START = {1: {-1}, 2: {-1}, 3: {-1}, 4: {-1}, 5: {-1}, 6: {-1, -2}, 7: {-1, -2}}

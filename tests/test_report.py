@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from evaluation_data import CHOLEC_NAMES, drawn_evaluations, drawn_video, evaluation_of, scored_videos
 
-from spatialfeat.comparison import compare
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.evaluation import EvaluatedVideo, Evaluation
-from spatialfeat.palette import phase_style
-from spatialfeat.relaxed import CHOLEC80
-from spatialfeat.report import write_report
-from spatialfeat.report_html import interval_text, number, signed, spread
-from spatialfeat.report_ribbons import ROW, WIDTH, ribbons
-from spatialfeat.summary import SummaryOptions
-from spatialfeat.timeline import find_runs, timeline, usual_step
+from spatialfeat.reporting.palette import phase_style
+from spatialfeat.reporting.report import write_report
+from spatialfeat.reporting.report_html import interval_text, number, signed, spread
+from spatialfeat.reporting.report_ribbons import ROW, WIDTH, ribbons
+from spatialfeat.scores.comparison import compare
+from spatialfeat.scores.evaluation import EvaluatedVideo, Evaluation
+from spatialfeat.scores.relaxed import CHOLEC80
+from spatialfeat.scores.summary import SummaryOptions
+from spatialfeat.scores.timeline import find_runs, timeline, usual_step
 
 VOID = {"meta", "link", "img", "br", "rect", "path"}
 EVIL = "<script>alert(1)</script>"

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from predictions_data import BETTER, PREDICTED, TRUTH
 
-from spatialfeat.evaluation import EvaluatedVideo, Evaluation
-from spatialfeat.relaxed import CHOLEC80
-from spatialfeat.scorefiles import compare_with_first, score
-from spatialfeat.scoretables import comparison_table, score_tables
-from spatialfeat.summary import SummaryOptions
+from spatialfeat.evaluating.scorefiles import compare_with_first, score
+from spatialfeat.evaluating.scoretables import comparison_table, score_tables
+from spatialfeat.scores.evaluation import EvaluatedVideo, Evaluation
+from spatialfeat.scores.relaxed import CHOLEC80
+from spatialfeat.scores.summary import SummaryOptions
 
 NAMES = ("preparation", "a phase whose name is much too long for a table", "c", "d", "e", "f", "g")
 OPTIONS = SummaryOptions(relaxed=CHOLEC80, sampling_fps=1.0, bootstrap_samples=100)

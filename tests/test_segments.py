@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatialfeat.segments import edit_score, find_segments, levenshtein, segment_f1, segment_matches
+from spatialfeat.scores.segments import edit_score, find_segments, levenshtein, segment_f1, segment_matches
 
 C = 3
 # Runs, so that segments are longer than one frame.

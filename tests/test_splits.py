@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from spatialfeat.data.splits import named_csvs
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.splits import named_csvs
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from spatialfeat.calibration import reliability_curve
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.relaxed import CHOLEC80, TransitionGraph
-from spatialfeat.scoring import ScoredVideo, per_video_rows
-from spatialfeat.summary import SummaryOptions, summarize
+from spatialfeat.scores.calibration import reliability_curve
+from spatialfeat.scores.relaxed import CHOLEC80, TransitionGraph
+from spatialfeat.scores.scoring import ScoredVideo, per_video_rows
+from spatialfeat.scores.summary import SummaryOptions, summarize
 
 NAMES = ("start", "middle", "end")
 AVERAGES = {

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageFilter
 from torchvision import transforms
 
-from spatialfeat.transforms import Preprocessing, evaluation_transform, normalize, training_transform
+from spatialfeat.data.transforms import Preprocessing, evaluation_transform, normalize, training_transform
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spatialfeat.verify_mstcn import verify_mstcn
+from spatialfeat.exports.verify_mstcn import verify_mstcn
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tinydata import make_table
 
+from spatialfeat.data.videos import Video, group_videos, shared_patients
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.videos import Video, group_videos, shared_patients
 
 
 def _ids(video: Video) -> list[str]:

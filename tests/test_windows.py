@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from spatialfeat import FeatureFile, FeatureWindows, collate_videos, read_features
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.windows import Window, window_starts
+from spatialfeat.features.windows import Window, window_starts
 
 LENGTHS = {"1_1": 7, "2_1": 1, "10_1": 20}
 

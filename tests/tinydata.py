@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from spatialfeat.featurefile import Recipe, VideoHeader
-from spatialfeat.featurewriter import FeatureFileWriter
-from spatialfeat.frames import FrameTable, read_frames
+from spatialfeat.data.frames import FrameTable, read_frames
+from spatialfeat.features.featurefile import Recipe, VideoHeader
+from spatialfeat.features.featurewriter import FeatureFileWriter
 
 RECIPE = Recipe(
     weights_sha256="a" * 64,

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from spatialfeat import FeatureFile, FeatureWindows, collate_videos, read_features
-from spatialfeat.segments import segment_f1, segment_matches
+from spatialfeat.scores.segments import segment_f1, segment_matches
 
 DILATIONS = (1, 2, 4, 8, 16)
 WIDTH = 16

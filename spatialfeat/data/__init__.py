@@ -1,0 +1,1 @@
+"""From a CSV and PNG files to batches of frames: read, check, group, decode, transform."""

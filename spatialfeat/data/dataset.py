@@ -1,0 +1,158 @@
+"""From frame rows to batches: decode, transform, collate. Training and inference load frames here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from spatialfeat.data.frames import FrameTable
+from spatialfeat.data.images import ImageError, content_digest, decode_rgb
+from spatialfeat.data.transforms import FrameTransform
+from spatialfeat.errors import SpatialfeatError
+
+
+class FrameSample(NamedTuple):
+    """One frame. `failure` is the reason why it could not be decoded; the image is then meaningless."""
+
+    image: torch.Tensor | None
+    label: int
+    row: int
+    digest: bytes
+    failure: str | None
+
+
+class FrameBatch(NamedTuple):
+    """B frames of which G decoded: images (G, 3, H, W) uint8, labels and rows (G,) int64 of those.
+
+    `digests` holds one 16-byte digest of the file's content per decoded frame; `failures` the undecodable
+    (row, reason) pairs.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    rows: torch.Tensor
+    digests: list[bytes]
+    failures: list[tuple[int, str]]
+
+
+class AugmentedRow(NamedTuple):
+    """A row to train on, with the seed of its augmentation."""
+
+    row: int
+    augmentation_seed: int
+
+
+class FrameDataset(Dataset[FrameSample]):
+    """Rows of a frame table as images.
+
+    A frame that cannot be decoded is returned with its reason instead of raised, so that the caller decides what it
+    stops: training, or one video among many.
+
+    Args:
+        img_dirs: (N,) str, the folder of each frame. ids: (N,) str. labels: (N,) int64.
+        transform: maps an RGB Pillow image to a (3, H, W) uint8 tensor.
+    """
+
+    def __init__(self, img_dirs: NDArray[Any], ids: NDArray[Any], labels: NDArray[np.int64], transform: FrameTransform):
+        # Arrays of fixed-width text, not lists of str: workers would copy every str object they touch.
+        self._img_dirs, self._ids, self._labels = img_dirs, ids, labels
+        self._transform = transform
+
+    @classmethod
+    def from_table(cls, table: FrameTable, transform: FrameTransform) -> FrameDataset:
+        """All rows of a table, in CSV order."""
+        return cls(np.full(len(table), str(table.img_dir)), table.ids, table.labels, transform)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def image_path(self, row: int) -> Path:
+        return Path(self._img_dirs[row]) / f"{self._ids[row]}.png"
+
+    def __getitem__(self, index: int | AugmentedRow) -> FrameSample:
+        if not isinstance(index, AugmentedRow):
+            return self._load(index)
+        # The augmentation depends on its seed alone, never on the worker that happens to draw it.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(index.augmentation_seed)
+            return self._load(index.row)
+
+    def _load(self, row: int) -> FrameSample:
+        label = int(self._labels[row])
+        try:
+            content = self.image_path(row).read_bytes()
+            return FrameSample(self._transform(decode_rgb(content)), label, row, content_digest(content), None)
+        except ImageError as error:
+            return FrameSample(None, label, row, b"", str(error))
+        except OSError as error:
+            return FrameSample(None, label, row, b"", error.strerror or str(error))
+
+
+class EpochSampler(Sampler[AugmentedRow]):
+    """Every row once per epoch in random order, order and augmentation seeds drawn from (seed, epoch) alone."""
+
+    def __init__(self, num_rows: int, seed: int):
+        self._num_rows, self._seed = num_rows, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def __iter__(self) -> Iterator[AugmentedRow]:
+        rng = np.random.default_rng([self._seed, self.epoch])
+        rows = rng.permutation(self._num_rows)
+        seeds = rng.integers(2**63, size=self._num_rows)
+        for row, augmentation_seed in zip(rows.tolist(), seeds.tolist(), strict=True):
+            yield AugmentedRow(row, augmentation_seed)
+
+
+def make_loader(
+    dataset: FrameDataset,
+    *,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    sampler: EpochSampler | None = None,
+) -> DataLoader[FrameSample]:
+    """Batches in row order, or in the order of `sampler`. Iterating yields FrameBatch."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        shuffle=False,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0 and sampler is not None,
+    )
+
+
+def collate(samples: list[FrameSample]) -> FrameBatch:
+    """Stack the decoded frames and list the others."""
+    good = [sample for sample in samples if sample.image is not None]
+    images = [sample.image for sample in good if sample.image is not None]
+    return FrameBatch(
+        images=torch.stack(images) if images else torch.empty(0, 3, 0, 0, dtype=torch.uint8),
+        labels=torch.tensor([sample.label for sample in good], dtype=torch.int64),
+        rows=torch.tensor([sample.row for sample in good], dtype=torch.int64),
+        digests=[sample.digest for sample in good],
+        failures=[(sample.row, sample.failure) for sample in samples if sample.failure is not None],
+    )
+
+
+def frames_of(loader: DataLoader[Any]) -> FrameDataset:
+    """The dataset behind a loader made by `make_loader`."""
+    assert isinstance(loader.dataset, FrameDataset)
+    return loader.dataset
+
+
+def refuse_failures(dataset: FrameDataset, failures: list[tuple[int, str]]) -> None:
+    """Raise SpatialfeatError for the first undecodable frame, if any: skipping it would change the result unseen."""
+    for row, reason in failures:
+        raise SpatialfeatError(f"cannot read {dataset.image_path(row)}: {reason}; replace the image or remove its row")

@@ -1,0 +1,57 @@
+"""The frames of one study: training, validation and perhaps test, and what should be known of them beforehand."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from spatialfeat.config import TEST_CSV, FinetuneConfig
+from spatialfeat.data.frames import FrameTable, read_frames
+from spatialfeat.data.videos import shared_patients
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """The tables of one study; `test` is None when there is no test CSV."""
+
+    train: FrameTable
+    val: FrameTable
+    test: FrameTable | None
+
+    @property
+    def tables(self) -> list[FrameTable]:
+        return [table for table in (self.train, self.val, self.test) if table is not None]
+
+
+def read_study(config: FinetuneConfig) -> StudyData:
+    """Read the CSVs, and warn of what makes scores worthless: patients in two splits, phases never trained on."""
+    test_csv = config.test_csv
+    if test_csv is None and not TEST_CSV.exists():
+        logger.info("no %s here: training without a test at the end", TEST_CSV)
+    elif test_csv is None:
+        test_csv = TEST_CSV
+
+    def read(path: Path, split: str) -> FrameTable:
+        return read_frames(path, config.img_dir, split=split, num_classes=config.num_classes)
+
+    data = StudyData(
+        read(config.train_csv, "train"), read(config.val_csv, "val"), read(test_csv, "test") if test_csv else None
+    )
+    _warn_of_absent_phases(data.train, config)
+    for patient, splits in shared_patients(data.tables).items():
+        logger.warning("patient %s is in %s: scores on these frames will be too good", patient, " and ".join(splits))
+    return data
+
+
+def _warn_of_absent_phases(train: FrameTable, config: FinetuneConfig) -> None:
+    absent = sorted(set(range(config.num_classes)) - set(np.unique(train.labels).tolist()))
+    if absent:
+        names = ", ".join(
+            f"{phase} ({config.phase_names[phase]})" if config.phase_names else str(phase) for phase in absent
+        )
+        logger.warning("%s has no frame of phase %s: the network cannot learn to predict it", train.source, names)

@@ -1,0 +1,1 @@
+"""One module per format that temporal code reads, and what these modules share."""

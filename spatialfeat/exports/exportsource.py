@@ -1,0 +1,230 @@
+"""What an export reads: the videos of a feature folder, checked once, then read one block of frames at a time."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spatialfeat.config import ExportConfig
+from spatialfeat.data.frames import UNLABELLED, natural_key
+from spatialfeat.errors import SpatialfeatError
+from spatialfeat.exportformats import FORMATS, ExportFormat
+from spatialfeat.features.featurefile import TIME_CHANNEL, Recipe
+from spatialfeat.features.featurefolder import open_feature_dir
+from spatialfeat.features.featurejoin import FeatureReader, join_patients
+
+FRAMES_PER_BLOCK = 4096
+"""4096 frames of 2048 float32 are 32 MiB: all that is held of a video, where the format allows writing in blocks."""
+
+NAMED = 5
+"""A message names so many videos; more would bury the first."""
+
+_UNSAFE_NAME = re.compile(r"^\.|[/\\\x00-\x1f\x7f]|^$")
+
+
+@dataclass(frozen=True)
+class ExportVideo:
+    """One video as it is exported. No array is kept in memory: each is read from the file when asked for.
+
+    Attributes:
+        num_frames: T, the frames that are exported. num_unlabelled: those without a label in the feature file.
+    """
+
+    file: FeatureReader
+    drop_unlabelled: bool
+    num_frames: int
+    num_unlabelled: int
+
+    @property
+    def video_id(self) -> str:
+        return self.file.video_id
+
+    @property
+    def patient_id(self) -> str:
+        return self.file.patient_id
+
+    @property
+    def split(self) -> str:
+        return self.file.split
+
+    def labels(self) -> NDArray[np.int64]:
+        """(T,) int64, -100 where unlabelled."""
+        labels = self.file.labels
+        return labels[labels != UNLABELLED] if self.drop_unlabelled else labels
+
+    def frame_ids(self) -> NDArray[np.str_]:
+        """(T,) str."""
+        return self._kept(self.file.frame_ids)
+
+    def segments(self) -> NDArray[np.int64]:
+        """(T,) int64."""
+        return self._kept(self.file.segments)
+
+    def frames(self) -> NDArray[np.int64]:
+        """(T,) int64, the frame numbers."""
+        return self._kept(self.file.frames)
+
+    def feature_blocks(self, axes: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield (first frame, features) until all T frames are read: (2048, n) or (n, 2048) float32, n > 0.
+
+        Raises:
+            SpatialfeatError: a feature is not finite, or the file cannot be read.
+        """
+        return self._blocks(self.file.features, axes)
+
+    def logit_blocks(self, axes: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """As `feature_blocks`: (C, n) or (n, C) float32."""
+        return self._blocks(self.file.logits, axes)
+
+    def _kept(self, values: NDArray[Any]) -> NDArray[Any]:
+        return values[self.file.labels != UNLABELLED] if self.drop_unlabelled else values
+
+    def _blocks(self, read: Callable[..., NDArray[np.float32]], axes: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        keep = self.file.labels != UNLABELLED if self.drop_unlabelled else np.ones(self.file.num_frames, dtype=bool)
+        time_axis = 0 if axes == TIME_CHANNEL else 1
+        first = 0
+        for start in range(0, self.file.num_frames, FRAMES_PER_BLOCK):
+            stop = min(start + FRAMES_PER_BLOCK, self.file.num_frames)
+            block = read(start, stop, axes=axes)
+            self._refuse_non_finite(block, start, time_axis)
+            if not keep[start:stop].all():
+                block = np.compress(keep[start:stop], block, axis=time_axis)
+            if block.shape[time_axis]:
+                yield first, block
+            first += block.shape[time_axis]
+        # A folder of a thousand videos must not keep a thousand files and their chunk caches open.
+        self.file.close()
+
+    def _refuse_non_finite(self, block: NDArray[np.float32], start: int, time_axis: int) -> None:
+        wrong = np.flatnonzero(~np.isfinite(block).all(axis=1 - time_axis))
+        if len(wrong):
+            frame = self.file.frame_ids[start + int(wrong[0])]
+            raise SpatialfeatError(
+                f"{self.file.path}: frame {frame} holds a value that is not finite; a temporal "
+                "model would turn it into NaN everywhere: check the weights and extract the video again"
+            )
+
+
+@dataclass(frozen=True)
+class ExportSource:
+    """The videos to export, in numeric order of their ids. `notices` are what the user should know of them."""
+
+    features_dir: Path
+    form: ExportFormat
+    unlabelled: str
+    videos: list[ExportVideo]
+    recipe: Recipe
+    notices: list[str]
+
+
+def open_source(config: ExportConfig) -> ExportSource:
+    """Open all feature files, check that they belong together, and settle what becomes of unlabelled frames.
+
+    Raises:
+        SpatialfeatError: foreign or mixed files, labels without a phase name, no labels where the format needs them,
+            unlabelled frames that are to be refused.
+    """
+    form = FORMATS[config.format]
+    unlabelled = config.unlabelled or form.unlabelled[0]
+    opened = open_feature_dir(config.features_dir)
+    files: Sequence[FeatureReader] = join_patients(opened) if config.group_by == "patient" else opened
+    videos = [_survey(file, drop_unlabelled=unlabelled == "drop") for file in files]
+    notices = _notice_unfinished(config.features_dir)
+    if any(video.num_unlabelled for video in videos):
+        _check_unlabelled(config, form, videos, unlabelled)
+        notices.append(f"{_unlabelled_frames(videos)}: {_FATES[unlabelled].format(name=config.background_name)}")
+    if config.folds is None:
+        notices += _notice_shared_patients(videos)
+    return ExportSource(config.features_dir, form, unlabelled, videos, videos[0].file.recipe, notices)
+
+
+_FATES = {
+    "drop": "left out (--unlabelled drop), so that the frames before and after a hole become neighbours",
+    "keep": f"written with label {UNLABELLED}, which PyTorch's cross-entropy ignores",
+    "background": "written as phase {name} (--unlabelled background)",
+}
+
+
+def name_some(names: Iterable[str]) -> str:
+    """`a, b, c, d, e and 7 more`."""
+    all_names = list(names)
+    more = f" and {len(all_names) - NAMED} more" if len(all_names) > NAMED else ""
+    return ", ".join(all_names[:NAMED]) + more
+
+
+def require_file_names(source: ExportSource) -> None:
+    """Refuse video ids and splits that cannot be the name of a file. Only a file made elsewhere can have them."""
+    for video in source.videos:
+        for what, name in (("video id", video.video_id), ("split", video.split)):
+            if _UNSAFE_NAME.search(name):
+                raise SpatialfeatError(f"{video.file.path}: {what} {name!r} cannot be a file name; extract it again")
+
+
+def _survey(file: FeatureReader, *, drop_unlabelled: bool) -> ExportVideo:
+    labels = file.labels
+    num_unlabelled = int((labels == UNLABELLED).sum())
+    wrong = np.flatnonzero((labels != UNLABELLED) & ((labels < 0) | (labels >= file.num_phases)))
+    if len(wrong):
+        raise SpatialfeatError(
+            f"{file.path}: frame {file.frame_ids[wrong[0]]} has label {labels[wrong[0]]}, "
+            f"but the file names {file.num_phases} phases; extract the video again"
+        )
+    file.close()
+    num_frames = len(labels) - num_unlabelled if drop_unlabelled else len(labels)
+    return ExportVideo(file, drop_unlabelled, num_frames, num_unlabelled)
+
+
+def _check_unlabelled(config: ExportConfig, form: ExportFormat, videos: list[ExportVideo], unlabelled: str) -> None:
+    none_at_all = all(video.num_unlabelled == video.file.num_frames for video in videos)
+    if none_at_all and form.needs_labels:
+        without = ", ".join(other.name for other in FORMATS.values() if not other.needs_labels)
+        raise SpatialfeatError(
+            f"{config.features_dir}: no frame has a label, and {form.name} needs them; extract from CSVs with a "
+            f"column `label`, or choose a format that works without: {without}"
+        )
+    if none_at_all and unlabelled == "drop":
+        raise SpatialfeatError(f"{config.features_dir}: no frame has a label: --unlabelled drop would leave nothing")
+    if unlabelled == "refuse":
+        others = " or ".join(f"--unlabelled {choice}" for choice in form.unlabelled if choice != "refuse")
+        raise SpatialfeatError(
+            f"{config.features_dir}: {_unlabelled_frames(videos)}, first {_first_unlabelled(videos)}; "
+            f"label them, or pass {others}"
+        )
+
+
+def _unlabelled_frames(videos: list[ExportVideo]) -> str:
+    found = [video for video in videos if video.num_unlabelled]
+    where = name_some([f"{video.video_id} ({video.num_unlabelled})" for video in found])
+    return f"{sum(video.num_unlabelled for video in found)} frames without a label in {len(found)} videos: {where}"
+
+
+def _first_unlabelled(videos: list[ExportVideo]) -> str:
+    file = next(video.file for video in videos if video.num_unlabelled)
+    return str(file.frame_ids[np.flatnonzero(file.labels == UNLABELLED)[0]])
+
+
+def _notice_shared_patients(videos: list[ExportVideo]) -> list[str]:
+    splits: dict[tuple[object, ...], tuple[str, dict[str, None]]] = {}
+    for video in videos:
+        splits.setdefault(natural_key(video.patient_id), (video.patient_id, {}))[1][video.split] = None
+    shared = [f"{patient} ({', '.join(names)})" for patient, names in splits.values() if len(names) > 1]
+    return [f"in more than one split, so that scores will be too good: patient {name_some(shared)}"] if shared else []
+
+
+def _notice_unfinished(features_dir: Path) -> list[str]:
+    """A run record that is not complete means that videos are missing, which the feature files cannot tell."""
+    try:
+        record = json.loads((features_dir / "run.json").read_text(encoding="utf-8"))
+        status = str(record["status"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # The record is no part of the contract: folders put together by hand have none.
+    if status == "complete":
+        return []
+    return [f"{features_dir / 'run.json'} says that the extraction is {status}: videos may be missing here"]

@@ -1,0 +1,145 @@
+"""Which videos stand in which bundle of an MS-TCN tree: from the splits in the feature files, or a CSV of folds."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from spatialfeat.data.frames import natural_key
+from spatialfeat.errors import SpatialfeatError
+from spatialfeat.exports.exportsource import ExportVideo, name_some
+
+Bundles = dict[str, list[str]]
+"""{bundle's name, e.g. "train.split1": ids of its videos}, the ids as in the feature files."""
+
+
+def bundles_of_splits(videos: Sequence[ExportVideo], val_to: str) -> tuple[Bundles, list[str]]:
+    """train.split1 and test.split1 (and val.split1) from the splits of the files, and notices on what became of val.
+
+    Raises:
+        SpatialfeatError: a split that is none of train, val, test, or no video to train or to test on.
+    """
+    strange = sorted({video.split for video in videos} - {"train", "val", "test"})
+    if strange:
+        raise SpatialfeatError(
+            f"split {', '.join(strange)}: ms-tcn knows train, val and test only; say with --folds CSV where its "
+            "videos belong"
+        )
+    val = [video.video_id for video in videos if video.split == "val"]
+    target = {"own": "val", "train": "train", "test": "test", "drop": None}[val_to]
+    bundles: Bundles = {}
+    for name in ("train", "test", "val"):
+        ids = [v.video_id for v in videos if (v.split if v.split != "val" else target) == name]
+        if ids or name != "val":
+            bundles[f"{name}.split1"] = ids
+    for name in ("train", "test"):
+        if not bundles[f"{name}.split1"]:
+            remedy = f"pass --val-to {name} or --folds CSV" if val else "extract such videos too, or pass --folds CSV"
+            raise SpatialfeatError(f"no video has split {name}, and MS-TCN needs some; {remedy}")
+    if not val:
+        return bundles, []
+    fate = {
+        "own": "listed in splits/val.split1.bundle, which MS-TCN itself does not read (--val-to own)",
+        "drop": "left out (--val-to drop)",
+    }.get(val_to, f"part of splits/{val_to}.split1.bundle (--val-to {val_to})")
+    return bundles, [f"{len(val)} videos of split val are {fate}"]
+
+
+def bundles_of_folds(videos: Sequence[ExportVideo], folds_csv: Path) -> Bundles:
+    """train.split<k> and test.split<k> for each fold: the test videos are those of fold k, all others train.
+
+    The CSV has the columns `video,fold`, or `patient,fold` for all videos of a patient. Folds may have any names; they
+    are numbered from 1 in numeric order.
+
+    Raises:
+        SpatialfeatError: with the row, for a video that is unknown, missing or listed twice, a patient in two folds,
+            fewer than two folds, or a file that cannot be read.
+    """
+    column, rows = _read_folds(folds_csv)
+    known = {video.video_id if column == "video" else video.patient_id for video in videos}
+    fold_of: dict[str, str] = {}
+    for number, name, fold in rows:
+        if name not in known:
+            raise SpatialfeatError(
+                f"{folds_csv} row {number}: {column} {name!r} has no feature file "
+                f"(there are {name_some(_sorted(known))}); mend the row or extract that {column}"
+            )
+        if name in fold_of:
+            raise SpatialfeatError(f"{folds_csv} row {number}: {column} {name} is listed before; keep one row of it")
+        fold_of[name] = fold
+    missing = known - set(fold_of)
+    if missing:
+        raise SpatialfeatError(
+            f"{folds_csv}: lacks {len(missing)} of {len(known)} {column}s: {name_some(_sorted(missing))}; "
+            "add a row for each"
+        )
+    video_folds = {v.video_id: fold_of[v.video_id if column == "video" else v.patient_id] for v in videos}
+    _refuse_split_patients(folds_csv, videos, video_folds)
+    folds = _sorted(set(video_folds.values()))
+    if len(folds) < 2:
+        raise SpatialfeatError(f"{folds_csv}: names one fold only, {folds[0]}; at least two are needed")
+    bundles: Bundles = {}
+    for index, fold in enumerate(folds, start=1):
+        bundles[f"train.split{index}"] = [video for video, mine in video_folds.items() if mine != fold]
+        bundles[f"test.split{index}"] = [video for video, mine in video_folds.items() if mine == fold]
+    return bundles
+
+
+def refuse_small_bundles(bundles: Bundles, *, allow_single: bool) -> None:
+    """Refuse bundles of no video, and of one video unless allowed."""
+    for name, ids in bundles.items():
+        if not ids:
+            raise SpatialfeatError(f"splits/{name}.bundle would be empty; move videos into it")
+        if len(ids) == 1 and not allow_single:
+            elsewhere = "--val-to train, " if name.startswith("val.") else ""
+            raise SpatialfeatError(
+                f"splits/{name}.bundle would name one video only, {ids[0]}; some programs of the MS-TCN family cannot "
+                f"read a list of one: move videos into it, or pass {elsewhere}--allow-small-bundles"
+            )
+
+
+def _read_folds(path: Path) -> tuple[str, list[tuple[int, str, str]]]:
+    """The name of the first column, and (row number, its value, fold) of each row."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SpatialfeatError(f"--folds {path}: cannot be read as UTF-8 CSV ({error}); pass the right file") from error
+    header = lines[0][1] if lines else []
+    columns = [name for name in ("video", "patient") if name in header]
+    if len(columns) != 1 or "fold" not in header:
+        raise SpatialfeatError(
+            f"--folds {path}: has columns {', '.join(header) or 'none'}; "
+            "the header must be `video,fold` or `patient,fold`"
+        )
+    where, fold_where = header.index(columns[0]), header.index("fold")
+    rows = []
+    for number, cells in lines[1:]:
+        if not any(cells):
+            continue
+        if len(cells) != len(header) or not cells[where] or not cells[fold_where]:
+            raise SpatialfeatError(
+                f"--folds {path} row {number}: {','.join(cells)!r} has no {columns[0]} or no fold; mend the row"
+            )
+        rows.append((number, cells[where], cells[fold_where]))
+    if not rows:
+        raise SpatialfeatError(f"--folds {path}: has no rows; add one row `{columns[0]},fold` for each {columns[0]}")
+    return columns[0], rows
+
+
+def _refuse_split_patients(folds_csv: Path, videos: Sequence[ExportVideo], video_folds: dict[str, str]) -> None:
+    first: dict[tuple[object, ...], str] = {}
+    for video in videos:
+        other = first.setdefault(natural_key(video.patient_id), video.video_id)
+        if video_folds[other] != video_folds[video.video_id]:
+            raise SpatialfeatError(
+                f"{folds_csv}: patient {video.patient_id} is in two folds, video {other} in {video_folds[other]} and "
+                f"{video.video_id} in {video_folds[video.video_id]}; keep a patient in one fold, or its test scores "
+                "will be too good"
+            )
+
+
+def _sorted(names: set[str]) -> list[str]:
+    return sorted(names, key=natural_key)

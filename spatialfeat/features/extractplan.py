@@ -1,0 +1,124 @@
+"""Which videos does an extraction have to compute, which are done already, and which must not be mixed?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from spatialfeat.data.images import content_digest
+from spatialfeat.data.videos import Video
+from spatialfeat.errors import SpatialfeatError
+from spatialfeat.features.featurefile import SUFFIX, FeatureFileInfo, Recipe, VideoHeader, read_info
+
+
+@dataclass(frozen=True)
+class ExtractionPlan:
+    """`to_compute` and `done` share out the videos; each list is in the order of the videos."""
+
+    to_compute: list[Video]
+    done: list[Video]
+
+
+def feature_path(out_dir: Path, video: Video) -> Path:
+    return out_dir / f"{video.video_id}{SUFFIX}"
+
+
+def video_header(video: Video) -> VideoHeader:
+    """What the feature file of `video` says of its frames."""
+    table, rows = video.table, video.rows
+    return VideoHeader(
+        video_id=video.video_id,
+        patient_id=video.patient_id,
+        split=table.split,
+        frame_ids=table.ids[rows],
+        labels=table.labels[rows],
+        segments=table.segments[rows],
+        frames=table.frames[rows],
+    )
+
+
+def plan_extraction(videos: Sequence[Video], out_dir: Path, recipe: Recipe, *, overwrite: bool) -> ExtractionPlan:
+    """Compare the videos with the feature files that stand in `out_dir`.
+
+    A file made by the same weights, options and frames is done. Any other file would mix features that do not belong
+    together: it is an error, unless it belongs to one of `videos` and `overwrite` is set.
+
+    Raises:
+        SpatialfeatError: with the file and what differs.
+    """
+    by_path = {feature_path(out_dir, video): video for video in videos}
+    done: list[str] = []
+    for path in sorted(out_dir.glob(f"*{SUFFIX}")):
+        video = by_path.get(path)
+        if video is None:
+            _refuse_stranger(path, recipe)
+            continue
+        problem = _why_not_reusable(path, video, recipe)
+        if problem is None:
+            done.append(video.video_id)
+        elif not overwrite:
+            raise SpatialfeatError(
+                f"{path}: {problem}; pass --overwrite to replace such files, or choose another --out"
+            )
+    return ExtractionPlan(
+        [video for video in videos if video.video_id not in done], [video for video in videos if video.video_id in done]
+    )
+
+
+def stat_digest(paths: Sequence[Path]) -> str:
+    """A digest of the files' sizes and modification times: cheap, and equal only if no file was touched."""
+    digest = hashlib.sha256()
+    for path in paths:
+        stat = path.stat()
+        digest.update(f"{stat.st_size},{stat.st_mtime_ns};".encode())
+    return digest.hexdigest()
+
+
+def image_paths(video: Video) -> list[Path]:
+    return [video.table.image_path(row) for row in video.rows.tolist()]
+
+
+def _refuse_stranger(path: Path, recipe: Recipe) -> None:
+    """A file of a video that is not part of this run may stay only if its features belong with the new ones."""
+    differing = recipe.differences(read_info(path).recipe)
+    if differing:
+        raise SpatialfeatError(
+            f"{path}: was made with other {_names(differing)} and is not part of this run; "
+            "move it away, or choose another --out"
+        )
+
+
+def _why_not_reusable(path: Path, video: Video, recipe: Recipe) -> str | None:
+    try:
+        info = read_info(path)
+    except SpatialfeatError as error:
+        return f"cannot be reused ({str(error).removeprefix(f'{path}: ')})"
+    differing = recipe.differences(info.recipe)
+    if differing:
+        return f"was made with other {_names(differing)}"
+    expected, found = video_header(video), info.header
+    if expected.split != found.split:
+        return f"was made for split {found.split}, now {expected.split}"
+    if expected.frame_ids.tolist() != found.frame_ids.tolist():
+        return f"holds other frames ({len(found.frame_ids)} there, {len(expected.frame_ids)} now)"
+    if expected.labels.tolist() != found.labels.tolist():
+        return "holds other labels"
+    if not _same_images(info, image_paths(video)):
+        return "was made from images that have changed since"
+    return None
+
+
+def _same_images(info: FeatureFileInfo, paths: Sequence[Path]) -> bool:
+    if info.attributes.get("images_stat") == stat_digest(paths):
+        return True
+    # Copied files have new times but the same content; reading them is far cheaper than extracting them.
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(content_digest(path.read_bytes()))
+    return info.attributes.get("images_content") == digest.hexdigest()
+
+
+def _names(fields: Sequence[str]) -> str:
+    return ", ".join(name.replace("_sha256", "").replace("group_by", "grouping").replace("_", " ") for name in fields)

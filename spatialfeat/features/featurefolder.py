@@ -1,0 +1,153 @@
+"""A folder of feature files: which files are in it, and whether they belong together."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from spatialfeat.data.frames import natural_key
+from spatialfeat.errors import SpatialfeatError
+from spatialfeat.features.featurefile import CHANNEL_FIRST, SUFFIX, FeatureFile, Recipe
+
+SHORT_HASH = 8
+"""So many digits of a hash tell files apart for a person."""
+
+_NAMED_FILES = 5
+"""A message names so many files; more would bury the first."""
+
+
+def read_features(path: Path | str, *, split: str | None = None, allow_mixed: bool = False) -> list[FeatureFile]:
+    """Open a folder of feature files, or one file, as a list in numeric order of the video ids.
+
+    Nothing but the headers is read yet. One file gives a list of one: use `FeatureFile(path)` for the file itself.
+
+    Args:
+        split: keep only the videos of this split.
+        allow_mixed: see `open_feature_dir`.
+
+    Raises:
+        SpatialfeatError: no such path, a file that cannot be used, files that do not belong together (see
+            `open_feature_dir`), or no video of that split.
+    """
+    path = Path(path)
+    files = open_feature_dir(path, allow_mixed=allow_mixed) if path.is_dir() else [FeatureFile(path)]
+    return files if split is None else of_split(files, split, path)
+
+
+def of_split(files: Sequence[FeatureFile], split: str, place: Path | str) -> list[FeatureFile]:
+    """The files of one split. Raises SpatialfeatError, naming `place`, if there are none."""
+    chosen = [file for file in files if file.split == split]
+    if not chosen:
+        there = ", ".join(sorted({file.split for file in files}))
+        raise SpatialfeatError(f"{place}: has no video of split {split} (there: {there}); choose one of these")
+    return chosen
+
+
+def list_feature_files(features_dir: Path) -> list[Path]:
+    """The .h5 files of a folder in numeric order of their names. Hidden (unfinished) and other files are ignored.
+
+    Raises:
+        SpatialfeatError: there is no such folder, or no such file in it.
+    """
+    try:
+        paths = [path for path in features_dir.iterdir() if path.suffix == SUFFIX and not path.name.startswith(".")]
+    except FileNotFoundError as error:
+        raise SpatialfeatError(f"{features_dir}: no such folder; make it with `spatialfeat extract`") from error
+    except OSError as error:
+        raise SpatialfeatError(f"{features_dir}: cannot be listed ({error.strerror}); pass a folder") from error
+    if not paths:
+        raise SpatialfeatError(
+            f"{features_dir}: holds no feature file (*{SUFFIX}); make them with `spatialfeat extract`"
+        )
+    return sorted(paths, key=lambda path: (natural_key(path.stem), path.name))
+
+
+def open_feature_dir(features_dir: Path, *, allow_mixed: bool = False) -> list[FeatureFile]:
+    """Open all feature files of a folder, in numeric order of the video ids.
+
+    Their recipes must agree in everything but the layout, which reading evens out. `allow_mixed` drops this check:
+    features of different weights or preprocessing are then not comparable.
+
+    Raises:
+        SpatialfeatError: naming the files and what differs; also for a file that is not a feature file of this
+            schema, and for a video that is there twice.
+    """
+    files = [FeatureFile(path) for path in list_feature_files(features_dir)]
+    conflicts = repeated_videos(files)
+    if not conflicts and not allow_mixed:
+        conflicts = mixed_recipes(files)
+    if conflicts:
+        more = f" (and {len(conflicts) - _NAMED_FILES} more)" if len(conflicts) > _NAMED_FILES else ""
+        sentences = "; ".join(conflict.sentence for conflict in conflicts[:_NAMED_FILES])
+        raise SpatialfeatError(f"{features_dir}: {sentences}{more}; extract them again or move them away")
+    return sorted(files, key=lambda file: natural_key(file.video_id))
+
+
+class Conflict(NamedTuple):
+    """A file that should not be used together with the others of its folder, and why, in one sentence."""
+
+    path: Path
+    sentence: str
+
+
+def repeated_videos(files: Sequence[FeatureFile]) -> list[Conflict]:
+    """A conflict for each file whose video an earlier file holds, also where it is written 1050_01 and 1050_1."""
+    first: dict[tuple[object, ...], FeatureFile] = {}
+    conflicts = []
+    for file in files:
+        known = first.setdefault(natural_key(file.video_id), file)
+        if known is not file:
+            both = " and ".join(sorted((file.path.name, known.path.name), key=natural_key))
+            conflicts.append(Conflict(file.path, f"{both} both hold video {file.video_id}"))
+    return conflicts
+
+
+def mixed_recipes(files: Sequence[FeatureFile]) -> list[Conflict]:
+    """A conflict for each file that was made otherwise than most: what differs, there and in the others."""
+    if not files:
+        return []
+    usual = Counter(_comparable(file) for file in files).most_common(1)[0][0]
+    example = next(file for file in files if _comparable(file) == usual)
+    conflicts = []
+    for file in files:
+        differing = usual.differences(_comparable(file))
+        if differing:
+            values = ", ".join(f"{_name(field)} ({_both(field, file.recipe, example.recipe)})" for field in differing)
+            sentence = f"{file.path.name} was made with other {values} than {example.path.name}"
+            conflicts.append(Conflict(file.path, sentence))
+    return conflicts
+
+
+def _comparable(file: FeatureFile) -> Recipe:
+    return replace(file.recipe, layout=CHANNEL_FIRST)
+
+
+def _name(field: str) -> str:
+    return field.replace("_sha256", "").replace("_", " ")
+
+
+def _both(field: str, recipe: Recipe, usual: Recipe) -> str:
+    """`bf16 against fp32`, and only what differs of the preprocessing."""
+    value, usual_value = getattr(recipe, field), getattr(usual, field)
+    if field == "weights_sha256":
+        return f"{value[:SHORT_HASH]} against {usual_value[:SHORT_HASH]}"
+    if field == "phase_names":
+        return f"{', '.join(value)} against {', '.join(usual_value)}"
+    if field == "preprocessing":
+        return _both_preprocessings(value, usual_value)
+    return f"{value} against {usual_value}"
+
+
+def _both_preprocessings(text: str, usual_text: str) -> str:
+    try:
+        parts, usual_parts = json.loads(text), json.loads(usual_text)
+    except json.JSONDecodeError:
+        return f"{text} against {usual_text}"
+    if not isinstance(parts, dict) or not isinstance(usual_parts, dict):
+        return f"{text} against {usual_text}"
+    keys = [key for key in {**usual_parts, **parts} if parts.get(key) != usual_parts.get(key)]
+    return ", ".join(f"{key} {parts.get(key)} against {usual_parts.get(key)}" for key in keys)

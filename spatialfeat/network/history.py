@@ -1,0 +1,48 @@
+"""history.csv and the curves: what happened in each epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from spatialfeat.files import write_atomically
+from spatialfeat.reporting.plots import save_curves
+
+
+class EpochRecord(NamedTuple):
+    """One line of history.csv. Accuracies are fractions 0..1; lr is the rate the epoch was trained with."""
+
+    epoch: int
+    train_loss: float
+    train_acc: float
+    val_loss: float
+    val_acc: float
+    lr: float
+    seconds: float
+
+
+def write_history(out_dir: Path, history: Sequence[EpochRecord], best_epoch: int) -> None:
+    """Write history.csv, loss_curves.png and accuracy_curves.png, replacing those of the epoch before."""
+    frame = pd.DataFrame(list(history))
+    write_atomically(out_dir / "history.csv", lambda path: frame.to_csv(path, index=False, lineterminator="\n"))
+    for quantity, train, val in (("loss", "train_loss", "val_loss"), ("accuracy", "train_acc", "val_acc")):
+        save_curves(
+            out_dir / f"{quantity}_curves.png",
+            quantity=quantity,
+            train=frame[train].tolist(),
+            val=frame[val].tolist(),
+            best_epoch=best_epoch,
+        )
+
+
+def epoch_line(record: EpochRecord, epochs: int, is_best: bool) -> str:
+    """The line that a person sees after an epoch."""
+    return (
+        f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}  "
+        f"train loss {record.train_loss:.4f} acc {record.train_acc:.4f}  "
+        f"val loss {record.val_loss:.4f} acc {record.val_acc:.4f}  "
+        f"lr {record.lr:.2g}  {record.seconds:.1f} s{'  best so far' if is_best else ''}"
+    )

@@ -1,0 +1,224 @@
+"""Build the content of `metrics.json` (schema 1) from scored videos.
+
+Every number is a fraction 0..1, the edit score included (elsewhere often printed as 0..100); null (None)
+where undefined. Keys say how a number was averaged:
+
+* pooled: all frames of all videos counted together; macro = mean over all phases, undefined as 0.
+* video_wise: computed per video, then averaged; A and B are the strategies for phases missing from a video,
+  and video_macro, cell_mean, phase_macro the averages (`metrics.missing_phases`, `metrics.ScoreAverages`).
+* per_phase: each phase's scores over all frames, pooled.
+* segmental: edit is the mean over videos; f1_10, f1_25, f1_50 pool segments over videos.
+* relaxed: accuracy is the mean over videos; precision, recall and jaccard are the phase_macro under strategy
+  B, as Cholec80's evaluation averages them. relaxed.video_wise holds the other averages, as in video_wise.
+* intervals: [low, high] by resampling patients; with fewer than two patients null and samples 0.
+  video_wise_accuracy belongs to video_wise.accuracy.mean, per_phase to per_phase, the others to their
+  namesakes.
+
+Videos without a labelled frame are left out; num_videos and num_frames count what was scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from spatialfeat.errors import SpatialfeatError
+from spatialfeat.scores.bootstrap import (
+    LEVEL,
+    NUM_SAMPLES,
+    Interval,
+    VideoTallies,
+    bootstrap_intervals,
+    bootstrap_phase_intervals,
+)
+from spatialfeat.scores.calibration import ReliabilityCurve
+from spatialfeat.scores.metrics import (
+    SCORE_NAMES,
+    STRATEGIES,
+    FloatArray,
+    IntArray,
+    accuracies,
+    average_scores,
+    missing_phases,
+    nan_mean,
+    nan_std,
+    phase_scores,
+    pooled_scores_of_counts,
+)
+from spatialfeat.scores.relaxed import DEFAULT_WINDOW_S, TransitionGraph, relaxed_scores, window_frames
+from spatialfeat.scores.scoring import ScoredVideo, labelled_videos, tally
+from spatialfeat.scores.segments import IOU_PERCENTS, segment_f1
+
+SCHEMA = 1
+RELAXED_NAMES = ("precision", "recall", "jaccard")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummaryOptions:
+    """What to report. relaxed needs sampling_fps: the rate of the scored frames, not the camera's."""
+
+    relaxed: TransitionGraph | None = None
+    window_s: float = DEFAULT_WINDOW_S
+    sampling_fps: float | None = None
+    bootstrap_samples: int = NUM_SAMPLES
+    seed: int = 0
+
+
+def summarize(
+    videos: Sequence[ScoredVideo],
+    phase_names: Sequence[str],
+    options: SummaryOptions | None = None,
+    calibration: ReliabilityCurve | None = None,
+) -> dict[str, Any]:
+    """Build the metrics.json dictionary: plain numbers, texts, lists and None only.
+
+    phase_names: C names, phase 0 first. calibration: of the same frames; its key is absent when None.
+    Raises SpatialfeatError for repeated video ids, values outside the phases, no labelled frame at all, a
+    graph of another number of phases, or relaxed metrics without a sampling rate.
+    """
+    options = options or SummaryOptions()
+    scored = labelled_videos(videos, len(phase_names))
+    tallies = tally(scored, len(phase_names))
+    counts = tallies.counts.sum(axis=0)
+    summary: dict[str, Any] = {
+        "schema": SCHEMA,
+        "num_videos": len(scored),
+        "num_frames": int(counts.sum()),
+        "num_phases": len(phase_names),
+        "phase_names": list(phase_names),
+        "pooled": _numbers(asdict(pooled_scores_of_counts(counts))),
+        "video_wise": _video_wise(tallies.counts),
+        "per_phase": _per_phase(counts, phase_names),
+        "confusion_matrix": counts.tolist(),
+        "segmental": _segmental(tallies.edit, tallies.matches),
+        "relaxed": _relaxed(scored, len(phase_names), options),
+        "intervals": _intervals(tallies, options),
+    }
+    if calibration is not None:
+        summary["calibration"] = _calibration(calibration)
+    return summary
+
+
+def _video_wise(counts: IntArray) -> dict[str, Any]:
+    scores = phase_scores(counts)
+    tables = {name: getattr(scores, name) for name in SCORE_NAMES}
+    return {"accuracy": _over_videos(accuracies(counts))} | _strategies(tables, scores.support)
+
+
+def _strategies(tables: Mapping[str, FloatArray], support: IntArray) -> dict[str, Any]:
+    """{"A": {score: averages}, "B": ...} of (V, C) tables."""
+    return {
+        strategy: {name: _averages(missing_phases(table, support, strategy)) for name, table in tables.items()}
+        for strategy in STRATEGIES
+    }
+
+
+def _over_videos(values: FloatArray) -> dict[str, float | None]:
+    return {"mean": _number(float(nan_mean(values))), "std_over_videos": _number(nan_std(values))}
+
+
+def _averages(table: FloatArray) -> dict[str, Any]:
+    found = average_scores(table)
+    return {
+        "video_macro": _numbers({"mean": found.video_macro, "std_over_videos": found.std_over_videos}),
+        "cell_mean": _number(found.cell_mean),
+        "phase_macro": _numbers({"mean": found.phase_macro, "std_over_phases": found.std_over_phases}),
+    }
+
+
+def _per_phase(counts: IntArray, phase_names: Sequence[str]) -> list[dict[str, Any]]:
+    scores = phase_scores(counts)
+    return [
+        {"phase": phase, "name": name, "support": int(scores.support[phase])}
+        | {score: _number(getattr(scores, score)[phase]) for score in SCORE_NAMES}
+        for phase, name in enumerate(phase_names)
+    ]
+
+
+def _segmental(edit: FloatArray, matches: IntArray) -> dict[str, float | None]:
+    pooled = segment_f1(matches.sum(axis=0))
+    return {"edit": _number(float(nan_mean(edit)))} | {
+        f"f1_{percent}": _number(pooled[index]) for index, percent in enumerate(IOU_PERCENTS)
+    }
+
+
+def _relaxed(videos: Sequence[ScoredVideo], num_phases: int, options: SummaryOptions) -> dict[str, Any] | None:
+    graph, sampling_fps = options.relaxed, options.sampling_fps
+    if graph is None:
+        return None
+    if sampling_fps is None:
+        raise SpatialfeatError("relaxed metrics: sampling rate not given; give the scored frames per second")
+    if graph.num_phases != num_phases:
+        raise SpatialfeatError(
+            f"relaxed metrics: the transition graph has {graph.num_phases} phases, the data {num_phases}; "
+            "give a graph of the data's phases"
+        )
+    found = [
+        relaxed_scores(video.labels, video.predictions, graph, sampling_fps=sampling_fps, window_s=options.window_s)
+        for video in videos
+    ]
+    tables = {name: np.stack([getattr(scores, name) for scores in found]) for name in RELAXED_NAMES}
+    accuracy = _over_videos(np.array([scores.accuracy for scores in found]))
+    averages = _strategies(tables, np.stack([scores.support for scores in found]))
+    return {
+        "window_s": float(options.window_s),
+        "sampling_fps": float(sampling_fps),
+        "window_frames": window_frames(options.window_s, sampling_fps),
+        "transitions": [list(pair) for pair in sorted(graph.pairs)],
+        "accuracy": accuracy["mean"],
+        **{name: averages["B"][name]["phase_macro"]["mean"] for name in RELAXED_NAMES},
+        "video_wise": {"accuracy": accuracy} | averages,
+    }
+
+
+def _intervals(tallies: VideoTallies, options: SummaryOptions) -> dict[str, Any]:
+    samples, seed = options.bootstrap_samples, options.seed
+    overall = bootstrap_intervals(tallies, num_samples=samples, seed=seed)
+    phases = bootstrap_phase_intervals(tallies, num_samples=samples, seed=seed)
+    num_patients = len(set(tallies.patient_ids))
+    return {
+        "level": LEVEL,
+        "unit": "patient",
+        "num_patients": num_patients,
+        "samples": samples if num_patients >= 2 else 0,
+        "seed": seed,
+        **{name: _pair(found) for name, found in overall.items()},
+        "per_phase": [
+            {"phase": phase} | {name: _pair(found) for name, found in row.items()} for phase, row in enumerate(phases)
+        ],
+    }
+
+
+def _calibration(curve: ReliabilityCurve) -> dict[str, Any]:
+    bins = zip(curve.edges[:-1], curve.edges[1:], curve.counts, curve.confidence, curve.accuracy, strict=True)
+    return {
+        "expected_calibration_error": _number(curve.expected_calibration_error),
+        "num_bins": len(curve.counts),
+        "num_frames": int(curve.counts.sum()),
+        "bins": [
+            {
+                "low": float(low),
+                "high": float(high),
+                "num_frames": int(count),
+                "confidence": _number(confidence),
+                "accuracy": _number(accuracy),
+            }
+            for low, high, count, confidence, accuracy in bins
+        ],
+    }
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN: undefined is null."""
+    return None if np.isnan(value) else float(value)
+
+
+def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: _number(value) for name, value in values.items()}
+
+
+def _pair(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else list(interval)
