@@ -67,6 +67,11 @@ def atomic_folder(final_dir: Path) -> Iterator[Path]:
             _empty_folder(partial_dir)
             yield partial_dir
             _flush_folder(partial_dir)
+            if final_dir.exists():
+                # An empty folder that somebody prepared, with the rights of a group for example, keeps those rights.
+                stat = final_dir.stat()
+                os.chown(partial_dir, stat.st_uid, stat.st_gid)
+                partial_dir.chmod(stat.st_mode & 0o7777)
             partial_dir.replace(final_dir)
         except BaseException:
             shutil.rmtree(partial_dir, ignore_errors=True)

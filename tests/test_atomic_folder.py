@@ -67,3 +67,13 @@ def test_many_files_are_flushed_at_once(tmp_path: Path, monkeypatch: pytest.Monk
         for name in "ab":
             (folder / name).write_text(name)
     assert calls == ["sync"]
+
+
+def test_a_prepared_folder_keeps_its_rights(tmp_path: Path) -> None:
+    prepared = tmp_path / "shared"
+    prepared.mkdir()
+    prepared.chmod(0o2775)
+    with atomic_folder(prepared) as partial:
+        (partial / "file").write_text("content")
+    assert (prepared / "file").read_text() == "content"
+    assert prepared.stat().st_mode & 0o7777 == 0o2775

@@ -58,7 +58,7 @@ def test_unlabelled_frames_can_be_dropped_or_refused(tmp_path: Path) -> None:
     run(tmp_path / "features", tmp_path / "out", unlabelled="drop")
     assert (tmp_path / "out/other_ResNet_DB.csv").read_text() == "id,label\n1_1_000001,0\n1_1_000003,2\n"
     assert not (tmp_path / "out/features_other/1_1_000002.npy").exists()
-    with pytest.raises(SpatialfeatError, match=r"1 frames without a label.*--unlabelled keep or --unlabelled drop"):
+    with pytest.raises(SpatialfeatError, match=r"1 frame without a label.*--unlabelled keep or --unlabelled drop"):
         run(tmp_path / "features", tmp_path / "other", unlabelled="refuse")
 
 

@@ -56,13 +56,13 @@ def test_folds_are_numbered_in_numeric_order(features_dir: Path) -> None:
         ("video,fold\n9_1,1\n10_1,2\n10_9,2\n", "row 4: video '10_9' has no feature file"),
         ("patient,fold\n9,1\n10,2\n", "lacks 2 of 4 patients: 11, 12"),
         ("patient,fold\n9,1\n9,1\n", "row 3: patient 9 is listed before"),
-        ("patient,fold\n9,1\n10,\n", "row 3: '10,' has no patient or no fold"),
-        ("patient,fold\n9,1\n10\n", "row 3: '10' has no patient or no fold"),
+        ("patient,fold\n9,1\n10,\n", "row 3: has no fold"),
+        ("patient,fold\n9,1\n10\n", "row 3: has no fold"),
         ("patient,fold\n9,1\n10,1\n11,1\n12,1\n", "names one fold only, 1"),
         (BY_VIDEO.replace("2,10_2", "1,10_2"), "patient 10 is in two folds, video 10_1 in 2 and 10_2 in 1"),
-        ("name,fold\n9,1\n", "has columns name, fold; the header must be"),
-        ("patient,video,fold\n9,9_1,1\n", "the header must be"),
-        ("", "has columns none"),
+        ("name,fold\n9,1\n", "needs the column video or the column patient"),
+        ("patient,video,fold\n9,9_1,1\n", "write `video,fold` or `patient,fold`"),
+        ("", "is empty; the first line must be"),
         ("patient,fold\n", "has no rows"),
         ("patient,fold\n9,1\n10,2\n11,2\n12,2\n", "test.split1.bundle would name one video only, 9_1"),
     ],
@@ -76,7 +76,7 @@ def test_folds_that_do_not_fit_are_refused(features_dir: Path, content: str, mes
 def test_a_missing_or_unreadable_csv_is_named(features_dir: Path) -> None:
     for folds in (features_dir / "none.csv", features_dir / "9_1.h5"):
         config = ExportConfig(format="ms-tcn", features_dir=features_dir, out=features_dir.parent / "s", folds=folds)
-        with pytest.raises(SpatialfeatError, match=f"--folds .*{folds.name}: cannot be read"):
+        with pytest.raises(SpatialfeatError, match=rf"{folds.name}: (no such file|is not UTF-8 text)"):
             export(config)
 
 
@@ -102,3 +102,29 @@ def test_training_and_test_videos_are_needed(tmp_path: Path, splits: tuple[str, 
         make_video(tmp_path / "features", f"{number}_1", [0, 1], split=split)
     with pytest.raises(SpatialfeatError, match=remedy):
         export(ExportConfig(format="ms-tcn", features_dir=tmp_path / "features", out=tmp_path / "surgery"))
+
+
+def test_one_name_among_numbers_is_a_slip(features_dir: Path) -> None:
+    with pytest.raises(SpatialfeatError, match="row 4: fold 'x' is not a whole number, as the others are"):
+        run(features_dir, "patient,fold\n9,1\n10,1\n11,x\n12,2\n")
+
+
+def test_renumbered_folds_are_told(features_dir: Path) -> None:
+    (features_dir.parent / "folds.csv").write_text("patient,fold\n9,0\n10,0\n11,5\n12,5\n")
+    config = ExportConfig(
+        format="ms-tcn",
+        features_dir=features_dir,
+        out=features_dir.parent / "s",
+        folds=features_dir.parent / "folds.csv",
+    )
+    assert "splits are numbered from 1: fold 0 is split 1, fold 5 is split 2" in export(config).notices
+
+
+def test_joined_patients_need_folds_of_patients(features_dir: Path) -> None:
+    (features_dir.parent / "folds.csv").write_text("video,fold\n9_1,1\n")
+    config = ExportConfig(
+        format="ms-tcn", features_dir=features_dir, out=features_dir.parent / "s", group_by="patient",
+        folds=features_dir.parent / "folds.csv",
+    )  # fmt: skip
+    with pytest.raises(SpatialfeatError, match="--group-by patient joins them; use the columns `patient,fold`"):
+        export(config)

@@ -1,7 +1,7 @@
 """All videos in one HDF5 file, time first: `exportformats.HDF5` shows it.
 
 OUT                    attributes: format, schema, and how the features were made (phase_names, fps, ...)
-  {video}/             attributes: video_id, patient_id, split, source (the feature file's name)
+  {video}/             attributes: video_id, patient_id, split, source (names of its feature files)
     features           (T, 2048) float32
     logits             (T, C) float32
     labels             (T,) int64, -100 where unlabelled
@@ -21,6 +21,7 @@ from spatialfeat.config import ExportConfig
 from spatialfeat.exports.exportjob import Advance, ExportJob
 from spatialfeat.exports.exportsource import ExportSource, ExportVideo, require_file_names
 from spatialfeat.features.featurefile import TIME_CHANNEL
+from spatialfeat.features.guardedfile import GuardedFile
 
 FORMAT = "spatialfeat aggregate"
 SCHEMA = 1
@@ -38,7 +39,12 @@ class Hdf5Export(ExportJob):
         require_file_names(source)
 
     def write(self, target: Path, advance: Advance) -> None:
-        with h5py.File(target, "w", track_order=True) as file:
+        with GuardedFile(target, self.config.out) as guard:
+            self._write(guard, advance)
+            guard.check()
+
+    def _write(self, guard: GuardedFile, advance: Advance) -> None:
+        with h5py.File(guard, "w", track_order=True) as file:
             file.attrs.update({"format": FORMAT, "schema": SCHEMA, "spatialfeat": __version__})
             recipe = self.source.recipe
             for name in recipe.__dataclass_fields__:
@@ -51,6 +57,7 @@ class Hdf5Export(ExportJob):
                     file.attrs[name] = value
             for video in self.videos:
                 _write_video(file.create_group(video.video_id), video, advance)
+                guard.check()
 
     def verify(self, target: Path) -> list[str]:
         with h5py.File(target, "r") as file:
@@ -74,7 +81,7 @@ class Hdf5Export(ExportJob):
 
 def _write_video(group: h5py.Group, video: ExportVideo, advance: Advance) -> None:
     group.attrs.update({"video_id": video.video_id, "patient_id": video.patient_id, "split": video.split})
-    group.attrs["source"] = video.file.path.name
+    group.attrs["source"] = ", ".join(path.name for path in video.file.paths)
     group.create_dataset("frame_ids", data=video.frame_ids().astype(object), dtype=TEXT)
     for name, values in (("labels", video.labels()), ("segment", video.segments()), ("frame", video.frames())):
         group.create_dataset(name, data=values.astype("<i8"))

@@ -39,10 +39,10 @@ class MsTcnExport(ExportJob):
         self.notices.clear()  # A video without any labelled frame is a short video here.
         _check_data_set_name(config.out)
         if config.folds is not None:
-            bundles = bundles_of_folds(source.videos, config.folds)
+            bundles, notices = bundles_of_folds(source.videos, config.folds, joined=config.group_by == "patient")
         else:
             bundles, notices = bundles_of_splits(source.videos, config.val_to)
-            self.notices += notices
+        self.notices += notices
         listed = {video_id for ids in bundles.values() for video_id in ids}
         self.videos = self._long_enough([video for video in source.videos if video.video_id in listed])
         written = {video.video_id for video in self.videos}
@@ -81,11 +81,13 @@ class MsTcnExport(ExportJob):
 
     def next_step(self) -> str:
         name = shlex.quote(self.config.out.absolute().name)
+        num_splits = sum(bundle.startswith("test.") for bundle in self.bundles)
+        others = f"\n  and the same with --split=2 to --split={num_splits}" if num_splits > 1 else ""
         return (
             f"  put {self.config.out} as data/{name} into a checkout of MS-TCN, and there run\n"
             f"  python main.py --action=train --dataset={name} --split=1\n"
             f"  python main.py --action=predict --dataset={name} --split=1\n"
-            f"  python eval.py --dataset={name} --split=1"
+            f"  python eval.py --dataset={name} --split=1{others}"
         )
 
     def _long_enough(self, videos: list[ExportVideo]) -> list[ExportVideo]:

@@ -19,6 +19,7 @@ from spatialfeat.exportformats import FORMATS, ExportFormat
 from spatialfeat.features.featurefile import TIME_CHANNEL, Recipe
 from spatialfeat.features.featurefolder import open_feature_dir
 from spatialfeat.features.featurejoin import FeatureReader, join_patients
+from spatialfeat.wording import count_text
 
 FRAMES_PER_BLOCK = 4096
 """4096 frames of 2048 float32 are 32 MiB: all that is held of a video, where the format allows writing in blocks."""
@@ -139,7 +140,10 @@ def open_source(config: ExportConfig) -> ExportSource:
     notices = _notice_unfinished(config.features_dir)
     if any(video.num_unlabelled for video in videos):
         _check_unlabelled(config, form, videos, unlabelled)
-        notices.append(f"{_unlabelled_frames(videos)}: {_FATES[unlabelled].format(name=config.background_name)}")
+        fate = _FATES[unlabelled].format(name=config.background_name)
+        if unlabelled == "keep" and all(video.num_unlabelled == video.num_frames for video in videos):
+            fate = "there is nothing to train on, but all to predict"
+        notices.append(f"{_unlabelled_frames(videos)}: {fate}")
     if config.folds is None:
         notices += _notice_shared_patients(videos)
     return ExportSource(config.features_dir, form, unlabelled, videos, videos[0].file.recipe, notices)
@@ -202,7 +206,8 @@ def _check_unlabelled(config: ExportConfig, form: ExportFormat, videos: list[Exp
 def _unlabelled_frames(videos: list[ExportVideo]) -> str:
     found = [video for video in videos if video.num_unlabelled]
     where = name_some([f"{video.video_id} ({video.num_unlabelled})" for video in found])
-    return f"{sum(video.num_unlabelled for video in found)} frames without a label in {len(found)} videos: {where}"
+    frames = count_text(sum(video.num_unlabelled for video in found), "frame")
+    return f"{frames} without a label in {count_text(len(found), 'video')}: {where}"
 
 
 def _first_unlabelled(videos: list[ExportVideo]) -> str:

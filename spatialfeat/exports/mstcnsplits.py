@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from spatialfeat.data.csvrows import read_rows
 from spatialfeat.data.frames import natural_key
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.exports.exportsource import ExportVideo, name_some
@@ -46,17 +46,17 @@ def bundles_of_splits(videos: Sequence[ExportVideo], val_to: str) -> tuple[Bundl
     return bundles, [f"{len(val)} videos of split val are {fate}"]
 
 
-def bundles_of_folds(videos: Sequence[ExportVideo], folds_csv: Path) -> Bundles:
+def bundles_of_folds(videos: Sequence[ExportVideo], folds_csv: Path, *, joined: bool) -> tuple[Bundles, list[str]]:
     """train.split<k> and test.split<k> for each fold: the test videos are those of fold k, all others train.
 
-    The CSV has the columns `video,fold`, or `patient,fold` for all videos of a patient. Folds may have any names; they
-    are numbered from 1 in numeric order.
+    The CSV has the columns `video,fold`, or `patient,fold` for all videos of a patient; only the latter where a
+    patient's videos are `joined`. Folds are numbered from 1 in numeric order of their names; a notice tells how.
 
     Raises:
         SpatialfeatError: with the row, for a video that is unknown, missing or listed twice, a patient in two folds,
             fewer than two folds, or a file that cannot be read.
     """
-    column, rows = _read_folds(folds_csv)
+    column, rows = _read_folds(folds_csv, joined=joined)
     known = {video.video_id if column == "video" else video.patient_id for video in videos}
     fold_of: dict[str, str] = {}
     for number, name, fold in rows:
@@ -83,7 +83,11 @@ def bundles_of_folds(videos: Sequence[ExportVideo], folds_csv: Path) -> Bundles:
     for index, fold in enumerate(folds, start=1):
         bundles[f"train.split{index}"] = [video for video, mine in video_folds.items() if mine != fold]
         bundles[f"test.split{index}"] = [video for video, mine in video_folds.items() if mine == fold]
-    return bundles
+    notices = ["the folds of the CSV replace the splits stored in the feature files"]
+    if folds != [str(index) for index in range(1, len(folds) + 1)]:
+        renamed = ", ".join(f"fold {fold} is split {index}" for index, fold in enumerate(folds, start=1))
+        notices.append(f"splits are numbered from 1: {renamed}")
+    return bundles, notices
 
 
 def refuse_small_bundles(bundles: Bundles, *, allow_single: bool) -> None:
@@ -99,34 +103,28 @@ def refuse_small_bundles(bundles: Bundles, *, allow_single: bool) -> None:
             )
 
 
-def _read_folds(path: Path) -> tuple[str, list[tuple[int, str, str]]]:
+def _read_folds(path: Path, *, joined: bool) -> tuple[str, list[tuple[int, str, str]]]:
     """The name of the first column, and (row number, its value, fold) of each row."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SpatialfeatError(f"--folds {path}: cannot be read as UTF-8 CSV ({error}); pass the right file") from error
-    header = lines[0][1] if lines else []
-    columns = [name for name in ("video", "patient") if name in header]
-    if len(columns) != 1 or "fold" not in header:
+    rows = read_rows(path, "video,fold", ["fold"], unit="video")
+    columns = [name for name in ("video", "patient") if name in rows.columns]
+    if len(columns) != 1:
         raise SpatialfeatError(
-            f"--folds {path}: has columns {', '.join(header) or 'none'}; "
-            "the header must be `video,fold` or `patient,fold`"
+            f"{path}: needs the column video or the column patient; write `video,fold` or `patient,fold`"
         )
-    where, fold_where = header.index(columns[0]), header.index("fold")
-    rows = []
-    for number, cells in lines[1:]:
-        if not any(cells):
-            continue
-        if len(cells) != len(header) or not cells[where] or not cells[fold_where]:
-            raise SpatialfeatError(
-                f"--folds {path} row {number}: {','.join(cells)!r} has no {columns[0]} or no fold; mend the row"
-            )
-        rows.append((number, cells[where], cells[fold_where]))
-    if not rows:
-        raise SpatialfeatError(f"--folds {path}: has no rows; add one row `{columns[0]},fold` for each {columns[0]}")
-    return columns[0], rows
+    if joined and columns == ["video"]:
+        raise SpatialfeatError(
+            f"{path}: names videos, but --group-by patient joins them; use the columns `patient,fold`"
+        )
+    names, folds = (rows.columns[column].str.strip() for column in (columns[0], "fold"))
+    rows.refuse(columns[0], (names == "").to_numpy(), f"has no {columns[0]}", "mend the row")
+    rows.refuse("fold", (folds == "").to_numpy(), "has no fold", "mend the row")
+    # Folds may have names, but one name among numbers is a slip.
+    named = ~folds.str.fullmatch("[0-9]+").to_numpy(dtype=bool)
+    if not named.all():
+        rows.refuse("fold", named, "fold {value!r} is not a whole number, as the others are", "mend the row")
+    assert rows.origin.row_numbers is not None
+    numbers = rows.origin.row_numbers.tolist()
+    return columns[0], list(zip(numbers, names.tolist(), folds.tolist(), strict=True))
 
 
 def _refuse_split_patients(folds_csv: Path, videos: Sequence[ExportVideo], video_folds: dict[str, str]) -> None:

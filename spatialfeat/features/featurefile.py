@@ -110,6 +110,11 @@ class FeatureFile:
         self.num_phases = len(self.recipe.phase_names)
 
     @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that the video is read from: this one."""
+        return (self.path,)
+
+    @property
     def fps(self) -> float:
         return self.recipe.fps
 

@@ -20,6 +20,8 @@ class FeatureReader(Protocol):
     @property
     def path(self) -> Path: ...
     @property
+    def paths(self) -> tuple[Path, ...]: ...
+    @property
     def video_id(self) -> str: ...
     @property
     def patient_id(self) -> str: ...
@@ -62,6 +64,7 @@ class JoinedVideos:
                     f"{file.path}: is in split {file.split}, but {first.path.name} of the same patient is in "
                     f"{first.split}; a patient can only be joined within one split"
                 )
+        self.paths = tuple(file.path for file in self._files)
         self._ends = np.cumsum([file.num_frames for file in self._files])
         self.path, self.split, self.recipe = first.path, first.split, first.recipe
         self.video_id = self.patient_id = first.patient_id

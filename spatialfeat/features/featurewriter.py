@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.featurefile import CHANNEL_TIME, FORMAT, SCHEMA, TIME_CHANNEL, TIME_FIRST, Recipe, VideoHeader
+from spatialfeat.features.guardedfile import GuardedFile
 from spatialfeat.files import commit
 
 FRAMES_PER_CHUNK = 64
@@ -24,7 +24,7 @@ class FeatureFileWriter:
     """Writes one video's file block by block, so memory does not grow with the video.
 
     The file has a temporary name until `finish`; leaving the `with` block without it removes the file.
-    Raises SpatialfeatError if another process is writing the same video.
+    Raises SpatialfeatError if another process is writing the same video, or the disk is full.
     """
 
     def __init__(self, path: Path, header: VideoHeader, recipe: Recipe, versions: dict[str, str]) -> None:
@@ -36,10 +36,8 @@ class FeatureFileWriter:
         self._finished = False
         self._time_first = recipe.layout == TIME_FIRST
         self._pending: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
-        try:
-            self._file = h5py.File(self._temporary_path, "w")
-        except BlockingIOError as error:
-            raise SpatialfeatError(f"{path}: another process is writing this file; wait for it to end") from error
+        self._guard = GuardedFile(self._temporary_path, path)
+        self._file = h5py.File(self._guard, "w")
         try:
             self._write_header(header, recipe, versions)
         except BaseException:
@@ -71,12 +69,15 @@ class FeatureFileWriter:
         assert self._written == self._num_frames, f"{self._written} of {self._num_frames} frames were written"
         self._file.attrs.update(attributes)
         self._file.close()
+        self._guard.check()
+        self._guard.close()
         commit(self._temporary_path, self._final_path)
         self._finished = True
 
     def discard(self) -> None:
         """Remove the unfinished file."""
         self._file.close()
+        self._guard.close()
         self._temporary_path.unlink(missing_ok=True)
 
     def _write_header(self, header: VideoHeader, recipe: Recipe, versions: dict[str, str]) -> None:
@@ -108,6 +109,7 @@ class FeatureFileWriter:
                 self._file[name][where, :] = block
             else:
                 self._file[name][:, where] = block.T
+        self._guard.check()
         self._written += num_frames
         self._pending = [(features[num_frames:], logits[num_frames:])]
 

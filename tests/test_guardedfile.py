@@ -1,0 +1,71 @@
+"""HDF5 on a disk that fills up: one message, nothing left, and no crash at exit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from feature_folders import make_video
+
+from spatialfeat.errors import SpatialfeatError
+from spatialfeat.features.guardedfile import GuardedFile
+
+# A limit on the size of files stands in for a full disk: the write fails in the same way, without needing a small disk.
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
+from spatialfeat.cli import app
+app(sys.argv[1:])
+"""
+
+
+def test_an_export_that_runs_out_of_room_ends_with_one_message(tmp_path: Path) -> None:
+    make_video(tmp_path / "features", "9_1", [0, 1, 2] * 100)
+    run = subprocess.run(
+        [sys.executable, "-c", LIMITED, "export", "hdf5", str(tmp_path / "features"), str(tmp_path / "all.h5")],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2, run.stderr
+    assert "all.h5: cannot be written (File too large); make room" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["features"]
+
+
+def test_a_feature_file_that_runs_out_of_room_leaves_nothing(tmp_path: Path) -> None:
+    code = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))\n"
+        "from feature_folders import make_video\n"
+        "from spatialfeat.errors import SpatialfeatError\n"
+        "try:\n    make_video(Path(sys.argv[1]), '9_1', [0] * 300)\n"
+        "except SpatialfeatError as error:\n    sys.exit(f'told: {error}')\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    assert run.returncode == 1, run.stderr
+    assert run.stderr.strip().startswith(f"told: {tmp_path / '9_1.h5'}: cannot be written (File too large)")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bytes_arrive_as_in_a_plain_file(tmp_path: Path) -> None:
+    with GuardedFile(tmp_path / "guarded", tmp_path / "guarded") as file:
+        file.write(b"abcdef")
+        file.seek(2)
+        file.write(memoryview(b"XY"))
+        file.check()
+    assert (tmp_path / "guarded").read_bytes() == b"abXYef"
+
+
+def test_two_writers_are_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    with GuardedFile(tmp_path / "x", tmp_path / "final") as first:
+        first.write(b"first")
+        with pytest.raises(SpatialfeatError, match="final: another process is writing this file"):
+            GuardedFile(tmp_path / "x", tmp_path / "final")
+    assert (tmp_path / "x").read_bytes() == b"first"
