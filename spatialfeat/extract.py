@@ -22,7 +22,7 @@ from spatialfeat.data.transforms import evaluation_transform
 from spatialfeat.data.videos import Video, group_videos
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.extractplan import feature_path, image_paths, plan_extraction, stat_digest, video_header
-from spatialfeat.features.featurefile import Recipe
+from spatialfeat.features.featureschema import Recipe
 from spatialfeat.features.featurewriter import FeatureFileWriter
 from spatialfeat.files import prepare_output_dir
 from spatialfeat.network.checkpoint import MORE_CLASSES, Checkpoint, load_checkpoint

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialfeat.features.featurefile import Recipe, VideoHeader
+from spatialfeat.features.featureschema import Recipe, VideoHeader
 from spatialfeat.features.featurewriter import FeatureFileWriter
 
 PHASES = ("access", "resection", "closure")

@@ -21,7 +21,7 @@ from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluate import evaluate
 from spatialfeat.evaluateconfig import EvaluateConfig
 from spatialfeat.extract import extract
-from spatialfeat.features.featurefile import VideoHeader
+from spatialfeat.features.featureschema import VideoHeader
 from spatialfeat.features.featurewriter import FeatureFileWriter
 
 FEATURES_RECIPE = replace(RECIPE, phase_names=("a", "b", "c", "d"))

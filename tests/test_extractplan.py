@@ -33,7 +33,7 @@ from spatialfeat.features.extractplan import (
     stat_digest,
     video_header,
 )
-from spatialfeat.features.featurefile import Recipe
+from spatialfeat.features.featureschema import Recipe
 
 IDS = ["video10_1", "video2_10", "video2_9", "video10_2"]
 

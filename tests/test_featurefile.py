@@ -23,7 +23,8 @@ from tinydata import (
 )
 
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.featurefile import Recipe, VideoHeader, read_info
+from spatialfeat.features.featurefile import read_info
+from spatialfeat.features.featureschema import Recipe, VideoHeader
 from spatialfeat.features.featurewriter import FeatureFileWriter
 
 LAYOUTS = pytest.mark.parametrize("recipe", [RECIPE, TIME_FIRST_RECIPE], ids=["channel-first", "time-first"])

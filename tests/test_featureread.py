@@ -20,8 +20,8 @@ import spatialfeat
 from spatialfeat import FeatureFile, read_features
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features import featurehandles
-from spatialfeat.features.featurefile import Recipe
 from spatialfeat.features.featurefolder import list_feature_files, open_feature_dir
+from spatialfeat.features.featureschema import Recipe
 
 LAYOUTS = pytest.mark.parametrize("recipe", [RECIPE, TIME_FIRST_RECIPE], ids=["channel-first", "time-first"])
 

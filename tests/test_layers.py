@@ -22,7 +22,7 @@ PACKAGES = ["data", "scores", "features", "reporting", "evaluating", "network", 
 # The library, and how the names of the modules begin that may import it, also inside functions.
 GATEKEEPERS = {
     "typer": ("cli",),
-    "h5py": ("featurefile", "featurewriter", "featurehandles", "aggregate"),
+    "h5py": ("featureschema", "featurewriter", "featurehandles", "aggregate"),
     "matplotlib": ("plots",),
 }
 HEAVY = ("torch", "torchvision", "numpy", "pandas", "h5py", "matplotlib", "sklearn", "PIL")
@@ -167,7 +167,7 @@ def test_what_is_allowed(tmp_path: Path) -> None:
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from spatialfeat.finetune import finetune\n"
     )
     (tmp_path / "reporting" / "plots_ribbons.py").write_text("from matplotlib.figure import Figure\n")
-    (tmp_path / "features" / "featurefile.py").write_text("import h5py\nfrom spatialfeat.data.frames import x\n")
+    (tmp_path / "features" / "featurewriter.py").write_text("import h5py\nfrom spatialfeat.data.frames import x\n")
     assert broken_rules(tmp_path) == []
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from spatialfeat.data.frames import FrameTable, read_frames
-from spatialfeat.features.featurefile import Recipe, VideoHeader
+from spatialfeat.features.featureschema import Recipe, VideoHeader
 from spatialfeat.features.featurewriter import FeatureFileWriter
 
 RECIPE = Recipe(

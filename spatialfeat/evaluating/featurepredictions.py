@@ -12,8 +12,9 @@ from spatialfeat.data.frames import UNLABELLED, make_table
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluateconfig import FeaturesSource
 from spatialfeat.evaluating.evaluationinput import NETWORK_NAME, EvaluationInput, FramePredictions, PredictionSet
-from spatialfeat.features.featurefile import TIME_CHANNEL, FeatureFile
+from spatialfeat.features.featurefile import FeatureFile
 from spatialfeat.features.featurefolder import read_features
+from spatialfeat.features.featureschema import TIME_CHANNEL
 from spatialfeat.scores.calibration import softmax
 
 ALL_SPLITS = "all"

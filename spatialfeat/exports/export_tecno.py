@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from spatialfeat.config import ExportConfig
 from spatialfeat.exports.exportjob import Advance, ExportJob
 from spatialfeat.exports.exportsource import ExportSource, ExportVideo
-from spatialfeat.features.featurefile import TIME_CHANNEL
+from spatialfeat.features.featureschema import TIME_CHANNEL
 
 PROTOCOL = 4
 """Readable since Python 3.4."""

@@ -16,9 +16,9 @@ from spatialfeat.config import ExportConfig
 from spatialfeat.data.frames import UNLABELLED, natural_key
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.exportformats import FORMATS, ExportFormat
-from spatialfeat.features.featurefile import TIME_CHANNEL, Recipe
 from spatialfeat.features.featurefolder import open_feature_dir
 from spatialfeat.features.featurejoin import FeatureReader, join_patients
+from spatialfeat.features.featureschema import TIME_CHANNEL, Recipe
 from spatialfeat.wording import count_text
 
 FRAMES_PER_BLOCK = 4096

@@ -10,7 +10,8 @@ from pathlib import Path
 from spatialfeat.data.images import content_digest
 from spatialfeat.data.videos import Video
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.featurefile import SUFFIX, FeatureFileInfo, Recipe, VideoHeader, read_info
+from spatialfeat.features.featurefile import read_info
+from spatialfeat.features.featureschema import SUFFIX, FeatureFileInfo, Recipe, VideoHeader
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from spatialfeat.data.frames import natural_key
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.featurefile import CHANNEL_FIRST, SUFFIX, FeatureFile, Recipe
+from spatialfeat.features.featurefile import FeatureFile
+from spatialfeat.features.featureschema import CHANNEL_FIRST, SUFFIX, Recipe
 
 SHORT_HASH = 8
 """So many digits of a hash tell files apart for a person."""

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from spatialfeat.data.frames import natural_key
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.featurefile import CHANNEL_TIME, FeatureFile, Recipe
+from spatialfeat.features.featurefile import FeatureFile
+from spatialfeat.features.featureschema import CHANNEL_TIME, Recipe
 
 
 class FeatureReader(Protocol):

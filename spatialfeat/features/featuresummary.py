@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from spatialfeat.data.frames import UNLABELLED
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.featurefile import FeatureFile, Recipe
+from spatialfeat.features.featurefile import FeatureFile
+from spatialfeat.features.featureschema import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

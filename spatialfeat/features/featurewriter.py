@@ -10,7 +10,15 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialfeat.features.featurefile import CHANNEL_TIME, FORMAT, SCHEMA, TIME_CHANNEL, TIME_FIRST, Recipe, VideoHeader
+from spatialfeat.features.featureschema import (
+    CHANNEL_TIME,
+    FORMAT,
+    SCHEMA,
+    TIME_CHANNEL,
+    TIME_FIRST,
+    Recipe,
+    VideoHeader,
+)
 from spatialfeat.features.guardedfile import GuardedFile
 from spatialfeat.files import commit
 

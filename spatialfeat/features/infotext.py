@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from spatialfeat.features.featurefile import Recipe
 from spatialfeat.features.featurefolder import SHORT_HASH
+from spatialfeat.features.featureschema import Recipe
 from spatialfeat.features.featuresummary import FileSummary, FolderSummary, VideoSummary
 
 WIDTH = 100

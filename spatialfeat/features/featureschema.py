@@ -1,0 +1,145 @@
+"""The HDF5 feature file, schema 1: one file per video. `featurewriter` writes it, `featurefile` reads it.
+
+    features   (2048, T) float32   activations after global average pooling; (T, 2048) in the time-first layout
+    logits     (C, T) float32      the classifier's raw scores; (T, C) in the time-first layout
+    labels     (T,) int64          phase, -100 where unlabelled
+    frame_ids  (T,) UTF-8          the ids, in time order
+    segment    (T,) int64          the parsed fields of the ids
+    frame      (T,) int64
+
+The root attributes tell how the file came to be: see `Recipe` and `VideoHeader`. Both axes of `features` and `logits`
+are named: attribute `axes` ("channel,time" or "time,channel") and HDF5 dimension labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from spatialfeat.errors import SpatialfeatError
+from spatialfeat.features.featurehandles import attributes_of, plain
+
+FORMAT = "spatialfeat features"
+SCHEMA = 1
+SUFFIX = ".h5"
+CHANNEL_FIRST, TIME_FIRST = "channel-first", "time-first"
+CHANNEL_TIME, TIME_CHANNEL = "channel,time", "time,channel"
+AXES_OF_LAYOUT = {CHANNEL_FIRST: CHANNEL_TIME, TIME_FIRST: TIME_CHANNEL}
+
+MATRICES, VECTORS = ("features", "logits"), ("labels", "frame_ids", "segment", "frame")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What must be equal for two feature files to be used together."""
+
+    weights_sha256: str
+    phase_names: tuple[str, ...]
+    preprocessing: str
+    precision: str
+    backbone: str
+    layer: str
+    layout: str
+    group_by: str
+    fps: float
+
+    def differences(self, other: Recipe) -> list[str]:
+        """Names of the fields that differ."""
+        return [name for name in self.__dataclass_fields__ if getattr(self, name) != getattr(other, name)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoHeader:
+    """What a file says of its video before the first feature is written. All arrays have T entries, in time order."""
+
+    video_id: str
+    patient_id: str
+    split: str
+    frame_ids: NDArray[Any]
+    labels: NDArray[np.int64]
+    segments: NDArray[np.int64]
+    frames: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class FeatureFileInfo:
+    """The small part of a feature file: everything but features and logits. Arrays have T entries, in time order."""
+
+    path: Path
+    recipe: Recipe
+    header: VideoHeader
+    attributes: dict[str, Any]
+
+
+def check_schema(path: Path, file: h5py.File) -> None:
+    """Raise SpatialfeatError unless an open HDF5 file is a whole feature file of this schema."""
+    if plain(file.attrs.get("format")) != FORMAT:
+        raise SpatialfeatError(f"{path}: is not a feature file of spatialfeat; keep other files elsewhere")
+    schema = plain(file.attrs.get("schema"))
+    if schema != SCHEMA:
+        raise SpatialfeatError(
+            f"{path}: has schema {schema}, this version reads schema {SCHEMA}; "
+            "use the version of spatialfeat that made it, or extract again"
+        )
+    attributes = ("video_id", "patient_id", "split", *Recipe.__dataclass_fields__)
+    missing = [name for name in (*MATRICES, *VECTORS) if file.get(name, getlink=True) is None]
+    missing += [name for name in attributes if name not in file.attrs]
+    if missing:
+        raise SpatialfeatError(f"{path}: lacks {', '.join(missing)}; extract the video again")
+    problem = _problem_of_attributes(attributes_of(file)) or _problem_of_datasets(file)
+    if problem:
+        raise SpatialfeatError(f"{path}: {problem}; extract the video again")
+
+
+def _problem_of_attributes(attributes: dict[str, Any]) -> str | None:
+    for name in ("video_id", "patient_id", "split", *Recipe.__dataclass_fields__):
+        value = attributes[name]
+        if name == "phase_names":
+            right = isinstance(value, tuple) and all(isinstance(phase, str) for phase in value)
+        elif name == "fps":
+            right = isinstance(value, float | int) and 0 < value < float("inf")
+        else:
+            right = isinstance(value, str) and (name == "preprocessing" or _can_be_a_file_name(value))
+        if not right:
+            return f"attribute {name} is {value!r}, which spatialfeat never writes"
+    layout, known = attributes["layout"], ", ".join(AXES_OF_LAYOUT)
+    return None if layout in AXES_OF_LAYOUT else f"attribute layout is {layout!r}, not one of {known}"
+
+
+def _can_be_a_file_name(text: str) -> bool:
+    """Exports name files by ids and splits: these must not lead to another folder."""
+    return text.strip(". ") != "" and not any(sign in "/\\\x7f" or sign < " " for sign in text)
+
+
+def _problem_of_datasets(file: h5py.File) -> str | None:
+    axes = AXES_OF_LAYOUT[file.attrs["layout"]]
+    for name in (*MATRICES, *VECTORS):
+        # A link, or storage elsewhere, would let a file from a stranger read other files of this machine.
+        if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
+            return f"{name} is not a dataset of this file"
+        if file[name].is_virtual or file[name].external:
+            return f"{name} keeps its data in other files"
+        kinds, dimensions = ("f4", 2) if name in MATRICES else ("O" if name == "frame_ids" else "i8", 1)
+        if file[name].dtype.newbyteorder("=") != np.dtype(kinds) or file[name].ndim != dimensions:
+            return f"{name} is {file[name].dtype} {file[name].shape}"
+        if name in MATRICES and plain(file[name].attrs.get("axes")) != axes:
+            return f"{name} has axes {plain(file[name].attrs.get('axes'))!r}, not {axes!r}"
+    if h5py.check_string_dtype(file["frame_ids"].dtype) is None:
+        return "frame_ids is not text"
+    lengths = {name: channels_and_frames(file[name])[1] for name in MATRICES}
+    lengths |= {name: len(file[name]) for name in VECTORS}
+    if len(set(lengths.values())) != 1:
+        return f"datasets differ in length {lengths}"
+    scores, phases = channels_and_frames(file["logits"])[0], len(file.attrs["phase_names"])
+    return None if scores == phases else f"logits has {scores} classes for {phases} phase names"
+
+
+def channels_and_frames(matrix: h5py.Dataset) -> tuple[int, int]:
+    """(number of channels, T) of `features` or `logits`, whatever its layout."""
+    channels, frames = matrix.shape if matrix.attrs["axes"] == CHANNEL_TIME else matrix.shape[::-1]
+    return int(channels), int(frames)
