@@ -30,7 +30,8 @@ from spatialfeat.runtime import choose_workers, describe_device, select_device, 
 from spatialfeat.scores.evaluation import Evaluation
 from spatialfeat.scores.relaxed import DEFAULT_WINDOW_S
 from spatialfeat.scores.summary import SummaryOptions
-from spatialfeat.scores.transitions import relaxed_graph
+from spatialfeat.scores.transitions import cholec80_notice, relaxed_graph
+from spatialfeat.wording import count_text
 
 RESULT_PATTERNS = (
     "metrics.json",
@@ -45,6 +46,9 @@ RESULT_PATTERNS = (
     "ribbons/*.[ps][nv]g",
 )
 """What an evaluation leaves in its folder, beside a folder per set where there are several."""
+
+FEW_PATIENTS = 10
+"""With fewer, percentiles of resampled patients are little more than the worst and the best of them."""
 
 logger = logging.getLogger(__name__)
 
@@ -88,11 +92,14 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         comparisons = tuple(compare_with_first(evaluations, num_samples=config.bootstrap, seed=config.seed))
         result = EvaluationResult(evaluations, comparisons)
         _write_scores(config.out_dir, result)
+        notices = _notices(config, opened, evaluations[0])
+        for notice in notices:
+            logger.info("note: %s", notice)
         for text in (*map(score_tables, evaluations), *(comparison_table(found, evaluations) for found in comparisons)):
             logger.info("\n%s", text)
         # Last, because they take a minute for many videos: the numbers are on the terminal and on disk by now.
         logger.info("\nwriting pictures and report.html to %s", config.out_dir)
-        _write_pictures(config, result, rates)
+        _write_pictures(config, result, rates, notices)
         record.finish(scores={evaluation.name: evaluation.metrics["pooled"] for evaluation in evaluations})
     return result
 
@@ -117,7 +124,7 @@ def _write_scores(out_dir: Path, result: EvaluationResult) -> None:
         write_comparison(out_dir, result.comparisons)
 
 
-def _write_pictures(config: EvaluateConfig, result: EvaluationResult, rates: Rates) -> None:
+def _write_pictures(config: EvaluateConfig, result: EvaluationResult, rates: Rates, notices: list[str]) -> None:
     out_dir, evaluations = config.out_dir, result.evaluations
     save_pictures(out_dir, evaluations, fps=rates.numbering_fps)
     write_report(
@@ -126,8 +133,27 @@ def _write_pictures(config: EvaluateConfig, result: EvaluationResult, rates: Rat
         result.comparisons,
         fps=rates.numbering_fps,
         title=f"Evaluation of {', '.join(evaluation.name for evaluation in evaluations)}",
-        facts=_report_facts(config, rates),
+        facts=_report_facts(config, rates) | {f"note {number}": text for number, text in enumerate(notices, start=1)},
     )
+
+
+def _notices(config: EvaluateConfig, opened: EvaluationInput, evaluation: Evaluation) -> list[str]:
+    """What a reader of the scores should know, on the terminal and in the report."""
+    notices = list(opened.notices)
+    relaxed = cholec80_notice(config.relaxed, opened.phase_names)
+    notices += [relaxed] if relaxed else []
+    num_patients = len({video.patient_id for video in evaluation.videos})
+    num_videos = len(evaluation.videos)
+    if config.group_by == "video" and num_patients < num_videos:
+        notices.append(
+            f"{num_videos} videos of {count_text(num_patients, 'patient')}: numbers per video are per part of an "
+            "operation; for numbers per operation pass --group-by patient"
+        )
+    if 1 < num_patients < FEW_PATIENTS:
+        notices.append(
+            f"{num_patients} patients are too few for intervals to be trusted: they are rough and mostly too narrow"
+        )
+    return notices
 
 
 def _report_facts(config: EvaluateConfig, rates: Rates) -> dict[str, object]:

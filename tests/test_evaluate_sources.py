@@ -347,3 +347,31 @@ def test_feature_files_that_cannot_be_scored(change: str, message: str, tmp_path
     with pytest.raises(SpatialfeatError, match=message.replace("(", r"\(")):
         evaluate(EvaluateConfig(features=folder, num_classes=num_classes, out_dir=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_feature_files_of_videos_are_joined_by_patient(tmp_path: Path, numbers_only: None) -> None:
+    """Files were extracted per video; scores per operation need no second extraction."""
+    features = write_features(tmp_path / "features")
+    predictions = str(write_predictions(tmp_path / "a.csv"))
+    from_features = score(tmp_path / "f", features=features, group_by="patient")
+    from_features.pop("calibration")
+    from_csv = score(tmp_path / "p", predictions=(predictions,), phase_names=("a", "b", "c", "d"), group_by="patient")
+    assert from_features == from_csv
+    assert from_features["num_videos"] == 2
+
+
+def test_what_a_reader_should_know_is_said(
+    tmp_path: Path, numbers_only: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = str(write_predictions(tmp_path / "a.csv"))
+    with caplog.at_level("INFO", logger="spatialfeat"):
+        score(tmp_path / "v", predictions=(path,))
+    assert "3 videos of 2 patients: numbers per video are per part of an operation" in caplog.text
+    assert "2 patients are too few for intervals to be trusted" in caplog.text
+    assert f"the true phases are those in {path}" in caplog.text
+    caplog.clear()
+    names = ("a", "b", "c", "d", "e", "f", "g")
+    with caplog.at_level("INFO", logger="spatialfeat"):
+        score(tmp_path / "p", predictions=(path,), group_by="patient", relaxed="cholec80", fps=1.0, phase_names=names)
+    assert "per part of an operation" not in caplog.text
+    assert "relaxed scores mean little unless they are the same phases" in caplog.text

@@ -65,7 +65,7 @@ def test_the_numbers_are_those_of_the_metrics() -> None:
 
 def test_one_patient_and_no_probabilities() -> None:
     text = score_tables(make_evaluation("resnet", PREDICTED, probabilities=False, num_frames=4))
-    assert "intervals: no intervals, they need at least 2 patients" in text
+    assert "intervals: none, because they need at least 2 patients" in text
     assert "calibration" not in text
     assert "3 frames of 1 video, 1 patient, 7 phases" in text
     assert "(sd -)" in text

@@ -46,7 +46,8 @@ class EvaluationInput:
 
     tables: the frames that are scored; every set is of these. phase_names: C names. stored_fps: frames per second of
     the frame numbers, where the source knows it. data: files that `run.json` gets hashes of. facts: more for
-    `run.json`. predict: gives the sets; long work, if there is any, happens there.
+    `run.json`. notices: what a reader of the scores should know. predict: gives the sets; long work, if there is any,
+    happens there.
     """
 
     tables: tuple[FrameTable, ...]
@@ -55,6 +56,7 @@ class EvaluationInput:
     stored_fps: float | None = None
     data: tuple[Path, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
 
 
 def evaluated_videos(predictions: PredictionSet, group_by: str) -> tuple[EvaluatedVideo, ...]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from spatialfeat.config import check_phase_names
 from spatialfeat.data.csvrows import Origin, Rows
-from spatialfeat.data.frames import UNLABELLED, make_table
+from spatialfeat.data.frames import UNLABELLED, FrameTable, make_table
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluateconfig import FeaturesSource
 from spatialfeat.evaluating.evaluationinput import NETWORK_NAME, EvaluationInput, FramePredictions, PredictionSet
@@ -42,7 +46,10 @@ def read_feature_predictions(
             f"{source.features}: its files have {num_phases} phases, not {num_classes}; leave --num-classes out"
         )
     check_phase_names(phase_names, num_phases)
-    parts = tuple(_read_file(file) for file in files)
+    parts = tuple(
+        _joined(source.features, [_read_file(file) for file in files if file.split == name])
+        for name in dict.fromkeys(file.split for file in files)
+    )
     return EvaluationInput(
         tables=tuple(part.table for part in parts),
         phase_names=phase_names or files[0].phase_names,
@@ -52,6 +59,30 @@ def read_feature_predictions(
             "feature_files": [file.path.name for file in files],
             "weights_sha256": files[0].recipe.weights_sha256,
         },
+    )
+
+
+def _joined(features_dir: Path, parts: Sequence[FramePredictions]) -> FramePredictions:
+    """All files of one split as one table, so that the videos of a patient can be put together."""
+
+    def column(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(part.table, name) for part in parts])
+
+    table = FrameTable(
+        origin=Origin(features_dir, None),
+        img_dir=features_dir,
+        split=parts[0].table.split,
+        ids=column("ids"),
+        labels=column("labels"),
+        videos=column("videos"),
+        patients=column("patients"),
+        segments=column("segments"),
+        frames=column("frames"),
+    )
+    return FramePredictions(
+        table=table,
+        predicted=np.concatenate([part.predicted for part in parts]),
+        probabilities=np.concatenate([part.probabilities for part in parts if part.probabilities is not None]),
     )
 
 

@@ -77,6 +77,12 @@ def read_prediction_files(
         phase_names=phase_names or default_phase_names(num_classes),
         predict=lambda: tuple(sets),
         data=tuple(dict.fromkeys([*(path for _, path in paths), *([source.csv] if source.csv else [])])),
+        notices=()
+        if source.csv
+        else (
+            f"the true phases are those in {truth.source}: a frame that it leaves out is "
+            "missed by nobody; pass --csv to check that all are there",
+        ),
     )
 
 

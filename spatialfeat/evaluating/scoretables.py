@@ -148,9 +148,9 @@ def _overall_score(metrics: dict[str, Any], name: str) -> float | None:
 
 def _resampling(found: dict[str, Any]) -> str:
     if found["num_patients"] < 2:
-        return "no intervals, they need at least 2 patients"
+        return "none, because they need at least 2 patients"
     if not found["samples"]:
-        return "no intervals, no bootstrap samples were asked for"
+        return "none, because no bootstrap samples were asked for"
     return f"{found['samples']} bootstrap samples of {found['num_patients']} patients"
 
 

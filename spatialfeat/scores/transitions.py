@@ -22,6 +22,16 @@ from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluateconfig import CHOLEC80_GRAPH
 from spatialfeat.scores.relaxed import CHOLEC80, TransitionGraph
 
+CHOLEC80_PHASES = (
+    "Preparation",
+    "CalotTriangleDissection",
+    "ClippingCutting",
+    "GallbladderDissection",
+    "GallbladderPackaging",
+    "CleaningCoagulation",
+    "GallbladderRetraction",
+)
+
 
 def relaxed_graph(relaxed: str, phase_names: Sequence[str]) -> TransitionGraph:
     """The graph that `--relaxed` names: Cholec80's, or the one in a CSV.
@@ -37,6 +47,20 @@ def relaxed_graph(relaxed: str, phase_names: Sequence[str]) -> TransitionGraph:
             f"{len(phase_names)}; write your own as --relaxed GRAPH.csv with the columns from,to"
         )
     return CHOLEC80
+
+
+def cholec80_notice(relaxed: str | None, phase_names: Sequence[str]) -> str | None:
+    """What to say when Cholec80's graph is used on phases that have other names."""
+    others = [name.replace("_", "").replace(" ", "").casefold() for name in phase_names]
+    if relaxed != CHOLEC80_GRAPH or others in (
+        [name.casefold() for name in CHOLEC80_PHASES],
+        [f"phase{phase}" for phase in range(len(phase_names))],
+    ):
+        return None
+    return (
+        f"--relaxed {CHOLEC80_GRAPH} is made for the phases {', '.join(CHOLEC80_PHASES)}; these are called "
+        f"{', '.join(phase_names)}: relaxed scores mean little unless they are the same phases in the same order"
+    )
 
 
 def read_transitions(path: Path, phase_names: Sequence[str]) -> TransitionGraph:
