@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from spatialfeat.evaluating.featurepredictions import read_feature_predictions
 from spatialfeat.evaluating.predictionfiles import read_prediction_files
 from spatialfeat.evaluating.scorefiles import compare_with_first, score, write_comparison, write_scores
 from spatialfeat.evaluating.scoretables import comparison_table, score_tables
-from spatialfeat.files import prepare_output_dir
+from spatialfeat.files import prepare_output_dir, read_json_object
 from spatialfeat.network.checkpoint import MORE_CLASSES, load_checkpoint
 from spatialfeat.network.prediction import as_set, predict_frames, write_predictions_csv
 from spatialfeat.reporting.pictures import save_pictures
@@ -39,7 +38,7 @@ RESULT_PATTERNS = (
     "per_phase.*",
     "comparison.json",
     "report.html",
-    "predictions_resnet.csv",
+    PREDICTIONS_NAME,
     "confusion_matrix*.[ps][nv]g",
     "reliability*.[ps][nv]g",
     "ribbons_overview*.[ps][nv]g",
@@ -106,8 +105,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
 
 def _remove_earlier_results(out_dir: Path) -> None:
     """Remove what an earlier evaluation left here: pictures of other videos or sets would look like this one's."""
-    record_path = out_dir / "run.json"
-    if not record_path.is_file() or json.loads(record_path.read_text(encoding="utf-8")).get("command") != "evaluate":
+    if read_json_object(out_dir / "run.json").get("command") != "evaluate":
         return
     for pattern in RESULT_PATTERNS:
         for path in out_dir.glob(pattern):

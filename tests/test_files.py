@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.files import atomic_path, file_sha256, prepare_output_dir, write_atomically, write_json
+from spatialfeat.files import (
+    atomic_path,
+    file_sha256,
+    prepare_output_dir,
+    read_json_object,
+    write_atomically,
+    write_json,
+)
 
 
 def _names(folder: Path) -> list[str]:
@@ -107,3 +114,13 @@ def test_output_dir_without_write_permission(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(Path, "write_bytes", refuse)
     with pytest.raises(SpatialfeatError, match=r"cannot write there \(Permission denied\)"):
         prepare_output_dir(tmp_path)
+
+
+def test_a_json_object_is_read_and_anything_else_is_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    assert read_json_object(path) == {}
+    for content in (b"", b"{half", b"[1]", b"\xff"):
+        path.write_bytes(content)
+        assert read_json_object(path) == {}
+    path.write_text('{"command": "evaluate"}')
+    assert read_json_object(path) == {"command": "evaluate"}

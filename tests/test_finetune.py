@@ -29,6 +29,22 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def accuracy_of(weights_path: Path, csv_path: Path, img_dir: Path) -> float:
+    """The accuracy of a weights file, read back from disk, on the frames of a CSV."""
+    checkpoint = load_checkpoint(weights_path)
+    table = read_frames(csv_path, img_dir, split="val")
+    predictions = predict_frames(
+        checkpoint.model,
+        table,
+        checkpoint.preprocessing,
+        device=torch.device("cpu"),
+        batch_size=10,
+        workers=0,
+        title="again",
+    )
+    return predictions.accuracy
+
+
 def always_predict(model: torch.nn.Module, phase: int) -> None:
     """Make the model predict one phase, by changing the live parameters in place as an optimizer does."""
     with torch.no_grad():
@@ -65,18 +81,8 @@ def test_saved_weights_score_the_best_validation_accuracy_although_later_epochs_
     assert [record.val_acc for record in result.history] == [0.2, 0.5, 0.3, 0.2]
     assert result.best_epoch == 2
 
-    checkpoint = load_checkpoint(result.weights_path)
-    table = read_frames(val_csv, quick_config.img_dir, split="val")
-    predictions = predict_frames(
-        checkpoint.model,
-        table,
-        checkpoint.preprocessing,
-        device=torch.device("cpu"),
-        batch_size=10,
-        workers=0,
-        title="again",
-    )
-    assert predictions.accuracy == max(float(row["val_acc"]) for row in rows_of(tmp_path / "history.csv"))
+    accuracy = accuracy_of(result.weights_path, val_csv, quick_config.img_dir)
+    assert accuracy == max(float(row["val_acc"]) for row in rows_of(tmp_path / "history.csv"))
     description = json.loads((tmp_path / "best_spatial_study_weights.json").read_text())
     assert (description["epoch"], description["val_accuracy"]) == (2, 0.5)
 
@@ -84,18 +90,8 @@ def test_saved_weights_score_the_best_validation_accuracy_although_later_epochs_
 def test_really_trained_weights_score_the_best_validation_accuracy(
     quick_config: FinetuneConfig, study: FinetuneResult
 ) -> None:
-    checkpoint = load_checkpoint(study.weights_path)
-    table = read_frames(quick_config.val_csv, quick_config.img_dir, split="val")
-    predictions = predict_frames(
-        checkpoint.model,
-        table,
-        checkpoint.preprocessing,
-        device=torch.device("cpu"),
-        batch_size=10,
-        workers=0,
-        title="again",
-    )
-    assert predictions.accuracy == max(record.val_acc for record in study.history)
+    accuracy = accuracy_of(study.weights_path, quick_config.val_csv, quick_config.img_dir)
+    assert accuracy == max(record.val_acc for record in study.history)
 
 
 def test_early_stopping_and_learning_rate_schedule(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from spatialfeat.exportformats import FORMATS, ExportFormat
 from spatialfeat.features.featurefolder import open_feature_dir
 from spatialfeat.features.featurejoin import FeatureReader, join_patients
 from spatialfeat.features.featureschema import TIME_CHANNEL, Recipe
+from spatialfeat.files import read_json_object
 from spatialfeat.wording import count_text
 
 FRAMES_PER_BLOCK = 4096
@@ -225,11 +225,8 @@ def _notice_shared_patients(videos: list[ExportVideo]) -> list[str]:
 
 def _notice_unfinished(features_dir: Path) -> list[str]:
     """A run record that is not complete means that videos are missing, which the feature files cannot tell."""
-    try:
-        record = json.loads((features_dir / "run.json").read_text(encoding="utf-8"))
-        status = str(record["status"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return []  # The record is no part of the contract: folders put together by hand have none.
+    # The record is no part of the contract: folders put together by hand have none.
+    status = read_json_object(features_dir / "run.json").get("status", "complete")
     if status == "complete":
         return []
     return [f"{features_dir / 'run.json'} says that the extraction is {status}: videos may be missing here"]

@@ -50,7 +50,7 @@ def plan_extraction(videos: Sequence[Video], out_dir: Path, recipe: Recipe, *, o
         SpatialfeatError: with the file and what differs.
     """
     by_path = {feature_path(out_dir, video): video for video in videos}
-    done: list[str] = []
+    done: set[str] = set()
     for path in sorted(out_dir.glob(f"*{SUFFIX}")):
         video = by_path.get(path)
         if video is None:
@@ -58,7 +58,7 @@ def plan_extraction(videos: Sequence[Video], out_dir: Path, recipe: Recipe, *, o
             continue
         problem = _why_not_reusable(path, video, recipe)
         if problem is None:
-            done.append(video.video_id)
+            done.add(video.video_id)
         elif not overwrite:
             raise SpatialfeatError(
                 f"{path}: {problem}; pass --overwrite to replace such files, or choose another --out"

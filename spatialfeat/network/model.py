@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
-NUM_FEATURES = 2048
 FEATURE_LAYER = "avgpool"
 BACKBONE = "resnet50"
 

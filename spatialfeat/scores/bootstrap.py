@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -128,6 +128,18 @@ def percentile_interval(samples: FloatArray, level: float = LEVEL) -> Interval |
         return None
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def resampling_facts(tallies: VideoTallies, *, num_samples: int, seed: int) -> dict[str, Any]:
+    """What intervals rest on, as metrics.json and comparison.json say it; 0 samples with fewer than two patients."""
+    num_patients = len(set(tallies.patient_ids))
+    return {
+        "level": LEVEL,
+        "unit": "patient",
+        "num_patients": num_patients,
+        "samples": num_samples if num_patients >= 2 else 0,
+        "seed": seed,
+    }
 
 
 def bootstrap_intervals(tallies: VideoTallies, *, num_samples: int, seed: int) -> dict[str, Interval | None]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.scores.bootstrap import LEVEL, NUM_SAMPLES, bootstrap_differences
+from spatialfeat.scores.bootstrap import NUM_SAMPLES, bootstrap_differences, resampling_facts
 from spatialfeat.scores.scoring import ScoredVideo, labelled_videos, tally
 
 
@@ -32,13 +32,7 @@ def compare(
     tallies = tally(scored, num_phases)
     other_tallies = tally([others[video.video_id] for video in scored], num_phases)
     found = bootstrap_differences(tallies, other_tallies, num_samples=num_samples, seed=seed)
-    num_patients = len(set(tallies.patient_ids))
-    return {
-        "level": LEVEL,
-        "unit": "patient",
-        "num_patients": num_patients,
-        "samples": num_samples if num_patients >= 2 else 0,
-        "seed": seed,
+    return resampling_facts(tallies, num_samples=num_samples, seed=seed) | {
         "differences": {
             name: {
                 "difference": item.estimate,

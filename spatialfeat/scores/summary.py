@@ -27,12 +27,12 @@ import numpy as np
 
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.scores.bootstrap import (
-    LEVEL,
     NUM_SAMPLES,
     Interval,
     VideoTallies,
     bootstrap_intervals,
     bootstrap_phase_intervals,
+    resampling_facts,
 )
 from spatialfeat.scores.calibration import ReliabilityCurve
 from spatialfeat.scores.metrics import (
@@ -178,13 +178,7 @@ def _intervals(tallies: VideoTallies, options: SummaryOptions) -> dict[str, Any]
     samples, seed = options.bootstrap_samples, options.seed
     overall = bootstrap_intervals(tallies, num_samples=samples, seed=seed)
     phases = bootstrap_phase_intervals(tallies, num_samples=samples, seed=seed)
-    num_patients = len(set(tallies.patient_ids))
-    return {
-        "level": LEVEL,
-        "unit": "patient",
-        "num_patients": num_patients,
-        "samples": samples if num_patients >= 2 else 0,
-        "seed": seed,
+    return resampling_facts(tallies, num_samples=samples, seed=seed) | {
         **{name: _pair(found) for name, found in overall.items()},
         "per_phase": [
             {"phase": phase} | {name: _pair(found) for name, found in row.items()} for phase, row in enumerate(phases)
