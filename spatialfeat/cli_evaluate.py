@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from spatialfeat import config
 from spatialfeat.cli_options import PhaseNames, read_phase_names, run_command, unless_given
 from spatialfeat.evaluateconfig import DEFAULT_NUM_PHASES, EvaluateConfig, FeaturesSource, WeightsSource
 
@@ -55,7 +54,10 @@ def evaluate(
     ] = None,
     precision: Annotated[
         str | None,
-        unless_given(f"Arithmetic of the network: {', '.join(config.PRECISIONS)}.", WeightsSource.precision),
+        unless_given(
+            "Arithmetic of the network: fp32, bf16, fp16, or auto (the fastest that the device has).",
+            WeightsSource.precision,
+        ),
     ] = None,
     workers: Annotated[
         int | None,

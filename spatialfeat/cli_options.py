@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-from spatialfeat import config
 from spatialfeat.errors import SpatialfeatError
 
 # A full disk, a lost network drive, missing rights: nothing that a traceback would help with.
@@ -25,7 +24,9 @@ PhaseNames = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(help="Frames per batch.")]
 Device = Annotated[str, typer.Option(help="auto (first usable CUDA device, else CPU), cpu, cuda or cuda:N.")]
-Precision = Annotated[str, typer.Option(help=f"Arithmetic of the network: {', '.join(config.PRECISIONS)}.")]
+Precision = Annotated[
+    str, typer.Option(help="Arithmetic of the network: fp32, bf16, fp16, or auto (the fastest that the device has).")
+]
 Workers = Annotated[
     int | None,
     typer.Option(

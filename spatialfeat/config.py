@@ -18,7 +18,7 @@ IMG_DIR = Path("images")
 WEIGHTS_NAME = "best_spatial_study_weights.pth"
 PREDICTIONS_NAME = "predictions_resnet.csv"
 
-PRECISIONS = ("fp32",)
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 LAYOUTS = ("channel-first", "time-first")
 GROUPINGS = ("video", "patient")
 VAL_TARGETS = ("own", "train", "test", "drop")

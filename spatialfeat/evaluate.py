@@ -25,7 +25,15 @@ from spatialfeat.network.prediction import as_set, predict_frames, write_predict
 from spatialfeat.reporting.pictures import save_pictures
 from spatialfeat.reporting.report import write_report
 from spatialfeat.runrecord import RunRecord
-from spatialfeat.runtime import choose_workers, describe_device, select_device, use_true_float32
+from spatialfeat.runtime import (
+    choose_precision,
+    choose_workers,
+    describe_arithmetic,
+    describe_device,
+    keep_freed_memory,
+    select_device,
+    use_true_float32,
+)
 from spatialfeat.scores.evaluation import Evaluation
 from spatialfeat.scores.relaxed import DEFAULT_WINDOW_S
 from spatialfeat.scores.summary import SummaryOptions
@@ -199,16 +207,19 @@ def _open_weights(source: WeightsSource, config: EvaluateConfig) -> EvaluationIn
         more_classes=MORE_CLASSES,
     )
     device = select_device(source.device)
+    precision = choose_precision(source.precision, device)
     require_images([table])  # Last of the checks: it takes seconds, the others do not.
 
     def predict() -> tuple[PredictionSet, ...]:
         use_true_float32()
-        logger.info("evaluating %s: %d frames on %s", source.csv, len(table), describe_device(device))
+        keep_freed_memory()
+        logger.info("evaluating %s: %d frames on %s", source.csv, len(table), describe_arithmetic(device, precision))
         predictions = predict_frames(
             checkpoint.model,
             table,
             checkpoint.preprocessing,
             device=device,
+            precision=precision,
             batch_size=source.batch_size,
             workers=choose_workers(source.workers, device),
             title="evaluate",
@@ -221,5 +232,5 @@ def _open_weights(source: WeightsSource, config: EvaluateConfig) -> EvaluationIn
         phase_names=checkpoint.phase_names,
         predict=predict,
         data=(source.csv,),
-        facts={"device": describe_device(device), "weights_sha256": checkpoint.sha256},
+        facts={"device": describe_device(device), "precision": precision, "weights_sha256": checkpoint.sha256},
     )

@@ -31,8 +31,11 @@ from spatialfeat.network.model import BACKBONE, FEATURE_LAYER
 from spatialfeat.progress import frame_bar
 from spatialfeat.runrecord import RunRecord
 from spatialfeat.runtime import (
+    choose_precision,
     choose_workers,
+    describe_arithmetic,
     describe_device,
+    keep_freed_memory,
     library_versions,
     select_device,
     use_true_float32,
@@ -77,24 +80,27 @@ def extract(config: ExtractConfig) -> ExtractResult:
     prepare_output_dir(config.out_dir)
     result = ExtractResult()
     result.failed = _videos_with_broken_images(videos, tables)
-    recipe = _recipe(config, checkpoint)
+    device = select_device(config.device)
+    precision = choose_precision(config.precision, device)
+    recipe = _recipe(config, checkpoint, precision)
     sound = [video for video in videos if video.video_id not in result.failed]
     plan = plan_extraction(sound, config.out_dir, recipe, overwrite=config.overwrite)
     result.skipped = [video.video_id for video in plan.done]
-    device = select_device(config.device)
     use_true_float32()
+    keep_freed_memory()
     with RunRecord(
         config.out_dir,
         "extract",
         config,
         [path for _, path in csvs],
         device=describe_device(device),
+        precision=precision,
         weights_sha256=checkpoint.sha256,
     ) as record:
-        _announce(config, videos, device)
+        _announce(config, videos, device, precision)
         if plan.to_compute:
             sink = _FeatureSink(plan.to_compute, config.out_dir, recipe, result)
-            _compute(config, checkpoint, plan.to_compute, device, sink)
+            _compute(config, checkpoint, plan.to_compute, device, precision, sink)
         status = "incomplete" if result.failed else "complete"
         record.finish(status, written=result.written, skipped=result.skipped, failed=result.failed)
     _report(config.out_dir, result)
@@ -108,12 +114,12 @@ def _all_images(img_dir: Path) -> FrameTable:
     return table
 
 
-def _recipe(config: ExtractConfig, checkpoint: Checkpoint) -> Recipe:
+def _recipe(config: ExtractConfig, checkpoint: Checkpoint, precision: str) -> Recipe:
     return Recipe(
         weights_sha256=checkpoint.sha256,
         phase_names=checkpoint.phase_names,
         preprocessing=json.dumps(checkpoint.preprocessing.as_dict(), sort_keys=True),
-        precision=config.precision,
+        precision=precision,
         backbone=BACKBONE,
         layer=FEATURE_LAYER,
         layout=config.layout,
@@ -192,7 +198,12 @@ class _FeatureSink:
 
 
 def _compute(
-    config: ExtractConfig, checkpoint: Checkpoint, videos: Sequence[Video], device: torch.device, sink: _FeatureSink
+    config: ExtractConfig,
+    checkpoint: Checkpoint,
+    videos: Sequence[Video],
+    device: torch.device,
+    precision: str,
+    sink: _FeatureSink,
 ) -> None:
     """Run the network over all frames of `videos`, one video after the other."""
     dataset = FrameDataset(
@@ -206,16 +217,17 @@ def _compute(
     )
     try:
         with frame_bar(len(dataset), "extract") as bar:
-            for outputs in run_inference(checkpoint.model, loader, device, checkpoint.preprocessing):
+            for outputs in run_inference(checkpoint.model, loader, device, checkpoint.preprocessing, precision):
                 sink.take(outputs)
                 bar.advance(len(outputs.rows) + len(outputs.failures))
     finally:
         sink.close()
 
 
-def _announce(config: ExtractConfig, videos: Sequence[Video], device: torch.device) -> None:
+def _announce(config: ExtractConfig, videos: Sequence[Video], device: torch.device, precision: str) -> None:
     what = count_text(len(videos), config.group_by)
-    logger.info("%s, %s; device: %s", what, count_text(sum(map(len, videos)), "frame"), describe_device(device))
+    arithmetic = describe_arithmetic(device, precision)
+    logger.info("%s, %s; computing on %s", what, count_text(sum(map(len, videos)), "frame"), arithmetic)
 
 
 def _report(out_dir: Path, result: ExtractResult) -> None:

@@ -90,7 +90,7 @@ def normalize(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tenso
 
     The result is channels-last in memory, the order in which convolutions are fastest.
     """
-    mean = torch.tensor(preprocessing.mean, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(preprocessing.std, device=images.device).view(1, 3, 1, 1)
-    scaled = images.to(torch.float32, memory_format=torch.channels_last)
-    return scaled.div_(255).sub_(mean).div_(std)
+    mean = torch.tensor(preprocessing.mean, device=images.device).view(1, 3, 1, 1) * 255
+    factor = 1 / (torch.tensor(preprocessing.std, device=images.device).view(1, 3, 1, 1) * 255)
+    # (image / 255 - mean) / std in two passes over the pixels instead of three.
+    return images.to(torch.float32, memory_format=torch.channels_last).sub_(mean).mul_(factor)

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from spatialfeat.data.dataset import FrameBatch
-from spatialfeat.data.transforms import Preprocessing, normalize
+from spatialfeat.data.transforms import Preprocessing
+from spatialfeat.network.fastnetwork import InferenceNetwork
 from spatialfeat.network.model import PhaseResNet50
 
 
@@ -30,16 +31,46 @@ class FrameOutputs(NamedTuple):
 
 
 def run_inference(
-    model: PhaseResNet50, batches: Iterable[FrameBatch], device: torch.device, preprocessing: Preprocessing
+    model: PhaseResNet50,
+    batches: Iterable[FrameBatch],
+    device: torch.device,
+    preprocessing: Preprocessing,
+    precision: str,
 ) -> Iterator[FrameOutputs]:
-    """Put the model into evaluation mode on `device` and run it over `batches`, one FrameOutputs per batch."""
-    model.to(device).eval()
+    """Run the model, as its weights are now, over `batches` on `device`: one FrameOutputs per batch.
+
+    The model is moved to `device`; its training mode has no influence and is left as it is.
+    """
+    network = InferenceNetwork(model.to(device), preprocessing, precision)
+    running: _Running | None = None
     for batch in batches:
+        # A GPU works on this batch while the results of the one before are copied and written.
+        started = _Running(network, batch, device)
+        if running is not None:
+            yield running.outputs()
+        running = started
+    if running is not None:
+        yield running.outputs()
+
+
+class _Running:
+    """A batch that was handed to the device; on a GPU, its results are on their way."""
+
+    def __init__(self, network: InferenceNetwork, batch: FrameBatch, device: torch.device) -> None:
+        self._batch = batch
+        self._results: tuple[torch.Tensor, ...] = (torch.empty(0, 0), torch.empty(0, 0))
+        self._copied: torch.cuda.Event | None = None
         if len(batch.rows):
-            with torch.inference_mode():
-                images = normalize(batch.images.to(device, non_blocking=True), preprocessing)
-                features, logits = model.features_and_logits(images)
-            arrays = features.cpu().numpy(), logits.cpu().numpy()
-        else:
-            arrays = np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
-        yield FrameOutputs(*arrays, batch.rows.numpy(), batch.labels.numpy(), batch.digests, batch.failures)
+            results = network(batch.images.to(device, non_blocking=True))
+            self._results = tuple(result.to("cpu", non_blocking=True) for result in results)
+            if device.type == "cuda":
+                self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                self._copied.record(torch.cuda.current_stream(device))
+
+    def outputs(self) -> FrameOutputs:
+        """Wait for the results."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        features, logits = (result.numpy() for result in self._results)
+        batch = self._batch
+        return FrameOutputs(features, logits, batch.rows.numpy(), batch.labels.numpy(), batch.digests, batch.failures)

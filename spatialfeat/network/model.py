@@ -11,6 +11,11 @@ from torchvision.models.resnet import Bottleneck, ResNet
 FEATURE_LAYER = "avgpool"
 BACKBONE = "resnet50"
 
+FIRST_STAGE = 4
+"""Index of layer1 among the children; the stem before it is conv1, bn1, relu, maxpool."""
+AVGPOOL = 8
+"""Index of the global average pooling, behind the last convolution."""
+
 
 class PhaseResNet50(ResNet):  # type: ignore[misc]  # torchvision ships no types
     """A torchvision ResNet-50 with `num_classes` outputs; its state dict loads into a plain torchvision ResNet-50."""
@@ -29,13 +34,20 @@ class PhaseResNet50(ResNet):  # type: ignore[misc]  # torchvision ships no types
         Returns:
             features (B, 2048), the activations after global average pooling, and logits (B, num_classes), float32.
         """
-        x = images
-        for name, child in self.named_children():
-            if name == "fc":
-                break
-            x = child(x)
-        features = torch.flatten(x, 1)
+        features = torch.flatten(self.run_children(images, 0, AVGPOOL + 1), 1)
         return features, self.fc(features)
+
+    def run_children(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Run the children from index `start` to before `stop` (at most avgpool) one after the other."""
+        assert stop <= AVGPOOL + 1
+        for child in list(self.children())[start:stop]:
+            x = child(x)
+        return x
+
+    def logits_from(self, x: torch.Tensor, start: int) -> torch.Tensor:
+        """Run the rest of the network on the activations that child `start` (at most avgpool) takes: (B, C)."""
+        logits: torch.Tensor = self.fc(torch.flatten(self.run_children(x, start, AVGPOOL + 1), 1))
+        return logits
 
 
 def frozen_children(model: nn.Module, freeze_until: int) -> Iterator[nn.Module]:

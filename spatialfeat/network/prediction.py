@@ -46,6 +46,7 @@ def predict_frames(
     preprocessing: Preprocessing,
     *,
     device: torch.device,
+    precision: str,
     batch_size: int,
     workers: int,
     title: str,
@@ -55,7 +56,7 @@ def predict_frames(
     loader = make_loader(dataset, batch_size=batch_size, workers=workers, device=device)
     logits = np.empty((len(table), model.fc.out_features), np.float32)
     with frame_bar(len(table), title) as bar:
-        for outputs in run_inference(model, loader, device, preprocessing):
+        for outputs in run_inference(model, loader, device, preprocessing, precision):
             refuse_failures(dataset, outputs.failures)
             logits[outputs.rows] = outputs.logits
             bar.advance(len(outputs.rows))

@@ -1,0 +1,117 @@
+"""The folded network against the plain one, and against float64."""
+
+import pytest
+import torch
+from torch import nn
+
+from spatialfeat.data.transforms import Preprocessing, normalize
+from spatialfeat.network import fastnetwork
+from spatialfeat.network.fastnetwork import FoldedStages, InferenceNetwork
+from spatialfeat.network.model import PhaseResNet50
+from spatialfeat.runtime import choose_precision
+
+PREPROCESSING = Preprocessing.for_image_size(96)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    """Smooth frames with a little noise: (5, 3, 96, 96) uint8."""
+    generator = torch.Generator().manual_seed(3)
+    coarse = torch.rand(5, 3, 6, 6, generator=generator) * 200
+    smooth = nn.functional.interpolate(coarse, 96, mode="bilinear")
+    return (smooth + 20 * torch.rand(5, 3, 96, 96, generator=generator)).to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def model(images: torch.Tensor) -> PhaseResNet50:
+    """Random weights; BatchNorm scales, shifts and statistics all differ from their initial 1 and 0.
+
+    The residual branches end in small scales, as in trained networks: the signal then flows along the shortcuts, and
+    rounding errors are not amplified from block to block.
+    """
+    torch.manual_seed(5)
+    network = PhaseResNet50(7)
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            low, high = (0.1, 0.4) if name.endswith("bn3") else (0.5, 1.5)
+            nn.init.uniform_(module.weight, low, high)
+            nn.init.uniform_(module.bias, -0.2, 0.2)
+    network.train()
+    with torch.no_grad():
+        for _ in range(3):
+            network(normalize(images, PREPROCESSING))
+    return network.eval()
+
+
+@pytest.fixture(params=["as this machine is", "public operators only"])
+def operators(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "public operators only":
+        monkeypatch.setattr(fastnetwork, "has_onednn", lambda device: False)
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest relative distance of any frame."""
+    return float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max())
+
+
+@pytest.mark.usefixtures("operators")
+def test_float32_equals_the_plain_network(model: PhaseResNet50, images: torch.Tensor) -> None:
+    with torch.no_grad():
+        expected = model.features_and_logits(normalize(images, PREPROCESSING))
+    found = InferenceNetwork(model, PREPROCESSING, "fp32")(images)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32
+        assert relative(one, other) < 1e-5
+
+
+@pytest.mark.usefixtures("operators")
+def test_bf16_is_within_a_percent(model: PhaseResNet50, images: torch.Tensor) -> None:
+    if choose_precision("auto", CPU) != "bf16":
+        pytest.skip("this processor has no bf16 instructions")
+    with torch.no_grad():
+        expected = model.double().features_and_logits(normalize(images, PREPROCESSING).double())[0].float()
+    model.float()
+    features, logits = InferenceNetwork(model, PREPROCESSING, "bf16")(images)
+    assert features.dtype == logits.dtype == torch.float32
+    assert 1e-4 < relative(features, expected) < 0.01  # Really computed in bf16, and well.
+    assert float(nn.functional.cosine_similarity(features, expected).min()) > 0.9999
+
+
+@pytest.mark.usefixtures("operators")
+@pytest.mark.parametrize("num_children", [4, 5, 6, 7, 8])
+def test_the_first_stages_alone(model: PhaseResNet50, images: torch.Tensor, num_children: int) -> None:
+    with torch.no_grad():
+        expected = model.run_children(normalize(images, PREPROCESSING), 0, num_children)
+        found = FoldedStages(model, num_children, PREPROCESSING, "fp32")(images)
+        rest = model.logits_from(found.clone(), num_children)
+        logits = model(normalize(images, PREPROCESSING))
+    assert found.shape == expected.shape
+    assert relative(found.flatten(1), expected.flatten(1)) < 1e-5
+    assert relative(rest, logits) < 1e-4
+
+
+def test_the_result_does_not_depend_on_the_batch(model: PhaseResNet50, images: torch.Tensor) -> None:
+    network = InferenceNetwork(model, PREPROCESSING, "fp32")
+    together = network(images)[0]
+    alone = torch.cat([network(images[i : i + 1])[0] for i in range(len(images))])
+    assert relative(alone, together) < 1e-5
+
+
+def test_it_keeps_the_weights_of_its_making(images: torch.Tensor) -> None:
+    model = PhaseResNet50(3).eval()
+    network = InferenceNetwork(model, PREPROCESSING, "fp32")
+    before = network(images)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    for one, other in zip(network(images), before, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_it_leaves_the_model_alone(model: PhaseResNet50, images: torch.Tensor) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    copy = images.clone()
+    InferenceNetwork(model, PREPROCESSING, "fp32")(images)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(images, copy)
