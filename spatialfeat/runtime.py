@@ -9,6 +9,7 @@ import random
 import warnings
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,6 +99,29 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The states of the generators that `seed_everything` seeds, as numbers, lists and tensors."""
+    _, words, gauss = random.getstate()
+    _, keys, position, has_gauss, cached_gauss = np.random.get_state()  # noqa: NPY002
+    return {
+        "python": [list(words), gauss],
+        "numpy": [np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached_gauss)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Go on drawing where `random_state` was taken. A GPU's generator has no counterpart on the CPU."""
+    words, gauss = state["python"]
+    random.setstate((random.getstate()[0], tuple(words), gauss))
+    keys, position, has_gauss, cached_gauss = state["numpy"]
+    np.random.set_state(("MT19937", np.array(keys, np.uint32), position, has_gauss, cached_gauss))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def use_true_float32() -> None:

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torchvision.models import resnet50
 
-import spatialfeat.finetune as finetune_module
 from spatialfeat.config import FinetuneConfig
 from spatialfeat.data.dataset import frames_of
 from spatialfeat.data.frames import read_frames
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.finetune import FinetuneResult, finetune
+from spatialfeat.network import trainer
 from spatialfeat.network.checkpoint import load_checkpoint
 from spatialfeat.network.prediction import predict_frames
 from spatialfeat.network.training import RunningScore
@@ -61,7 +61,7 @@ def steer_training(monkeypatch: pytest.MonkeyPatch, phase_of_epoch: list[int]) -
         always_predict(model, next(phases))
         return RunningScore(loss_sum=1.0, correct=1, frames=len(frames_of(loader)))
 
-    monkeypatch.setattr(finetune_module, "train_one_epoch", steered)
+    monkeypatch.setattr(trainer, "train_one_epoch", steered)
 
 
 def write_val_csv(quick_config: FinetuneConfig, path: Path, phases: list[int]) -> Path:

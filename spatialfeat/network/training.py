@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 from spatialfeat.data.dataset import FrameBatch, frames_of, refuse_failures
 from spatialfeat.data.transforms import Preprocessing, normalize
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.network.history import EpochRecord
 from spatialfeat.network.inference import run_inference
 from spatialfeat.network.model import PhaseResNet50, set_training_mode
 from spatialfeat.progress import frame_bar
@@ -51,6 +53,14 @@ class EarlyStopping:
     best_epoch: int = 0
     epochs_since_best: int = 0
 
+    @classmethod
+    def after(cls, history: Sequence[EpochRecord], patience: int) -> EarlyStopping:
+        """As it stands after these epochs."""
+        stopping = cls(patience)
+        for record in history:
+            stopping.update(record.epoch, record.val_acc)
+        return stopping
+
     def update(self, epoch: int, accuracy: float) -> bool:
         """True if this epoch is the best so far."""
         if accuracy > self.best_accuracy:
@@ -68,15 +78,21 @@ def train_one_epoch(
     model: PhaseResNet50,
     loader: DataLoader[Any],
     optimizer: torch.optim.Optimizer,
+    criterion: nn.Module,
     *,
+    clip_grad_norm: float | None = None,
     device: torch.device,
     preprocessing: Preprocessing,
     freeze_until: int,
     title: str,
 ) -> RunningScore:
-    """Update the model once per batch. The score is that of the augmented frames while the weights still move."""
+    """Update the model once per batch. The score is that of the augmented frames while the weights still move.
+
+    Args:
+        criterion: maps logits (B, C) and labels (B,) to the loss, which is also the one of the score.
+        clip_grad_norm: scale the gradient down to this norm where it is longer; None never does.
+    """
     dataset = frames_of(loader)
-    criterion = nn.CrossEntropyLoss()
     score = RunningScore()
     set_training_mode(model, freeze_until)
     with frame_bar(len(dataset), title) as bar:
@@ -94,6 +110,8 @@ def train_one_epoch(
                     f"{title}: the training loss became {loss_value}; lower --lr, or start from other --weights"
                 )
             loss.backward()
+            if clip_grad_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), clip_grad_norm)
             optimizer.step()
             score.add(logits.detach(), labels, loss_value)
             bar.advance(len(labels), loss=f"{score.loss:.4f}", acc=f"{score.accuracy:.4f}")
