@@ -140,7 +140,7 @@ def library_versions() -> dict[str, str]:
     return {
         "spatialfeat": __version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # A subclass of str, which `training_state.pt` would refuse.
         "torchvision": torchvision.__version__,
         "numpy": np.__version__,
         "pillow": PIL.__version__,

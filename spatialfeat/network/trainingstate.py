@@ -7,7 +7,7 @@ dicts, and is read with torch's restricted unpickler: loading it executes nothin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from spatialfeat.network.history import EpochRecord
 
 STATE_NAME = "training_state.pt"
 STATE_SCHEMA = 1
+PLAIN_TYPES = (torch.Tensor, str, int, float, bool, type(None))
 START_ANEW = "leave out --resume to start the study anew (what is there is moved aside)"
 
 
@@ -52,6 +53,7 @@ def write_state(path: Path, state: TrainingState) -> None:
         "identity": state.identity,
         "environment": state.environment,
     }
+    _require_plain(content, "state")
     write_atomically(path, lambda temporary: torch.save(content, temporary))
 
 
@@ -79,6 +81,18 @@ def read_state(path: Path) -> TrainingState:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise SpatialfeatError(f"{path}: is an incomplete training state ({error!r}); {START_ANEW}") from error
+
+
+def _require_plain(value: Any, place: str) -> None:
+    """Refuse to write what `read_state` would refuse to read: an object of another type, also a subclass."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _require_plain(item, f"{place}[{key!r}]")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            _require_plain(item, f"{place}[{index}]")
+    else:
+        assert type(value) in PLAIN_TYPES, f"{place} is a {type(value)}"
 
 
 def _records(rows: Sequence[dict[str, Any]]) -> tuple[EpochRecord, ...]:
