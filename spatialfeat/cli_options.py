@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Annotated, Any
 
 import typer
 
-from spatialfeat.errors import SpatialfeatError
+from spatialfeat.errors import Interrupted, SpatialfeatError
+from spatialfeat.interruption import signals_as_exceptions
 
 # A full disk, a lost network drive, missing rights: nothing that a traceback would help with.
 FAULTS_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
-INTERRUPTED = 128 + 2
-"""The exit code of a program that ended on Ctrl-C, by the shells' convention."""
+SIGNAL_EXIT_CODE = 128
+"""A program that ended on signal n exits with this + n, by the shells' convention: 130 after Ctrl-C."""
 
 ImgDir = Annotated[Path, typer.Option(help="Folder with the frames, {id}.png.")]
 PhaseNames = Annotated[
@@ -44,27 +46,35 @@ def unless_given(help_text: str, default: object) -> Any:
     return typer.Option(help=f"{help_text} [default: {default}]", show_default=False)
 
 
-def run_command(command: Callable[[], None]) -> None:
-    """Run a command: its log goes to the terminal, what the user can mend becomes one message and exit code 2."""
+def run_command(command: Callable[[], None], *, after_interruption: str = "") -> None:
+    """Run a command: its log goes to the terminal, what the user can mend becomes one message and exit code 2.
+
+    Args:
+        after_interruption: what to do next when a signal has stopped the command.
+    """
     from spatialfeat.progress import show_log_messages
 
     show_log_messages()
-    try:
-        command()
-    except SpatialfeatError as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        typer.echo("interrupted; every file that stands under its final name is whole", err=True)
-        sys.exit(INTERRUPTED)
-    except OSError as error:
-        if error.errno not in FAULTS_OF_THE_MACHINE:
-            raise
-        _fail(f"{error.filename or 'writing or reading a file'}: {os.strerror(error.errno)}")
-
-
-def _fail(message: str) -> None:
-    typer.echo(f"error: {message}", err=True)
-    sys.exit(2)
+    message, exit_code = "", 0
+    with signals_as_exceptions():
+        try:
+            command()
+        except SpatialfeatError as error:
+            message, exit_code = f"error: {error}", 2
+        except KeyboardInterrupt as error:
+            number = error.signal_number if isinstance(error, Interrupted) else signal.SIGINT
+            message = f"interrupted; every file that stands under its final name is whole{after_interruption}"
+            exit_code = SIGNAL_EXIT_CODE + number
+        except OSError as error:
+            if error.errno not in FAULTS_OF_THE_MACHINE:
+                raise
+            place = error.filename or "writing or reading a file"
+            message, exit_code = f"error: {place}: {os.strerror(error.errno)}", 2
+    if exit_code:
+        # Here and not above: an exception that is being handled keeps everything of the command alive, decoding
+        # workers too, which could then not be told to end.
+        typer.echo(message, err=True)
+        sys.exit(exit_code)
 
 
 def read_phase_names(text: str | None) -> tuple[str, ...] | None:

@@ -56,6 +56,16 @@ def finetune(
     reset_classifier: Annotated[
         bool, typer.Option("--reset-classifier", help="Start a new classifier when the weights have other classes.")
     ] = FinetuneConfig.reset_classifier,
+    class_weights: Annotated[
+        str, typer.Option(help="none, or balanced: every phase counts alike in training, however many frames it has.")
+    ] = FinetuneConfig.class_weights,
+    label_smoothing: Annotated[
+        float, typer.Option(help="Share of each label that is spread evenly over all phases; 0 is off.")
+    ] = FinetuneConfig.label_smoothing,
+    clip_grad_norm: Annotated[
+        float | None,
+        typer.Option(help="Scale longer gradients down to this norm. [default: never]", show_default=False),
+    ] = FinetuneConfig.clip_grad_norm,
     image_size: Annotated[
         int, typer.Option(help="Side of the network's input in pixels.")
     ] = FinetuneConfig.image_size_px,
@@ -63,10 +73,21 @@ def finetune(
     precision: Precision = FinetuneConfig.precision,
     workers: Workers = FinetuneConfig.workers,
     seed: Annotated[int, typer.Option(help="Same seed, same machine: same history.")] = FinetuneConfig.seed,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the study in --out after its last whole epoch, if there is one."),
+    ] = FinetuneConfig.resume,
+    keep_state: Annotated[
+        bool,
+        typer.Option("--keep-state", help="Keep training_state.pt after the end, to resume with more --epochs."),
+    ] = FinetuneConfig.keep_state,
+    tensorboard: Annotated[
+        bool, typer.Option(help="Log to tensorboard/ in --out, where TensorBoard is installed.")
+    ] = FinetuneConfig.tensorboard,
 ) -> None:
     """Fine-tune a ResNet-50 on labelled frames.
 
-    With no option, this is exactly the specified spatial study.
+    With no option, this is exactly the specified spatial study. Interrupted, it goes on with --resume.
     """
 
     def run() -> None:
@@ -87,11 +108,17 @@ def finetune(
             lr_factor=lr_factor,
             weights=weights,
             reset_classifier=reset_classifier,
+            class_weights=class_weights,
+            label_smoothing=label_smoothing,
+            clip_grad_norm=clip_grad_norm,
             image_size_px=image_size,
             device=device,
             precision=precision,
             workers=workers,
             seed=seed,
+            resume=resume,
+            keep_state=keep_state,
+            tensorboard=tensorboard,
         )
         from spatialfeat.finetune import finetune as run_finetune
 
@@ -161,4 +188,4 @@ def extract(
         if run_extract(options).failed:
             raise typer.Exit(1)
 
-    run_command(run)
+    run_command(run, after_interruption="; finished videos are kept, run the same command again for the others")

@@ -21,6 +21,7 @@ PREDICTIONS_NAME = "predictions_resnet.csv"
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 LAYOUTS = ("channel-first", "time-first")
 GROUPINGS = ("video", "patient")
+CLASS_WEIGHTS = ("none", "balanced")
 VAL_TARGETS = ("own", "train", "test", "drop")
 
 NUM_CHILDREN = 10
@@ -47,11 +48,17 @@ class FinetuneConfig:
     lr_factor: float = 0.5
     weights: str = "imagenet"
     reset_classifier: bool = False
+    class_weights: str = "none"
+    label_smoothing: float = 0.0
+    clip_grad_norm: float | None = None
     image_size_px: int = 224
     device: str = "auto"
     precision: str = "fp32"
     workers: int | None = None
     seed: int = 0
+    resume: bool = False
+    keep_state: bool = False
+    tensorboard: bool = True
 
     def __post_init__(self) -> None:
         at_least("--num-classes", self.num_classes, 2)
@@ -70,6 +77,13 @@ class FinetuneConfig:
                 f"--freeze-until {self.freeze_until}: must be 0 (train everything) to {NUM_CHILDREN - 1} "
                 "(train the classifier only)"
             )
+        one_of("--class-weights", self.class_weights, CLASS_WEIGHTS)
+        if not 0 <= self.label_smoothing < 1:
+            raise SpatialfeatError(
+                f"--label-smoothing {self.label_smoothing}: must be at least 0 (off) and less than 1, e.g. 0.1"
+            )
+        if self.clip_grad_norm is not None and not 0 < self.clip_grad_norm < float("inf"):
+            raise SpatialfeatError(f"--clip-grad-norm {self.clip_grad_norm}: must be a positive number, e.g. 1.0")
         check_loading(self.batch_size, self.workers, self.precision)
         check_phase_names(self.phase_names, self.num_classes)
 

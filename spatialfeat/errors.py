@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""The exception that means "the user can mend this", and the one that means "the user, or the machine, says stop"."""
 
 from __future__ import annotations
 
@@ -8,3 +8,11 @@ class SpatialfeatError(ValueError):
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the program to end: Ctrl-C, a cluster that needs the machine, a terminal that was closed."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"signal {signal_number}")
+        self.signal_number = signal_number

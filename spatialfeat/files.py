@@ -104,9 +104,14 @@ def write_atomically(final_path: Path, write: Callable[[Path], object]) -> None:
         write(temporary_path)
 
 
+def json_text(content: dict[str, Any]) -> str:
+    """Indented JSON with a final newline, to be written as UTF-8. NaN is refused: JSON has no such number."""
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` as indented UTF-8 JSON with a final newline. NaN is refused: JSON has no such number."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """Write `json_text(content)`."""
+    text = json_text(content)
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 

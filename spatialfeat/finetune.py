@@ -3,55 +3,57 @@
 from __future__ import annotations
 
 import logging
-import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
-from spatialfeat.config import PREDICTIONS_NAME, WEIGHTS_NAME, FinetuneConfig, default_phase_names
-from spatialfeat.data.dataset import EpochSampler, FrameDataset, make_loader
+from spatialfeat.config import PREDICTIONS_NAME, WEIGHTS_NAME, FinetuneConfig
 from spatialfeat.data.framecheck import require_images
 from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.studydata import StudyData, read_study
-from spatialfeat.data.transforms import Preprocessing, evaluation_transform, training_transform
 from spatialfeat.evaluating.evaluationinput import evaluated_videos
 from spatialfeat.evaluating.scorefiles import score, write_scores
 from spatialfeat.evaluating.scoretables import score_tables
-from spatialfeat.files import move_aside, prepare_output_dir
-from spatialfeat.network.checkpoint import (
-    description_path,
-    initial_model,
-    load_checkpoint,
-    save_checkpoint,
-)
-from spatialfeat.network.history import EpochRecord, epoch_line, write_history
-from spatialfeat.network.model import PhaseResNet50, freeze
+from spatialfeat.files import move_aside, prepare_output_dir, read_json_object
+from spatialfeat.network.checkpoint import initial_model, load_checkpoint
+from spatialfeat.network.history import EpochRecord, epoch_line, read_history
+from spatialfeat.network.model import PhaseResNet50
 from spatialfeat.network.prediction import as_set, predict_frames, write_predictions_csv
-from spatialfeat.network.training import EarlyStopping, train_one_epoch, validate
+from spatialfeat.network.resuming import Resumption, is_trained, look_for_study, study_identity
+from spatialfeat.network.studyfiles import TRAINING_NAMES, StudyFiles
+from spatialfeat.network.trainer import Trainer
+from spatialfeat.network.training import EarlyStopping
+from spatialfeat.network.trainingstate import STATE_NAME, TrainingState
 from spatialfeat.reporting.pictures import confusion_title
 from spatialfeat.reporting.plots import save_confusion_matrix
-from spatialfeat.runrecord import RunRecord
-from spatialfeat.runtime import choose_workers, describe_device, seed_everything, select_device, use_true_float32
+from spatialfeat.runrecord import RECORD_NAME, RunRecord, earlier_sessions
+from spatialfeat.runtime import (
+    choose_precision,
+    choose_workers,
+    describe_arithmetic,
+    describe_device,
+    keep_freed_memory,
+    library_versions,
+    seed_everything,
+    select_device,
+    use_true_float32,
+)
 from spatialfeat.wording import count_text
 
-RESULT_NAMES = (
-    WEIGHTS_NAME,
-    str(description_path(Path(WEIGHTS_NAME))),
-    "history.csv",
-    "loss_curves.png",
-    "accuracy_curves.png",
+TEST_NAMES = (
     PREDICTIONS_NAME,
     "metrics.json",
     "per_video.csv",
     "per_phase.csv",
     "confusion_matrix.png",
     "confusion_matrix.svg",
-    "run.json",
 )
+RESULT_NAMES = (STATE_NAME, RECORD_NAME, *(name for name in TRAINING_NAMES if name != STATE_NAME), *TEST_NAMES)
 """What a study leaves in its folder. Results of an earlier study there are moved aside as a whole."""
 
 logger = logging.getLogger(__name__)
@@ -67,8 +69,20 @@ class FinetuneResult:
     test_metrics: dict[str, Any] | None
 
 
+@dataclass(frozen=True, eq=False)
+class _Setting:
+    """One run of the command: what is computed on what."""
+
+    config: FinetuneConfig
+    data: StudyData
+    device: torch.device
+    workers: int
+    identity: dict[str, Any]
+    environment: dict[str, str]
+
+
 def finetune(config: FinetuneConfig) -> FinetuneResult:
-    """Run the whole study and write its files to `config.out_dir`.
+    """Run the whole study, or with `config.resume` the rest of it, and write its files to `config.out_dir`.
 
     Raises:
         SpatialfeatError: anything that the user can mend, before training starts where possible.
@@ -76,151 +90,174 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     data = read_study(config)
     prepare_output_dir(config.out_dir)
     device = select_device(config.device)
-    use_true_float32()
-    seed_everything(config.seed)
-    model = initial_model(config.weights, config.num_classes, reset_classifier=config.reset_classifier)
-    require_images(data.tables)  # Last of the checks: it takes seconds, the others do not.
-    workers = choose_workers(config.workers, device)
-    _announce(config, data, device, workers)
-    move_aside(config.out_dir, RESULT_NAMES)
-    with RunRecord(
-        config.out_dir,
-        "finetune",
+    config = replace(config, precision=choose_precision(config.precision, device))
+    setting = _Setting(
         config,
-        [table.source for table in data.tables],
-        device=describe_device(device),
-        workers=workers,
-    ) as record:
-        study = _Study(config, data, model.to(device), device, workers)
-        history, best_epoch = study.train()
-        logger.info("kept the weights of epoch %d: %s", best_epoch, study.weights_path)
-        test_metrics = study.test(data.test) if data.test is not None else None
+        data,
+        device,
+        choose_workers(config.workers, device),
+        study_identity(config, data),
+        {"device": describe_device(device), **library_versions()},
+    )
+    found = look_for_study(config, data, setting.identity, setting.environment) if config.resume else Resumption()
+    if found.is_finished:
+        return _finished_study(config)
+    use_true_float32()
+    keep_freed_memory()
+    seed_everything(config.seed)
+    model = PhaseResNet50(config.num_classes) if found.state else _initial_model(config)
+    require_images(data.tables)  # Last of the checks: it takes seconds, the others do not.
+    _announce(setting, found.state)
+    _move_aside(config, found.state)
+    result = _run_study(setting, model.to(device), found.state)
+    _remove_state(config)
+    return result
+
+
+def _run_study(setting: _Setting, model: PhaseResNet50, state: TrainingState | None) -> FinetuneResult:
+    config, data = setting.config, setting.data
+    resumed = {} if state is None else {"resumed_after_epoch": len(state.history)} | earlier_sessions(config.out_dir)
+    with (
+        RunRecord(
+            config.out_dir,
+            "finetune",
+            config,
+            [table.source for table in data.tables],
+            device=setting.environment["device"],
+            workers=setting.workers,
+            **resumed,
+        ) as record,
+        closing(StudyFiles(config)) as files,
+        _advice_after_interruption(files),
+    ):
+        history = _train(setting, model, files, state)
+        best_epoch = EarlyStopping.after(history, config.patience).best_epoch
+        logger.info("kept the weights of epoch %d: %s", best_epoch, files.weights_path)
+        test_metrics = _test(setting, data.test) if data.test is not None else None
         facts = {} if test_metrics is None else {"test": test_metrics["pooled"]}
         record.finish(best_epoch=best_epoch, best_val_acc=history[best_epoch - 1].val_acc, epochs=len(history), **facts)
-    return FinetuneResult(study.weights_path, tuple(history), best_epoch, test_metrics)
+    return FinetuneResult(files.weights_path, history, best_epoch, test_metrics)
 
 
-class _Study:
-    """The moving parts of one training: loaders, optimizer, schedule."""
+@contextmanager
+def _advice_after_interruption(files: StudyFiles) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        if files.epochs_saved:
+            epochs = count_text(files.epochs_saved, "epoch")
+            logger.info("interrupted; %s saved: run the same command with --resume to go on from there", epochs)
+        else:
+            logger.info("interrupted before the first epoch was saved: run the same command again to start over")
+        raise
 
-    def __init__(
-        self, config: FinetuneConfig, data: StudyData, model: PhaseResNet50, device: torch.device, workers: int
-    ) -> None:
-        self._config, self._model, self._device, self._workers = config, model, device, workers
-        self.weights_path = config.out_dir / WEIGHTS_NAME
-        self._phase_names = config.phase_names or default_phase_names(config.num_classes)
-        self._preprocessing = Preprocessing.for_image_size(config.image_size_px)
-        self._sampler = EpochSampler(len(data.train), config.seed)
-        self._train_loader = self._loader(
-            FrameDataset.from_table(data.train, training_transform(self._preprocessing)), self._sampler
+
+def _train(
+    setting: _Setting, model: PhaseResNet50, files: StudyFiles, state: TrainingState | None
+) -> tuple[EpochRecord, ...]:
+    """Train until the last epoch or until validation accuracy stops improving, from `state` on if there is one."""
+    config = setting.config
+    trainer = Trainer(config, setting.data, model, setting.device, setting.workers)
+    if state is not None:
+        trainer.load_state_dict(state.training)
+        files.restore(state)
+    history = () if state is None else state.history
+    stopping = EarlyStopping.after(history, config.patience)
+    best_weights = {} if state is None else state.best_weights
+    while not is_trained(history, config):
+        record = trainer.run_epoch(len(history) + 1)
+        history = (*history, record)
+        is_best = stopping.update(record.epoch, record.val_acc)
+        training = trainer.state_dict()
+        if is_best:
+            best_weights = training["model"]
+        files.save_epoch(
+            TrainingState(
+                history=history,
+                training=training,
+                best_weights=best_weights,
+                identity=setting.identity,
+                environment=setting.environment,
+            )
         )
-        self._val_loader = self._loader(FrameDataset.from_table(data.val, evaluation_transform(self._preprocessing)))
-        freeze(model, config.freeze_until)
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._optimizer = torch.optim.Adam(trainable, lr=config.lr)
-        self._scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self._optimizer, mode="max", factor=config.lr_factor, patience=config.lr_patience
+        logger.info("%s", epoch_line(record, config.epochs, is_best))
+    if stopping.should_stop:
+        logger.info("stopping early: no better validation accuracy for %d epochs", config.patience)
+    return history
+
+
+def _test(setting: _Setting, table: FrameTable) -> dict[str, Any]:
+    """Score the saved weights, read back from their file, on the test frames."""
+    out_dir = setting.config.out_dir
+    checkpoint = load_checkpoint(out_dir / WEIGHTS_NAME)
+    predictions = predict_frames(
+        checkpoint.model,
+        table,
+        checkpoint.preprocessing,
+        device=setting.device,
+        precision=setting.config.precision,
+        batch_size=setting.config.batch_size,
+        workers=setting.workers,
+        title="test",
+    )
+    write_predictions_csv(out_dir / PREDICTIONS_NAME, predictions)
+    evaluation = score("test", evaluated_videos(as_set(table, predictions), "video"), checkpoint.phase_names)
+    write_scores(out_dir, evaluation)
+    counts = np.asarray(evaluation.metrics["confusion_matrix"], dtype=np.int64)
+    title = confusion_title(evaluation)
+    save_confusion_matrix(out_dir / "confusion_matrix.png", counts, checkpoint.phase_names, title)
+    logger.info("\n%s\n", score_tables(evaluation))
+    return evaluation.metrics
+
+
+def _initial_model(config: FinetuneConfig) -> PhaseResNet50:
+    return initial_model(config.weights, config.num_classes, reset_classifier=config.reset_classifier)
+
+
+def _move_aside(config: FinetuneConfig, state: TrainingState | None) -> None:
+    """Keep results of an earlier study away from those to come."""
+    if state is not None:
+        if not is_trained(state.history, config):
+            # More epochs for a study that was tested: its test results are not those of the weights to come.
+            move_aside(config.out_dir, TEST_NAMES)
+        return
+    if not any((config.out_dir / name).exists() for name in RESULT_NAMES if name != RECORD_NAME):
+        return  # A run that was stopped in its first epoch leaves a record only, which is not worth a folder.
+    is_complete = read_json_object(config.out_dir / RECORD_NAME).get("status") == "complete"
+    if (config.out_dir / STATE_NAME).exists() and not is_complete:
+        logger.warning(
+            "%s holds an unfinished study, which is moved aside; --resume would have gone on with it", config.out_dir
         )
-
-    def train(self) -> tuple[list[EpochRecord], int]:
-        """Train until the last epoch or until validation accuracy stops improving. Returns history and best epoch."""
-        stopping = EarlyStopping(self._config.patience)
-        history: list[EpochRecord] = []
-        for epoch in range(1, self._config.epochs + 1):
-            try:
-                record = self._run_epoch(epoch)
-            except KeyboardInterrupt:
-                if stopping.best_epoch:
-                    logger.info("stopped in epoch %d; epoch %d's weights are kept", epoch, stopping.best_epoch)
-                raise
-            history.append(record)
-            self._scheduler.step(record.val_acc)
-            is_best = stopping.update(epoch, record.val_acc)
-            if is_best:
-                # Written to disk at once: a reference to the live weights would silently become the last epoch's.
-                self._save(record)
-            write_history(self._config.out_dir, history, stopping.best_epoch)
-            logger.info("%s", epoch_line(record, self._config.epochs, is_best))
-            if stopping.should_stop:
-                logger.info("stopping early: no better validation accuracy for %d epochs", self._config.patience)
-                break
-        return history, stopping.best_epoch
-
-    def test(self, table: FrameTable) -> dict[str, Any]:
-        """Score the saved weights, read back from their file, on the test frames."""
-        checkpoint = load_checkpoint(self.weights_path)
-        predictions = predict_frames(
-            checkpoint.model,
-            table,
-            checkpoint.preprocessing,
-            device=self._device,
-            batch_size=self._config.batch_size,
-            workers=self._workers,
-            title="test",
-        )
-        out_dir = self._config.out_dir
-        write_predictions_csv(out_dir / PREDICTIONS_NAME, predictions)
-        evaluation = score("test", evaluated_videos(as_set(table, predictions), "video"), checkpoint.phase_names)
-        write_scores(out_dir, evaluation)
-        counts = np.asarray(evaluation.metrics["confusion_matrix"], dtype=np.int64)
-        title = confusion_title(evaluation)
-        save_confusion_matrix(out_dir / "confusion_matrix.png", counts, checkpoint.phase_names, title)
-        logger.info("\n%s\n", score_tables(evaluation))
-        return evaluation.metrics
-
-    def _run_epoch(self, epoch: int) -> EpochRecord:
-        start = time.monotonic()
-        lr = float(self._optimizer.param_groups[0]["lr"])
-        self._sampler.epoch = epoch
-        title = f"epoch {epoch}/{self._config.epochs}"
-        train = train_one_epoch(
-            self._model,
-            self._train_loader,
-            self._optimizer,
-            freeze_until=self._config.freeze_until,
-            title=f"{title} train",
-            device=self._device,
-            preprocessing=self._preprocessing,
-        )
-        val = validate(
-            self._model,
-            self._val_loader,
-            device=self._device,
-            preprocessing=self._preprocessing,
-            title=f"{title} val",
-        )
-        seconds = round(time.monotonic() - start, 3)
-        return EpochRecord(epoch, train.loss, train.accuracy, val.loss, val.accuracy, lr, seconds)
-
-    def _save(self, record: EpochRecord) -> None:
-        save_checkpoint(
-            self.weights_path,
-            self._model,
-            phase_names=self._phase_names,
-            preprocessing=self._preprocessing,
-            training={
-                "epoch": record.epoch,
-                "val_accuracy": record.val_acc,
-                "initial_weights": self._config.weights,
-                "freeze_until": self._config.freeze_until,
-                "seed": self._config.seed,
-            },
-        )
-
-    def _loader(self, dataset: FrameDataset, sampler: EpochSampler | None = None) -> DataLoader[Any]:
-        return make_loader(
-            dataset,
-            batch_size=self._config.batch_size,
-            workers=self._workers,
-            device=self._device,
-            sampler=sampler,
-        )
+    move_aside(config.out_dir, RESULT_NAMES)
 
 
-def _announce(config: FinetuneConfig, data: StudyData, device: torch.device, workers: int) -> None:
-    frames = ", ".join(f"{len(table)} {table.split}" for table in data.tables)
+def _remove_state(config: FinetuneConfig) -> None:
+    """A finished study needs no state, which takes three to four times the space of the weights."""
+    if not config.keep_state:
+        (config.out_dir / STATE_NAME).unlink(missing_ok=True)
+
+
+def _finished_study(config: FinetuneConfig) -> FinetuneResult:
+    """What a finished study has left; nothing is computed."""
+    logger.info("the study in %s is finished: nothing to do", config.out_dir)
+    _remove_state(config)
+    history = read_history(config.out_dir)
+    best_epoch = EarlyStopping.after(history, config.patience).best_epoch
+    metrics = read_json_object(config.out_dir / "metrics.json") or None
+    return FinetuneResult(config.out_dir / WEIGHTS_NAME, history, best_epoch, metrics)
+
+
+def _announce(setting: _Setting, state: TrainingState | None) -> None:
+    config = setting.config
+    frames = ", ".join(f"{len(table)} {table.split}" for table in setting.data.tables)
     logger.info("fine-tuning a ResNet-50 on %s frames, %d phases", frames, config.num_classes)
-    logger.info("device: %s, %s, seed %d", describe_device(device), count_text(workers, "decoding worker"), config.seed)
+    workers = count_text(setting.workers, "decoding worker")
+    arithmetic = describe_arithmetic(setting.device, config.precision)
+    logger.info("computing on %s", arithmetic)
+    logger.info("%s, seed %d", workers, config.seed)
+    if state is not None:
+        logger.info("resuming after epoch %d of at most %d", len(state.history), config.epochs)
+        return
     start = "ImageNet (IMAGENET1K_V1)" if config.weights == "imagenet" else config.weights
     logger.info("starting from %s weights, first %d children frozen", start, config.freeze_until)
     if config.weights == "random" and config.freeze_until:

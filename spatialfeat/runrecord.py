@@ -12,10 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from spatialfeat.files import file_sha256, write_json
+from spatialfeat.files import file_sha256, read_json_object, write_json
 from spatialfeat.runtime import library_versions
 
 RUN_SCHEMA = 1
+RECORD_NAME = "run.json"
 
 
 class RunRecord:
@@ -26,15 +27,14 @@ class RunRecord:
     """
 
     def __init__(self, out_dir: Path, command: str, config: Any, data: Iterable[Path], **facts: Any) -> None:
-        assert is_dataclass(config)
-        self._path = out_dir / "run.json"
+        self._path = out_dir / RECORD_NAME
         self._start = time.monotonic()
         self._content: dict[str, Any] = {
             "schema": RUN_SCHEMA,
             "status": "running",
             "command": command,
             "command_line": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "options": {name: _json_ready(value) for name, value in asdict(config).items()},  # type: ignore[arg-type]
+            "options": recorded_options(config),
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "versions": library_versions(),
             "data_sha256": {str(path): file_sha256(path) for path in data},
@@ -57,6 +57,24 @@ class RunRecord:
         """Add the last facts and the run's seconds, and write the record again."""
         self._content |= {"status": status, "seconds": round(time.monotonic() - self._start, 3), **facts}
         write_json(self._path, self._content)
+
+
+def earlier_sessions(out_dir: Path) -> dict[str, Any]:
+    """For the record of a resumed run: when and how the runs before it went, as the present record tells.
+
+    A session whose status is "running" was killed; it has no seconds.
+    """
+    record = read_json_object(out_dir / RECORD_NAME)
+    if not record:
+        return {}
+    session = {name: record[name] for name in ("started", "status", "seconds", "device", "workers") if name in record}
+    return {"earlier_sessions": [*record.get("earlier_sessions", []), session]}
+
+
+def recorded_options(config: Any) -> dict[str, Any]:
+    """Every option of a command's config dataclass as JSON holds it."""
+    assert is_dataclass(config)
+    return {name: _json_ready(value) for name, value in asdict(config).items()}  # type: ignore[arg-type]
 
 
 def _json_ready(value: Any) -> Any:

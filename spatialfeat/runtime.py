@@ -10,6 +10,7 @@ import random
 import warnings
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -163,6 +164,29 @@ def seed_everything(seed: int) -> None:
     torch.backends.cudnn.benchmark = False
 
 
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The states of the generators that `seed_everything` seeds, as numbers, lists and tensors."""
+    _, words, gauss = random.getstate()
+    _, keys, position, has_gauss, cached_gauss = np.random.get_state()  # noqa: NPY002
+    return {
+        "python": [list(words), gauss],
+        "numpy": [np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached_gauss)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Go on drawing where `random_state` was taken. A GPU's generator has no counterpart on the CPU."""
+    words, gauss = state["python"]
+    random.setstate((random.getstate()[0], tuple(words), gauss))
+    keys, position, has_gauss, cached_gauss = state["numpy"]
+    np.random.set_state(("MT19937", np.array(keys, np.uint32), position, has_gauss, cached_gauss))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
 def use_true_float32() -> None:
     """Turn off TF32: GPUs would otherwise round inputs of convolutions to 10 bits and call it float32."""
     torch.backends.cudnn.allow_tf32 = False
@@ -179,7 +203,7 @@ def library_versions() -> dict[str, str]:
     return {
         "spatialfeat": __version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # A subclass of str, which `training_state.pt` would refuse.
         "torchvision": torchvision.__version__,
         "numpy": np.__version__,
         "pillow": PIL.__version__,

@@ -55,6 +55,7 @@ def quick_config(demo_dir: Path) -> FinetuneConfig:
         epochs=2,
         workers=0,
         device="cpu",
+        tensorboard=False,
     )
 
 

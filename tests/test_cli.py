@@ -113,7 +113,7 @@ USER_MISTAKES = [
     (["finetune", "--phase-names", "a,b"], "2 names for 7 classes"),
     (["finetune", "--phase-names", "absent.txt"], "--phase-names absent.txt: cannot be read (No such file"),
     (["extract"], "--img-dir images: cannot be read"),
-    (["finetune", "--precision", "fp8"], "--precision fp8: must be one of fp32"),
+    (["finetune", "--precision", "fp8"], "--precision fp8: must be one of auto, fp32, bf16, fp16"),
     (["extract", "--layout", "sideways"], "--layout sideways: must be one of channel-first, time-first"),
     (["extract", "--fps", "0"], "--fps 0.0: must be a positive number"),
 ]

@@ -52,7 +52,7 @@ def test_options_cannot_change_during_a_run() -> None:
         ({"freeze_until": -1}, "--freeze-until -1: must be 0"),
         ({"batch_size": 0}, "--batch-size 0: must be at least 1"),
         ({"workers": -1}, "--workers -1: must be at least 0"),
-        ({"precision": "fp8"}, "--precision fp8: must be one of fp32"),
+        ({"precision": "fp8"}, "--precision fp8: must be one of auto, fp32, bf16, fp16"),
         ({"phase_names": ("a", "b")}, "--phase-names: 2 names for 7 classes"),
     ],
 )

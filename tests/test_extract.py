@@ -19,7 +19,9 @@ from torchvision.models import resnet50
 from spatialfeat.config import ExtractConfig
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.extract import extract
+from spatialfeat.features.featurefile import read_info
 from spatialfeat.finetune import FinetuneResult
+from spatialfeat.runtime import choose_precision
 
 
 @pytest.fixture
@@ -170,6 +172,23 @@ def test_other_weights_are_refused_until_overwrite(config: ExtractConfig, plain_
     # A second split made by the first weights would mix: nothing is overwritten there, so it is refused.
     with pytest.raises(SpatialfeatError, match="not part of this run"):
         extract(replace(config, csvs=config.csvs[1:2], overwrite=True))
+
+
+def test_precision_is_recorded_and_never_mixed_unasked(config: ExtractConfig, tmp_path: Path) -> None:
+    fastest = choose_precision("auto", torch.device("cpu"))
+    if fastest == "fp32":
+        pytest.skip("this processor computes nothing faster than fp32")
+    extract(replace(config, precision="auto"))
+    infos = [read_info(path) for path in sorted(config.out_dir.glob("*.h5"))]
+    assert {info.recipe.precision for info in infos} == {fastest}
+    with pytest.raises(SpatialfeatError, match="was made with other precision"):
+        extract(config)
+
+    exact_dir = tmp_path / "exact"
+    extract(replace(config, out_dir=exact_dir))
+    exact, fast = contents(exact_dir), contents(config.out_dir)
+    for name, features in exact.items():
+        assert 1e-5 < relative_difference(fast[name], features) < 0.02
 
 
 def test_a_broken_frame_stops_its_video_only(config: ExtractConfig, demo_dir: Path, tmp_path: Path) -> None:

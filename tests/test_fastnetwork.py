@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from networks import settled_network, smooth_images
 from torch import nn
 
 from spatialfeat.data.transforms import Preprocessing, normalize
@@ -16,32 +17,12 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    """Smooth frames with a little noise: (5, 3, 96, 96) uint8."""
-    generator = torch.Generator().manual_seed(3)
-    coarse = torch.rand(5, 3, 6, 6, generator=generator) * 200
-    smooth = nn.functional.interpolate(coarse, 96, mode="bilinear")
-    return (smooth + 20 * torch.rand(5, 3, 96, 96, generator=generator)).to(torch.uint8)
+    return smooth_images(5, 96)
 
 
 @pytest.fixture(scope="module")
 def model(images: torch.Tensor) -> PhaseResNet50:
-    """Random weights; BatchNorm scales, shifts and statistics all differ from their initial 1 and 0.
-
-    The residual branches end in small scales, as in trained networks: the signal then flows along the shortcuts, and
-    rounding errors are not amplified from block to block.
-    """
-    torch.manual_seed(5)
-    network = PhaseResNet50(7)
-    for name, module in network.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
-            low, high = (0.1, 0.4) if name.endswith("bn3") else (0.5, 1.5)
-            nn.init.uniform_(module.weight, low, high)
-            nn.init.uniform_(module.bias, -0.2, 0.2)
-    network.train()
-    with torch.no_grad():
-        for _ in range(3):
-            network(normalize(images, PREPROCESSING))
-    return network.eval()
+    return settled_network(7, images, PREPROCESSING)
 
 
 @pytest.fixture(params=["as this machine is", "public operators only"])

@@ -13,15 +13,16 @@ import torch
 from PIL import Image
 from torchvision.models import resnet50
 
-import spatialfeat.finetune as finetune_module
 from spatialfeat.config import FinetuneConfig
 from spatialfeat.data.dataset import frames_of
 from spatialfeat.data.frames import read_frames
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.finetune import FinetuneResult, finetune
+from spatialfeat.network import trainer
 from spatialfeat.network.checkpoint import load_checkpoint
 from spatialfeat.network.prediction import predict_frames
 from spatialfeat.network.training import RunningScore
+from spatialfeat.network.trainingstep import TrainingStep
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -38,6 +39,7 @@ def accuracy_of(weights_path: Path, csv_path: Path, img_dir: Path) -> float:
         table,
         checkpoint.preprocessing,
         device=torch.device("cpu"),
+        precision="fp32",
         batch_size=10,
         workers=0,
         title="again",
@@ -57,11 +59,11 @@ def steer_training(monkeypatch: pytest.MonkeyPatch, phase_of_epoch: list[int]) -
     """Replace the training step: after epoch e the model predicts phase_of_epoch[e - 1] for every frame."""
     phases = iter(phase_of_epoch)
 
-    def steered(model: torch.nn.Module, loader: Any, *args: Any, **kwargs: Any) -> RunningScore:
-        always_predict(model, next(phases))
+    def steered(step: TrainingStep, loader: Any, **kwargs: Any) -> RunningScore:
+        always_predict(step.model, next(phases))
         return RunningScore(loss_sum=1.0, correct=1, frames=len(frames_of(loader)))
 
-    monkeypatch.setattr(finetune_module, "train_one_epoch", steered)
+    monkeypatch.setattr(trainer, "train_one_epoch", steered)
 
 
 def write_val_csv(quick_config: FinetuneConfig, path: Path, phases: list[int]) -> Path:

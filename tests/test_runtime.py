@@ -17,7 +17,9 @@ import torch
 from spatialfeat import runtime
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.runtime import (
+    choose_precision,
     choose_workers,
+    describe_arithmetic,
     describe_device,
     library_versions,
     seed_everything,
@@ -219,3 +221,41 @@ def test_library_versions() -> None:
     assert versions["h5py"] == h5py.__version__
     assert set(versions) == {"spatialfeat", "python", "torch", "torchvision", "numpy", "pillow", "h5py"}
     assert json.loads(json.dumps(versions)) == versions
+
+
+@pytest.mark.parametrize(
+    ("capability", "flags", "native"),
+    [
+        ((9, 0), "", ["bf16", "fp16", "fp32"]),
+        ((8, 6), "", ["bf16", "fp16", "fp32"]),
+        ((7, 5), "", ["fp16", "fp32"]),
+        ((6, 1), "", ["fp32"]),
+        (None, "fpu avx512f avx512_bf16", ["bf16", "fp32"]),
+        (None, "fpu amx_bf16", ["bf16", "fp32"]),
+        (None, "fpu avx512f avx512_vnni", ["fp32"]),
+    ],
+)
+def test_precision_is_what_the_device_computes_natively(
+    capability: tuple[int, int] | None, flags: str, native: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "_processor_flags", lambda: set(flags.split()))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    device = torch.device("cpu" if capability is None else "cuda")
+    assert choose_precision("auto", device) == native[0]
+    for precision in ("bf16", "fp16", "fp32"):
+        if precision in native:
+            assert choose_precision(precision, device) == precision
+        else:
+            with pytest.raises(SpatialfeatError, match=f"--precision {precision}: .* does not compute it natively"):
+                choose_precision(precision, device)
+    hint = f"--precision auto would take {native[0]}"
+    assert (hint in describe_arithmetic(device, "fp32")) == (native[0] != "fp32")
+    assert hint not in describe_arithmetic(device, native[0])
+
+
+def test_processor_flags_are_those_that_linux_names() -> None:
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        pytest.skip("only Linux has /proc/cpuinfo")
+    assert ("avx2" in runtime._processor_flags()) == (" avx2 " in path.read_text())

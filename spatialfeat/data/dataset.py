@@ -15,6 +15,7 @@ from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.images import ImageError, content_digest, decode_rgb
 from spatialfeat.data.transforms import FrameTransform
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.interruption import leave_signals_to_main_process
 
 
 class FrameSample(NamedTuple):
@@ -128,9 +129,17 @@ def make_loader(
         shuffle=False,
         num_workers=workers,
         collate_fn=collate,
+        worker_init_fn=_start_worker,
+        # Its own generator for the seeds of workers, which nothing draws from: the global one is left alone, so that
+        # its state after an epoch does not depend on workers.
+        generator=torch.Generator(),
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0 and sampler is not None,
     )
+
+
+def _start_worker(worker_id: int) -> None:
+    leave_signals_to_main_process()
 
 
 def collate(samples: list[FrameSample]) -> FrameBatch:

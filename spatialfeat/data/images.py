@@ -83,9 +83,13 @@ def find_broken_images(paths: Sequence[Path], *, progress: bool = True) -> dict[
             disable=None if progress else True,
             leave=False,
         )
-        for index, reason in enumerate(bar):
-            if reason is not None:
-                broken[index] = reason
+        try:
+            for index, reason in enumerate(bar):
+                if reason is not None:
+                    broken[index] = reason
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for the other files.
+            raise
     return broken
 
 

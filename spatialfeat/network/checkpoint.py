@@ -22,7 +22,7 @@ from torchvision.models import ResNet50_Weights
 from spatialfeat.config import check_phase_names, default_phase_names
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.files import file_sha256, write_atomically, write_json
+from spatialfeat.files import atomic_path, file_sha256, json_text
 from spatialfeat.network.model import BACKBONE, PhaseResNet50
 
 DESCRIPTION_SCHEMA = 1
@@ -73,23 +73,47 @@ def save_checkpoint(
     preprocessing: Preprocessing,
     training: dict[str, Any],
 ) -> None:
-    """Write the state dict and its description; each appears under its name only when whole.
+    """Write the model's weights and their description: see `save_weights`."""
+    weights = snapshot(model)
+    save_weights(weights_path, weights, phase_names=phase_names, preprocessing=preprocessing, training=training)
+
+
+def snapshot(model: PhaseResNet50) -> StateDict:
+    """A copy of the weights on the CPU: references to the live ones would silently follow them."""
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def save_weights(
+    weights_path: Path,
+    weights: StateDict,
+    *,
+    phase_names: tuple[str, ...],
+    preprocessing: Preprocessing,
+    training: dict[str, Any],
+) -> None:
+    """Write a state dict and its description; each appears under its name only when whole.
+
+    Both are complete before the first gets its name, so that a kill between the two is all but impossible.
 
     Args:
+        weights: as `snapshot` gives them.
         training: JSON-ready facts about the training, such as epoch and validation accuracy.
     """
-    state = {name: tensor.detach().to("cpu").contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(weights_path, lambda temporary: _save_state(state, temporary))
-    description = {
-        "schema": DESCRIPTION_SCHEMA,
-        "backbone": BACKBONE,
-        "num_classes": len(phase_names),
-        "phase_names": list(phase_names),
-        "preprocessing": preprocessing.as_dict(),
-        "weights_sha256": file_sha256(weights_path),
-        **training,
-    }
-    write_json(description_path(weights_path), description)
+    with atomic_path(description_path(weights_path)) as temporary_description, atomic_path(weights_path) as temporary:
+        _save_state(weights, temporary)
+        description = {
+            "schema": DESCRIPTION_SCHEMA,
+            "backbone": BACKBONE,
+            "num_classes": len(phase_names),
+            "phase_names": list(phase_names),
+            "preprocessing": preprocessing.as_dict(),
+            "weights_sha256": file_sha256(temporary),
+            **training,
+        }
+        temporary_description.write_text(json_text(description), encoding="utf-8")
 
 
 def load_checkpoint(

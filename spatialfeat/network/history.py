@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import write_atomically
 from spatialfeat.reporting.plots import save_curves
 
@@ -36,6 +37,16 @@ def write_history(out_dir: Path, history: Sequence[EpochRecord], best_epoch: int
             val=frame[val].tolist(),
             best_epoch=best_epoch,
         )
+
+
+def read_history(out_dir: Path) -> tuple[EpochRecord, ...]:
+    """The records that `write_history` wrote, digit for digit."""
+    path = out_dir / "history.csv"
+    try:
+        frame = pd.read_csv(path, usecols=list(EpochRecord._fields), float_precision="round_trip")
+    except (OSError, ValueError) as error:
+        raise SpatialfeatError(f"{path}: cannot be read ({error}); restore it, or train again") from error
+    return tuple(EpochRecord(*row) for row in frame[list(EpochRecord._fields)].itertuples(index=False))
 
 
 def epoch_line(record: EpochRecord, epochs: int, is_best: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from spatialfeat.data.dataset import FrameBatch, frames_of, refuse_failures
-from spatialfeat.data.transforms import Preprocessing, normalize
+from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.network.history import EpochRecord
 from spatialfeat.network.inference import run_inference
-from spatialfeat.network.model import PhaseResNet50, set_training_mode
+from spatialfeat.network.model import PhaseResNet50
+from spatialfeat.network.trainingstep import StepScore, TrainingStep
 from spatialfeat.progress import frame_bar
+
+STEPS_BETWEEN_LOOKS = 10
 
 
 @dataclass
@@ -27,11 +32,11 @@ class RunningScore:
     correct: int = 0
     frames: int = 0
 
-    def add(self, logits: torch.Tensor, labels: torch.Tensor, mean_loss: float) -> None:
-        """logits (B, C) float32, labels (B,) int64, the batch's mean cross-entropy."""
-        self.loss_sum += mean_loss * len(labels)
-        self.correct += int((logits.argmax(dim=1) == labels).sum())
-        self.frames += len(labels)
+    def add(self, mean_loss: float, correct: int, frames: int) -> None:
+        """A batch: its mean loss, how many frames were right, how many there were."""
+        self.loss_sum += mean_loss * frames
+        self.correct += correct
+        self.frames += frames
 
     @property
     def loss(self) -> float:
@@ -51,6 +56,14 @@ class EarlyStopping:
     best_epoch: int = 0
     epochs_since_best: int = 0
 
+    @classmethod
+    def after(cls, history: Sequence[EpochRecord], patience: int) -> EarlyStopping:
+        """As it stands after these epochs."""
+        stopping = cls(patience)
+        for record in history:
+            stopping.update(record.epoch, record.val_acc)
+        return stopping
+
     def update(self, epoch: int, accuracy: float) -> bool:
         """True if this epoch is the best so far."""
         if accuracy > self.best_accuracy:
@@ -64,40 +77,44 @@ class EarlyStopping:
         return self.epochs_since_best >= self.patience
 
 
-def train_one_epoch(
-    model: PhaseResNet50,
-    loader: DataLoader[Any],
-    optimizer: torch.optim.Optimizer,
-    *,
-    device: torch.device,
-    preprocessing: Preprocessing,
-    freeze_until: int,
-    title: str,
-) -> RunningScore:
-    """Update the model once per batch. The score is that of the augmented frames while the weights still move."""
+def train_one_epoch(step: TrainingStep, loader: DataLoader[Any], *, title: str) -> RunningScore:
+    """Update the model once per batch. The score is that of the augmented frames while the weights still move.
+
+    Raises:
+        SpatialfeatError: a frame that cannot be decoded, or a loss that is no number any more.
+    """
     dataset = frames_of(loader)
-    criterion = nn.CrossEntropyLoss()
     score = RunningScore()
-    set_training_mode(model, freeze_until)
+    device = step.device
+    # Asking a GPU for a number makes it wait for the program; on a CPU it costs nothing.
+    steps_between_looks = 1 if device.type == "cpu" else STEPS_BETWEEN_LOOKS
+    unseen: list[StepScore] = []
+    step.start_epoch()
     with frame_bar(len(dataset), title) as bar:
         batch: FrameBatch
-        for batch in loader:
+        for number, batch in enumerate(loader, start=1):
             refuse_failures(dataset, batch.failures)
-            images = normalize(batch.images.to(device, non_blocking=True), preprocessing)
-            labels = batch.labels.to(device, non_blocking=True)
-            optimizer.zero_grad(set_to_none=True)
-            logits = model(images)
-            loss = criterion(logits, labels)
-            loss_value = loss.item()
-            if not math.isfinite(loss_value):
-                raise SpatialfeatError(
-                    f"{title}: the training loss became {loss_value}; lower --lr, or start from other --weights"
-                )
-            loss.backward()
-            optimizer.step()
-            score.add(logits.detach(), labels, loss_value)
-            bar.advance(len(labels), loss=f"{score.loss:.4f}", acc=f"{score.accuracy:.4f}")
+            images, labels = batch.images.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
+            unseen.append(step(images, labels))
+            if len(unseen) == steps_between_looks or number == len(loader):
+                for seen in unseen:
+                    _add_step(score, seen, title)
+                unseen.clear()
+            bar.advance(len(labels), **({} if unseen else _shown(score)))
     return score
+
+
+def _add_step(score: RunningScore, step: StepScore, title: str) -> None:
+    mean_loss = step.mean_loss.item()
+    if not math.isfinite(mean_loss):
+        raise SpatialfeatError(
+            f"{title}: the training loss became {mean_loss}; lower --lr, or start from other --weights"
+        )
+    score.add(mean_loss, int(step.correct), step.frames)
+
+
+def _shown(score: RunningScore) -> dict[str, str]:
+    return {"loss": f"{score.loss:.4f}", "acc": f"{score.accuracy:.4f}"}
 
 
 def validate(
@@ -106,17 +123,19 @@ def validate(
     *,
     device: torch.device,
     preprocessing: Preprocessing,
+    precision: str,
     title: str,
 ) -> RunningScore:
     """Loss and accuracy in evaluation mode, each frame counted once."""
     dataset = frames_of(loader)
     score = RunningScore()
     with frame_bar(len(dataset), title) as bar:
-        for outputs in run_inference(model, loader, device, preprocessing):
+        for outputs in run_inference(model, loader, device, preprocessing, precision):
             refuse_failures(dataset, outputs.failures)
             logits, labels = torch.from_numpy(outputs.logits), torch.from_numpy(outputs.labels)
-            score.add(logits, labels, float(nn.functional.cross_entropy(logits, labels)))
-            bar.advance(len(labels), loss=f"{score.loss:.4f}", acc=f"{score.accuracy:.4f}")
+            correct = int((logits.argmax(dim=1) == labels).sum())
+            score.add(float(nn.functional.cross_entropy(logits, labels)), correct, len(labels))
+            bar.advance(len(labels), **_shown(score))
     if not np.isfinite(score.loss):
         raise SpatialfeatError(f"{title}: the validation loss became {score.loss}; lower --lr")
     return score
