@@ -196,7 +196,7 @@ def report(setup: Setup, facts: dict[str, Any], results: list[SizeResult], epoch
     """The whole result as Markdown."""
     extra = f" spatialfeat with {' '.join(setup.extra_options)}." if setup.extra_options else ""
     how = (
-        f"Medians of {setup.repeats} repeats in turn (smallest to largest), repeat r with seed r, {epochs} epochs each; "
+        f"Medians of {setup.repeats} repeats in turn (smallest to largest), repeat r with seed r, {epochs} epochs; "
         f"batches of {setup.batch_size}; files in the page cache; an epoch is training and validation; peak memory is "
         f"PSS summed over all processes, the largest of the repeats.{extra}"
     )

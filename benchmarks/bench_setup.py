@@ -25,7 +25,7 @@ from spatialfeat.runtime import describe_device, library_versions, select_device
 
 BENCHMARKS_DIR = Path(__file__).resolve().parent
 MIN_FRAMES = 200
-QUICK_FRAMES = 70
+QUICK_FRAMES = 35
 TELLING_CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 BUSY = 0.5
 """A load average above this at the start means that others use the machine."""

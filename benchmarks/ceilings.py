@@ -33,8 +33,8 @@ from spatialfeat.runtime import usable_cores, use_true_float32
 
 PREPROCESSING = Preprocessing()
 NUM_BATCHES_IN_MEMORY = 4
-WARM_UP_CALLS = 3
-MIN_CALLS = 5
+WARM_UP_CALLS = 2
+MIN_CALLS = 3
 
 
 def forward_function(
