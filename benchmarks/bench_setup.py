@@ -25,6 +25,8 @@ from spatialfeat.runtime import describe_device, library_versions, select_device
 
 BENCHMARKS_DIR = Path(__file__).resolve().parent
 MIN_FRAMES = 200
+CHOOSING_FRAMES = 200
+"""On so many frames the plain way's number of workers is chosen."""
 QUICK_FRAMES = 35
 TELLING_CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 BUSY = 0.5
@@ -99,7 +101,7 @@ def parsed_setup(parser: argparse.ArgumentParser, *, default_frames: int) -> Ite
             repeats=options.repeats,
             batch_size=options.batch_size,
             worker_choices=tuple(options.plain_workers),
-            ceiling_seconds=1.0 if options.quick else 8.0,
+            ceiling_seconds=1.0 if options.quick else 8.0 if options.device == "cpu" else 4.0,
             extra_options=tuple(shlex.split(options.options)),
             quick=options.quick,
         )
