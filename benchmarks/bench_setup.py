@@ -65,8 +65,10 @@ class Setup:
         shared = ("--batch-size", str(self.batch_size), "--device", self.device)
         limit = ("--seconds", str(self.ceiling_seconds))
         command = [sys.executable, str(BENCHMARKS_DIR / "ceilings.py"), name, *map(str, arguments), *shared, *limit]
-        last_line = run_measured(command, cwd=self.work).output.splitlines()[-1]
-        return float(json.loads(last_line)["frames_per_second"])
+        lines = run_measured(command, cwd=self.work).output.splitlines()
+        # Warnings of libraries may stand before or behind it.
+        result = next(line for line in reversed(lines) if line.startswith("{"))
+        return float(json.loads(result)["frames_per_second"])
 
 
 @contextmanager

@@ -18,18 +18,24 @@ from torchvision import transforms
 from torchvision.models import resnet50
 
 
+NORMALIZE = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+TRANSFORM = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), NORMALIZE])
+# Resizing a tensor instead of a Pillow image: one value in a thousand comes out one grey level apart.
+TENSOR_TRANSFORM = transforms.Compose(
+    [
+        transforms.PILToTensor(),
+        transforms.Resize(256, antialias=True),
+        transforms.CenterCrop(224),
+        transforms.ConvertImageDtype(torch.float32),
+        NORMALIZE,
+    ]
+)
+
+
 class Frames(Dataset):
-    def __init__(self, csv_paths: list[Path], img_dir: Path):
+    def __init__(self, csv_paths: list[Path], img_dir: Path, transform: transforms.Compose):
         self.ids = [row["id"] for path in csv_paths for row in csv.DictReader(path.open(newline=""))]
-        self.img_dir = img_dir
-        self.transform = transforms.Compose(
-            [
-                transforms.Resize(256),
-                transforms.CenterCrop(224),
-                transforms.ToTensor(),
-                transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-            ]
-        )
+        self.img_dir, self.transform = img_dir, transform
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -40,9 +46,23 @@ class Frames(Dataset):
 
 
 def extract(
-    csv_paths: list[Path], img_dir: Path, weights: Path, out_dir: Path, *, batch_size: int, workers: int, device: str
+    csv_paths: list[Path],
+    img_dir: Path,
+    weights: Path,
+    out_dir: Path,
+    *,
+    batch_size: int,
+    workers: int,
+    device: str,
+    reference: bool = False,
 ) -> None:
-    """Write the 2048 features of every frame to `out_dir/{id}.npy`, float32."""
+    """Write the 2048 features of every frame to `out_dir/{id}.npy`, float32.
+
+    reference: resize tensors and, on a GPU, round nothing to TF32. Not timed; spatialfeat's features are held against it.
+    """
+    if reference:
+        torch.backends.cudnn.allow_tf32 = False
+    dataset = Frames(csv_paths, img_dir, TENSOR_TRANSFORM if reference else TRANSFORM)
     state = torch.load(weights, map_location="cpu", weights_only=True)
     model = resnet50(num_classes=len(state["fc.bias"]))
     model.load_state_dict(state)
@@ -51,9 +71,7 @@ def extract(
     model.avgpool.register_forward_hook(lambda module, inputs, output: tapped.append(output.flatten(1)))
 
     out_dir.mkdir(parents=True, exist_ok=True)
-    loader = DataLoader(
-        Frames(csv_paths, img_dir), batch_size=batch_size, num_workers=workers, pin_memory=device != "cpu"
-    )
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, pin_memory=device != "cpu")
     with torch.no_grad():
         for images, ids in loader:
             model(images.to(device, non_blocking=True))
@@ -70,12 +88,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--no-tf32", action="store_true", help="float32 as on a CPU; torch's default on GPUs rounds to TF32"
-    )
+    parser.add_argument("--reference", action="store_true", help="for comparison: tensor resize, no TF32")
     options = parser.parse_args()
-    if options.no_tf32:
-        torch.backends.cudnn.allow_tf32 = False
     extract(
         options.csv,
         options.img_dir,
@@ -84,6 +98,7 @@ def main() -> None:
         batch_size=options.batch_size,
         workers=options.workers,
         device=options.device,
+        reference=options.reference,
     )
 
 

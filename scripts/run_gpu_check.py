@@ -107,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the steps that were asked for; 0 when all is well, 1 when something failed, 2 when it cannot be checked."""
     parser = argparse.ArgumentParser(
         prog="scripts/gpu_check",
+        allow_abbrev=False,
         description="Run the GPU tests and both benchmarks on a machine with a CUDA device.",
         epilog="Other options go to the benchmarks: --sizes 1280x720 --precisions bf16 ... All of it takes about "
         "20 minutes on a data-centre GPU; with a time limit, run one of the --steps after the other.",
