@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,24 +17,24 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.models import resnet50
-
+from torchvision.transforms import v2
 
 NORMALIZE = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 TRANSFORM = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), NORMALIZE])
-# Resizing a tensor instead of a Pillow image: one value in a thousand comes out one grey level apart.
-TENSOR_TRANSFORM = transforms.Compose(
+# Resizing a uint8 tensor instead of a Pillow image: one value in a thousand comes out one grey level apart.
+TENSOR_TRANSFORM = v2.Compose(
     [
-        transforms.PILToTensor(),
-        transforms.Resize(256, antialias=True),
-        transforms.CenterCrop(224),
-        transforms.ConvertImageDtype(torch.float32),
+        v2.PILToTensor(),
+        v2.Resize(256, antialias=True),
+        v2.CenterCrop(224),
+        v2.ToDtype(torch.float32, scale=True),
         NORMALIZE,
     ]
 )
 
 
 class Frames(Dataset):
-    def __init__(self, csv_paths: list[Path], img_dir: Path, transform: transforms.Compose):
+    def __init__(self, csv_paths: list[Path], img_dir: Path, transform: Callable[[Image.Image], torch.Tensor]):
         self.ids = [row["id"] for path in csv_paths for row in csv.DictReader(path.open(newline=""))]
         self.img_dir, self.transform = img_dir, transform
 
@@ -58,7 +59,7 @@ def extract(
 ) -> None:
     """Write the 2048 features of every frame to `out_dir/{id}.npy`, float32.
 
-    reference: resize tensors and, on a GPU, round nothing to TF32. Not timed; spatialfeat's features are held against it.
+    reference: resize tensors and, on a GPU, round nothing to TF32. Not timed; (b) is held against its features.
     """
     if reference:
         torch.backends.cudnn.allow_tf32 = False
