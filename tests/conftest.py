@@ -21,6 +21,15 @@ from spatialfeat.finetune import FinetuneResult, finetune
 SCRIPTS_DIR = Path(__file__).parent.parent / "scripts"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Run tests marked `gpu` where there is a CUDA device; elsewhere skip them, or fail them where one is required."""
+    if item.get_closest_marker("gpu") is None or torch.cuda.is_available():
+        return
+    if os.environ.get("SPATIALFEAT_REQUIRE_GPU") == "1":
+        pytest.fail("SPATIALFEAT_REQUIRE_GPU=1, and torch sees no CUDA device", pytrace=False)
+    pytest.skip("torch sees no CUDA device; scripts/gpu_check runs this where there is one")
+
+
 def load_script(name: str) -> ModuleType:
     """Import a file of scripts/, which is not a package."""
     spec = importlib.util.spec_from_file_location(name, SCRIPTS_DIR / f"{name}.py")

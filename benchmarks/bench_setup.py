@@ -1,0 +1,229 @@
+"""What the benchmarks share: options, the folder they work in, the machine's line, tables and result files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import BenchmarkError, load_average, run_measured
+
+from spatialfeat.config import PRECISIONS
+from spatialfeat.errors import SpatialfeatError
+from spatialfeat.runtime import describe_device, library_versions, select_device, usable_cores
+
+BENCHMARKS_DIR = Path(__file__).resolve().parent
+MIN_FRAMES = 200
+CHOOSING_FRAMES = 200
+"""On so many frames the plain way's number of workers is chosen."""
+QUICK_FRAMES = 35
+TELLING_CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+BUSY = 0.5
+"""A load average above this at the start means that others use the machine."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a benchmark was asked for."""
+
+    work: Path
+    device: str
+    sizes: tuple[tuple[int, int], ...]
+    frames: int
+    max_drawn: int | None
+    precisions: tuple[str, ...]
+    repeats: int
+    batch_size: int
+    worker_choices: tuple[int, ...]
+    ceiling_seconds: float
+    extra_options: tuple[str, ...]
+    quick: bool
+
+    def spatialfeat(self, *arguments: str | Path) -> list[str]:
+        """The command line of spatialfeat as a user types it, in this interpreter."""
+        shared = ("--batch-size", str(self.batch_size), "--device", self.device, *self.extra_options)
+        return [sys.executable, "-m", "spatialfeat", *map(str, arguments), *shared]
+
+    def plain(self, script: str, workers: int, *arguments: str | Path) -> list[str]:
+        """The command line of a plain script."""
+        shared = ("--batch-size", str(self.batch_size), "--device", self.device, "--workers", str(workers))
+        return [sys.executable, str(BENCHMARKS_DIR / script), *map(str, arguments), *shared]
+
+    def ceiling(self, name: str, *arguments: str | Path) -> float:
+        """Frames/s of one of the ceilings."""
+        shared = ("--batch-size", str(self.batch_size), "--device", self.device)
+        limit = ("--seconds", str(self.ceiling_seconds))
+        command = [sys.executable, str(BENCHMARKS_DIR / "ceilings.py"), name, *map(str, arguments), *shared, *limit]
+        lines = run_measured(command, cwd=self.work).output.splitlines()
+        # Warnings of libraries may stand before or behind it.
+        result = next(line for line in reversed(lines) if line.startswith("{"))
+        return float(json.loads(result)["frames_per_second"])
+
+
+@contextmanager
+def parsed_setup(parser: argparse.ArgumentParser, *, default_frames: int) -> Iterator[tuple[Setup, argparse.Namespace]]:
+    """Parse the command line; the folder to work in is removed at the end unless the user named it."""
+    parser.add_argument("--frames", type=int, default=default_frames, help="frames per size (default: %(default)s)")
+    parser.add_argument("--max-drawn", type=int, help="draw at most about so many; the others are hard links to them")
+    parser.add_argument("--sizes", nargs="+", type=_size, default=[(456, 256), (1280, 720)], metavar="WxH")
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], help="default: fp32 bf16")
+    parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    parser.add_argument("--batch-size", type=int, default=32, help="of both ways (default: %(default)s)")
+    parser.add_argument(
+        "--plain-workers", nargs="+", type=int, default=[0, 1, 2], help="the plain way gets the best (default: 0 1 2)"
+    )
+    parser.add_argument("--options", default="", help="more options for spatialfeat, as one text")
+    parser.add_argument("--work", type=Path, help="keep frames and outputs here (default: a temporary folder)")
+    parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json")
+    parser.add_argument("--quick", action="store_true", help="one repeat of few small frames: does it all run?")
+    options = parser.parse_args()
+    if options.quick:
+        options.frames, options.repeats, options.sizes = QUICK_FRAMES, 1, options.sizes[:1]
+    _check(parser, options)
+    with _work_folder(options.work) as work:
+        setup = Setup(
+            work=work,
+            device=options.device,
+            sizes=tuple(options.sizes),
+            frames=options.frames,
+            max_drawn=options.max_drawn,
+            precisions=tuple(options.precisions),
+            repeats=options.repeats,
+            batch_size=options.batch_size,
+            worker_choices=tuple(options.plain_workers),
+            ceiling_seconds=1.0 if options.quick else 8.0 if options.device == "cpu" else 4.0,
+            extra_options=tuple(shlex.split(options.options)),
+            quick=options.quick,
+        )
+        yield setup, options
+
+
+def run_benchmark(main: Callable[[], int]) -> int:
+    """Call `main`; what cannot be measured becomes one message and exit code 2."""
+    try:
+        return main()
+    except (BenchmarkError, SpatialfeatError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def say(text: str) -> None:
+    """Tell on standard error what is being measured; the results go to standard output."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table that reads well as text too: columns padded, the first to the left, the others to the right."""
+    cells = [list(header), *map(list, rows)]
+    widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        first, *others = (text.ljust if i == 0 else text.rjust for i, text in enumerate(row))
+        return f"| {' | '.join(pad(width) for pad, width in zip((first, *others), widths, strict=True))} |"
+
+    rule = "|".join("-" * (width + 2) if i == 0 else "-" * (width + 1) + ":" for i, width in enumerate(widths))
+    return "\n".join([line(cells[0]), f"|{rule}|", *map(line, cells[1:])])
+
+
+def machine_facts(device: str) -> dict[str, Any]:
+    """Hardware and versions, and how busy the machine was before the benchmark began."""
+    chosen = select_device(device)
+    facts: dict[str, Any] = {
+        "device": describe_device(chosen),
+        "processor": _processor(),
+        "cores": usable_cores(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "system": f"{platform.system()} {platform.release()}",
+        "cuda": torch.version.cuda if chosen.type == "cuda" else None,
+        "commit": _commit(),
+        "load_average": round(load_average(), 2),
+        "versions": library_versions(),
+    }
+    return facts
+
+
+def machine_line(facts: dict[str, Any]) -> str:
+    """The line that names hardware and versions."""
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    cuda = f", CUDA {facts['cuda']}" if facts["cuda"] else ""
+    busy = " (BUSY: these figures are disturbed)" if facts["load_average"] > BUSY else ""
+    return (
+        f"{facts['device']}; {facts['processor']}, {facts['cores']} cores, {facts['memory_gib']} GiB; "
+        f"{facts['system']}{cuda}; {versions}; commit {facts['commit']}; "
+        f"load average before the start {facts['load_average']}{busy}"
+    )
+
+
+def write_results(out: Path | None, text: str, data: dict[str, Any]) -> None:
+    """Print the text, and write it to OUT.md and the numbers to OUT.json."""
+    print(text)
+    if out is None:
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    Path(f"{out}.md").write_text(text + "\n", encoding="utf-8")
+    Path(f"{out}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    return int(width), int(height)
+
+
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    unknown = [precision for precision in options.precisions if precision not in PRECISIONS]
+    if unknown:
+        parser.error(f"--precisions {unknown[0]}: this spatialfeat has {', '.join(PRECISIONS)}; name those you want")
+    if options.frames < MIN_FRAMES and not options.quick:
+        parser.error(f"--frames {options.frames}: at least {MIN_FRAMES}, or --quick")
+    if options.repeats < 1:
+        parser.error(f"--repeats {options.repeats}: at least 1")
+    try:
+        select_device(options.device)
+    except SpatialfeatError as error:
+        parser.error(str(error))
+
+
+@contextmanager
+def _work_folder(named: Path | None) -> Iterator[Path]:
+    if named is not None:
+        named.mkdir(parents=True, exist_ok=True)
+        yield named.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="spatialfeat-bench-") as folder:
+        yield Path(folder)
+
+
+def _processor() -> str:
+    """`AMD EPYC (avx2, avx512f, avx512_bf16)`: the model, and what decides how fast it multiplies."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return platform.processor() or platform.machine()
+    first_core = info.read_text().split("\n\n")[0].splitlines()
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first_core)}
+    flags = set(fields.get("flags", "").split())
+    telling = ", ".join(flag for flag in TELLING_CPU_FLAGS if flag in flags)
+    return f"{fields.get('model name', platform.machine())} ({telling or 'no AVX2'})"
+
+
+def _commit() -> str:
+    """The commit of this checkout, with `+` behind it when files differ from it; `unknown` outside a checkout."""
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude=*"],
+            cwd=BENCHMARKS_DIR, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return run.stdout.strip()

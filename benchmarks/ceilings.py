@@ -1,0 +1,178 @@
+"""The ceilings: what the network alone and decoding alone reach. Each is a command of its own that prints JSON.
+
+The network runs on tensors that are in the device's memory already, in the fastest form that spatialfeat has; decoding
+runs spatialfeat's dataset and loader on all cores and throws the frames away. No program that does both can be faster
+than what the two allow together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from itertools import cycle
+from pathlib import Path
+
+# As spatialfeat's command line does, before torch is imported: the ceilings are its own arithmetic, not another's.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+from bench_frames import COLOURS, draw_frame
+from torch import nn
+
+from spatialfeat.config import PRECISIONS
+from spatialfeat.data.dataset import EpochSampler, FrameDataset, make_loader
+from spatialfeat.data.frames import FrameTable, read_frames
+from spatialfeat.data.transforms import Preprocessing, evaluation_transform, normalize, training_transform
+from spatialfeat.network.checkpoint import load_checkpoint
+from spatialfeat.network.model import PhaseResNet50, freeze, set_training_mode
+from spatialfeat.runtime import usable_cores, use_true_float32
+
+PREPROCESSING = Preprocessing()
+NUM_BATCHES_IN_MEMORY = 4
+WARM_UP_CALLS = 2
+MIN_CALLS = 3
+
+
+def forward_function(
+    model: PhaseResNet50, precision: str, device: torch.device
+) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """What `extract` calls per batch: normalized images (B, 3, 224, 224) float32 -> features and logits.
+
+    This is the one place to change when spatialfeat gets a faster form of the network.
+    """
+    model.to(device).eval()
+    if precision != "fp32":
+        raise ValueError(f"precision {precision}: the ceiling is written for fp32 only; extend forward_function")
+    return model.features_and_logits
+
+
+def train_step_function(
+    model: PhaseResNet50, precision: str, device: torch.device, freeze_until: int
+) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """What `finetune` does per batch: forward, loss, backward, Adam. Also to be changed with spatialfeat."""
+    if precision != "fp32":
+        raise ValueError(f"precision {precision}: the ceiling is written for fp32 only; extend train_step_function")
+    model.to(device)
+    freeze(model, freeze_until)
+    set_training_mode(model, freeze_until)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def network_rate(weights: Path, precision: str, device: torch.device, batch_size: int, seconds: float) -> float:
+    """Frames/s of the network in evaluation mode, without any decoding."""
+    use_true_float32()
+    checkpoint = load_checkpoint(weights)
+    forward = forward_function(checkpoint.model, precision, device)
+    batches = cycle(_batches_in_memory(device, batch_size))
+    with torch.inference_mode():
+        return _rate(lambda: forward(next(batches)[0]), batch_size, device, seconds)
+
+
+def training_rate(
+    weights: Path, precision: str, device: torch.device, batch_size: int, freeze_until: int, seconds: float
+) -> float:
+    """Frames/s of training steps, without any decoding or augmentation."""
+    use_true_float32()
+    step = train_step_function(load_checkpoint(weights).model, precision, device, freeze_until)
+    batches = cycle(_batches_in_memory(device, batch_size))
+    return _rate(lambda: step(*next(batches)), batch_size, device, seconds)
+
+
+def decoding_rate(
+    csv_path: Path, img_dir: Path, device: torch.device, batch_size: int, *, training: bool, seconds: float
+) -> float:
+    """Frames/s of reading, decoding and transforming frames on all cores, with the augmentation when `training`."""
+    table = read_frames(csv_path, img_dir, split="train")
+    once = _decode(table, device, batch_size, training=training, passes=1)
+    # A pass starts the worker processes anew: one long pass makes that small.
+    return _decode(table, device, batch_size, training=training, passes=max(1, round(once * seconds / len(table))))
+
+
+def _decode(table: FrameTable, device: torch.device, batch_size: int, *, training: bool, passes: int) -> float:
+    transform = training_transform(PREPROCESSING) if training else evaluation_transform(PREPROCESSING)
+    ids, labels = np.tile(table.ids, passes), np.tile(table.labels, passes)
+    dataset = FrameDataset(np.full(len(ids), str(table.img_dir)), ids, labels, transform)
+    loader = make_loader(
+        dataset,
+        batch_size=batch_size,
+        workers=usable_cores(),
+        device=device,
+        sampler=EpochSampler(len(dataset), seed=0) if training else None,
+    )
+    start = time.perf_counter()
+    frames = sum(len(batch.labels) for batch in loader)
+    return frames / (time.perf_counter() - start)
+
+
+def _rate(call: Callable[[], object], batch_size: int, device: torch.device, seconds: float) -> float:
+    for _ in range(WARM_UP_CALLS):
+        call()
+    _wait_for(device)
+    start, calls = time.perf_counter(), 0
+    while calls < MIN_CALLS or time.perf_counter() - start < seconds:
+        call()
+        calls += 1
+        if device.type == "cuda" and calls % 50 == 0:
+            _wait_for(device)  # Else the loop only counts how fast kernels are queued.
+    _wait_for(device)
+    return calls * batch_size / (time.perf_counter() - start)
+
+
+def _batches_in_memory(device: torch.device, batch_size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """A few normalized batches of drawn frames, and labels, on the device."""
+    size = PREPROCESSING.crop_px
+    batches = []
+    for index in range(NUM_BATCHES_IN_MEMORY):
+        rng = np.random.default_rng(index)
+        labels = rng.integers(len(COLOURS), size=batch_size)
+        pixels = np.stack([draw_frame(rng, int(label), size, size) for label in labels])
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)
+        batches.append((normalize(images, PREPROCESSING), torch.from_numpy(labels).to(device)))
+    return batches
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("ceiling", choices=("network", "training", "decode", "decode-augmented"))
+    parser.add_argument("--weights", type=Path, help="for network and training")
+    parser.add_argument("--csv", type=Path, help="for decoding")
+    parser.add_argument("--img-dir", type=Path, help="for decoding")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--freeze-until", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=8.0, help="measure about so long")
+    options = parser.parse_args()
+    device, seconds = torch.device(options.device), options.seconds
+    if options.ceiling == "network":
+        rate = network_rate(options.weights, options.precision, device, options.batch_size, seconds)
+    elif options.ceiling == "training":
+        rate = training_rate(
+            options.weights, options.precision, device, options.batch_size, options.freeze_until, seconds
+        )
+    else:
+        augmented = options.ceiling == "decode-augmented"
+        rate = decoding_rate(
+            options.csv, options.img_dir, device, options.batch_size, training=augmented, seconds=seconds
+        )
+    print(json.dumps({"frames_per_second": rate}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""On a CUDA device: the same features as on the CPU, repeatable training, whole files. `scripts/gpu_check` runs these.
+
+A test here needs nothing but the mark: conftest.py skips it where there is no device, and fails it where
+SPATIALFEAT_REQUIRE_GPU=1 says that there must be one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from spatialfeat import read_features
+from spatialfeat.config import PRECISIONS, ExtractConfig, FinetuneConfig
+from spatialfeat.extract import extract
+from spatialfeat.finetune import FinetuneResult, finetune
+from spatialfeat.runtime import describe_device, select_device, use_true_float32
+
+pytestmark = pytest.mark.gpu
+
+# Relative norm and cosine to the CPU's float32 features that each precision must keep to, for every frame.
+ALLOWED = {"fp32": (1e-3, 0.999999), "bf16": (1e-2, 0.9999), "fp16": (1e-2, 0.9999)}
+
+
+def features_of(folder: Path) -> dict[str, NDArray[np.float32]]:
+    """{frame id: (2048,) features} of all feature files."""
+    return {
+        frame_id: feature
+        for video in read_features(folder)
+        for frame_id, feature in zip(video.frame_ids, video.features(axes="time,channel"), strict=True)
+    }
+
+
+@pytest.fixture(scope="module")
+def extraction(study: FinetuneResult, demo_dir: Path) -> ExtractConfig:
+    """The test frames of the tiny data set, in batches that do not divide them. `out_dir` must be replaced."""
+    return ExtractConfig(
+        csvs=(str(demo_dir / "test_ResNet_DB.csv"),),
+        img_dir=demo_dir / "images",
+        weights=study.weights_path,
+        batch_size=5,
+        workers=0,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def cpu_features(extraction: ExtractConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, NDArray[np.float32]]:
+    out_dir = tmp_path_factory.mktemp("cpu") / "features"
+    extract(replace(extraction, precision="fp32", out_dir=out_dir))
+    return features_of(out_dir)
+
+
+def test_auto_takes_the_cuda_device() -> None:
+    device = select_device("auto")
+    assert device.type == "cuda"
+    assert torch.cuda.get_device_name() in describe_device(device)
+
+
+def test_float32_convolutions_are_not_rounded_to_tf32() -> None:
+    torch.manual_seed(0)
+    layer, images = nn.Conv2d(64, 64, 3), torch.randn(2, 64, 16, 16)
+    use_true_float32()
+    with torch.no_grad():
+        exact = layer.double()(images.double())
+        rounded = layer.float().cuda()(images.cuda()).cpu().double()
+    # TF32 keeps 10 bits of each factor and would miss by about 3e-4.
+    assert float((rounded - exact).norm() / exact.norm()) < 1e-5
+
+
+# "auto" stands for one of the others.
+@pytest.mark.parametrize("precision", [name for name in PRECISIONS if name != "auto"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_features_equal_those_of_the_cpu(
+    extraction: ExtractConfig,
+    cpu_features: dict[str, NDArray[np.float32]],
+    precision: str,
+    workers: int,
+    tmp_path: Path,
+) -> None:
+    result = extract(replace(extraction, device="cuda", precision=precision, workers=workers, out_dir=tmp_path / "out"))
+    assert result.failed == {}
+    found = features_of(tmp_path / "out")
+    assert found.keys() == cpu_features.keys()
+    largest_difference, smallest_cosine = ALLOWED[precision]
+    for frame_id, expected in cpu_features.items():
+        feature = found[frame_id].astype(np.float64)
+        norm = np.linalg.norm(expected)
+        assert np.linalg.norm(feature - expected) / norm < largest_difference
+        assert feature @ expected / (np.linalg.norm(feature) * norm) > smallest_cosine
+
+
+def test_features_do_not_depend_on_the_batch_size(extraction: ExtractConfig, tmp_path: Path) -> None:
+    for batch_size in (1, 14):
+        extract(
+            replace(
+                extraction, device="cuda", precision="fp32", batch_size=batch_size, out_dir=tmp_path / str(batch_size)
+            )
+        )
+    one, other = features_of(tmp_path / "1"), features_of(tmp_path / "14")
+    for frame_id, feature in one.items():
+        assert np.linalg.norm(feature - other[frame_id]) / np.linalg.norm(feature) < 1e-4
+
+
+def test_a_folder_begun_on_the_gpu_is_done_on_the_cpu_too(extraction: ExtractConfig, tmp_path: Path) -> None:
+    """The device is no part of what a feature file is: the second run has nothing to do."""
+    config = replace(extraction, precision="fp32", out_dir=tmp_path)
+    written = extract(replace(config, device="cuda")).written
+    again = extract(replace(config, device="cpu"))
+    assert again.written == []
+    assert again.skipped == written
+
+
+@pytest.fixture(scope="module")
+def gpu_study(quick_config: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
+    """Two epochs on the GPU, decoded by two processes."""
+    return finetune(
+        replace(quick_config, device="cuda", precision="fp32", workers=2, out_dir=tmp_path_factory.mktemp("gpu_study"))
+    )
+
+
+def test_the_same_seed_gives_the_same_training(
+    gpu_study: FinetuneResult, quick_config: FinetuneConfig, tmp_path: Path
+) -> None:
+    again = finetune(replace(quick_config, device="cuda", precision="fp32", workers=2, out_dir=tmp_path))
+    assert [record._replace(seconds=0) for record in again.history] == [
+        record._replace(seconds=0) for record in gpu_study.history
+    ]
+    first, second = (torch.load(run.weights_path, weights_only=True) for run in (gpu_study, again))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_weights_trained_on_the_gpu_are_plain_files_and_evaluate_alike_on_the_cpu(
+    gpu_study: FinetuneResult, demo_dir: Path, extraction: ExtractConfig, tmp_path: Path
+) -> None:
+    """A state dict that remembered its device would not load on a machine without one."""
+    state = torch.load(gpu_study.weights_path, weights_only=True)
+    assert {tensor.device.type for tensor in state.values()} == {"cpu"}
+    logits = {}
+    for device in ("cpu", "cuda"):
+        config = replace(extraction, weights=gpu_study.weights_path, precision="fp32", out_dir=tmp_path / device)
+        extract(replace(config, device=device))
+        videos = read_features(tmp_path / device)
+        logits[device] = np.concatenate([video.logits(axes="time,channel") for video in videos])
+    assert np.linalg.norm(logits["cuda"] - logits["cpu"]) / np.linalg.norm(logits["cpu"]) < 1e-3
+
+
+def test_the_gpu_trains_the_same_network_as_the_cpu(
+    gpu_study: FinetuneResult, quick_config: FinetuneConfig, tmp_path: Path
+) -> None:
+    """Same frames, same augmentation, same start: after one epoch only rounding lies between the two."""
+    on_cpu = finetune(replace(quick_config, device="cpu", precision="fp32", epochs=1, out_dir=tmp_path))
+    assert gpu_study.history[0].train_loss == pytest.approx(on_cpu.history[0].train_loss, rel=0.02)
