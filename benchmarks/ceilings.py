@@ -23,13 +23,14 @@ import torch
 from bench_frames import COLOURS, draw_frame
 from torch import nn
 
-from spatialfeat.config import PRECISIONS
 from spatialfeat.data.dataset import EpochSampler, FrameDataset, make_loader
 from spatialfeat.data.frames import FrameTable, read_frames
-from spatialfeat.data.transforms import Preprocessing, evaluation_transform, normalize, training_transform
+from spatialfeat.data.transforms import Preprocessing, evaluation_transform, training_transform
 from spatialfeat.network.checkpoint import load_checkpoint
-from spatialfeat.network.model import PhaseResNet50, freeze, set_training_mode
-from spatialfeat.runtime import usable_cores, use_true_float32
+from spatialfeat.network.fastnetwork import InferenceNetwork
+from spatialfeat.network.model import freeze
+from spatialfeat.network.trainingstep import TrainingStep
+from spatialfeat.runtime import DTYPES, keep_freed_memory, usable_cores, use_true_float32
 
 PREPROCESSING = Preprocessing()
 NUM_BATCHES_IN_MEMORY = 4
@@ -37,46 +38,13 @@ WARM_UP_CALLS = 2
 MIN_CALLS = 3
 
 
-def forward_function(
-    model: PhaseResNet50, precision: str, device: torch.device
-) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """What `extract` calls per batch: normalized images (B, 3, 224, 224) float32 -> features and logits.
-
-    This is the one place to change when spatialfeat gets a faster form of the network.
-    """
-    model.to(device).eval()
-    if precision != "fp32":
-        raise ValueError(f"precision {precision}: the ceiling is written for fp32 only; extend forward_function")
-    return model.features_and_logits
-
-
-def train_step_function(
-    model: PhaseResNet50, precision: str, device: torch.device, freeze_until: int
-) -> Callable[[torch.Tensor, torch.Tensor], None]:
-    """What `finetune` does per batch: forward, loss, backward, Adam. Also to be changed with spatialfeat."""
-    if precision != "fp32":
-        raise ValueError(f"precision {precision}: the ceiling is written for fp32 only; extend train_step_function")
-    model.to(device)
-    freeze(model, freeze_until)
-    set_training_mode(model, freeze_until)
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-
-    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        nn.functional.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-
-    return step
-
-
 def network_rate(weights: Path, precision: str, device: torch.device, batch_size: int, seconds: float) -> float:
     """Frames/s of the network in evaluation mode, without any decoding."""
     use_true_float32()
-    checkpoint = load_checkpoint(weights)
-    forward = forward_function(checkpoint.model, precision, device)
+    keep_freed_memory()
+    network = InferenceNetwork(load_checkpoint(weights).model.to(device), PREPROCESSING, precision)
     batches = cycle(_batches_in_memory(device, batch_size))
-    with torch.inference_mode():
-        return _rate(lambda: forward(next(batches)[0]), batch_size, device, seconds)
+    return _rate(lambda: network(next(batches)[0]), batch_size, device, seconds)
 
 
 def training_rate(
@@ -84,7 +52,18 @@ def training_rate(
 ) -> float:
     """Frames/s of training steps, without any decoding or augmentation."""
     use_true_float32()
-    step = train_step_function(load_checkpoint(weights).model, precision, device, freeze_until)
+    keep_freed_memory()
+    model = load_checkpoint(weights).model.to(device)
+    freeze(model, freeze_until)
+    step = TrainingStep(
+        model,
+        torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-4),
+        nn.CrossEntropyLoss(),
+        freeze_until=freeze_until,
+        preprocessing=PREPROCESSING,
+        precision=precision,
+    )
+    step.start_epoch()
     batches = cycle(_batches_in_memory(device, batch_size))
     return _rate(lambda: step(*next(batches)), batch_size, device, seconds)
 
@@ -130,7 +109,7 @@ def _rate(call: Callable[[], object], batch_size: int, device: torch.device, sec
 
 
 def _batches_in_memory(device: torch.device, batch_size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """A few normalized batches of drawn frames, and labels, on the device."""
+    """A few batches of drawn frames (B, 3, S, S) uint8, and labels (B,) int64, on the device."""
     size = PREPROCESSING.crop_px
     batches = []
     for index in range(NUM_BATCHES_IN_MEMORY):
@@ -138,7 +117,7 @@ def _batches_in_memory(device: torch.device, batch_size: int) -> list[tuple[torc
         labels = rng.integers(len(COLOURS), size=batch_size)
         pixels = np.stack([draw_frame(rng, int(label), size, size) for label in labels])
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)
-        batches.append((normalize(images, PREPROCESSING), torch.from_numpy(labels).to(device)))
+        batches.append((images, torch.from_numpy(labels).to(device)))
     return batches
 
 
@@ -153,7 +132,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="for network and training")
     parser.add_argument("--csv", type=Path, help="for decoding")
     parser.add_argument("--img-dir", type=Path, help="for decoding")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--precision", choices=DTYPES, default="fp32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--freeze-until", type=int, default=6)
