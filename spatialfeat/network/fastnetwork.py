@@ -23,8 +23,8 @@ from spatialfeat.data.transforms import Preprocessing, normalize
 from spatialfeat.network.model import AVGPOOL, FIRST_STAGE, PhaseResNet50
 from spatialfeat.runtime import DTYPES
 
-TYPICAL_BATCH = 32
-"""Weights are packed for this many frames; other batches give the same results, at most a little slower."""
+FRAMES_AT_ONCE = {torch.float32: 16, torch.bfloat16: 32, torch.float16: 32}
+"""Frames that a CPU computes at once. More are no faster, and memory would grow with the batch."""
 
 FUSED_OPERATORS = ("_reorder_convolution_weight", "_convolution_pointwise", "_convolution_pointwise_")
 
@@ -121,7 +121,8 @@ class _Packer:
     def pack(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Convolution:
         """The folded convolution; afterwards `side_px` is that of its output."""
         folded = FoldedConvolution.of(convolution, norm, self._dtype)
-        shape = (TYPICAL_BATCH, convolution.in_channels, self.side_px, self.side_px)
+        # Packed for this many frames; other batches give the same results, at most a little slower.
+        shape = (FRAMES_AT_ONCE[self._dtype], convolution.in_channels, self.side_px, self.side_px)
         self.side_px = (self.side_px + 2 * folded.padding[0] - folded.weight.shape[2]) // folded.stride[0] + 1
         return OneDnnConvolution(folded, shape) if self._fused else PlainConvolution(folded)
 
@@ -178,10 +179,12 @@ class InferenceNetwork:
 
     def __init__(self, model: PhaseResNet50, preprocessing: Preprocessing, precision: str) -> None:
         self._stages = FoldedStages(model, AVGPOOL, preprocessing, precision)
+        self._frames_at_once = FRAMES_AT_ONCE[DTYPES[precision]] if model.fc.weight.device.type == "cpu" else None
         self._weight, self._bias = model.fc.weight.detach().clone(), model.fc.bias.detach().clone()
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """images (B, 3, S, S) uint8 -> features (B, 2048) and logits (B, num_classes), both float32."""
-        features = self._stages(images).float().mean(dim=(2, 3))
+        at_once = self._frames_at_once or len(images)
+        features = torch.cat([self._stages(part).float().mean(dim=(2, 3)) for part in torch.split(images, at_once)])
         return features, functional.linear(features, self._weight, self._bias)
