@@ -78,7 +78,10 @@ def training_transform(preprocessing: Preprocessing) -> FrameTransform:
             functional.pil_to_tensor,
             v2.RandomResizedCrop(preprocessing.crop_px, antialias=True),
             v2.RandomHorizontalFlip(),
+            # The one step that Pillow does faster, by 1 ms a frame: tensors are rotated through a grid of coordinates.
+            functional.to_pil_image,
             v2.RandomRotation(10),
+            functional.pil_to_tensor,
             v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
         ]
     )
