@@ -1,32 +1,45 @@
-"""Studies in processes that can be killed: a program that has imported everything and forks one child per study.
+"""Commands in processes that can be killed: a program that has imported everything and forks one child per command.
 
-It reads one JSON object per line from standard input: `config`, the fields of FinetuneConfig as text and numbers, and
-optionally `kill_after_s`, or `kill_at`: [n, "before" or "after"], the n-th time a file gets its final name. It answers
-each with one line: the exit code, -9 for a killed child.
+It reads one task per line from standard input, and answers with one line: the child's exit code (-9 when killed), its
+seconds, and whether it has left processes behind. A task is a JSON object:
 
-The network keeps its shape but is a hundredth of the size, so that a study of three epochs takes a second.
+    arguments   of the command line, such as ["finetune", "--resume"]
+    log         the file that the child's output goes to
+    send        signal number, and optionally one of
+    after_s     when to send it, in seconds from the start; to the child alone
+    at_commit   [n, "before" | "after"]: when a file gets its final name for the n-th time; to the child alone
+    after_epoch n: a moment after the state of epoch n was written, as a rule in the middle of epoch n + 1; to the
+                child and its decoding workers, as terminals and clusters do
+
+The network keeps its shape but is a hundredth of the size, and curves are not drawn, so that an epoch takes a moment.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torchvision.models.resnet import Bottleneck, ResNet
 
+import spatialfeat.evaluate
+import spatialfeat.extract
 import spatialfeat.files as files
-from spatialfeat.config import FinetuneConfig
-from spatialfeat.finetune import finetune
+import spatialfeat.finetune  # noqa: F401  # what the children need is imported once, here
+from spatialfeat.cli import app
+from spatialfeat.network import history
 from spatialfeat.network.model import PhaseResNet50
+from spatialfeat.network.trainingstate import STATE_NAME
 from spatialfeat.reporting import plots
+
+MIDDLE_OF_EPOCH_S = 0.05
 
 
 def small_network(self: Any, num_classes: int) -> None:
@@ -34,58 +47,109 @@ def small_network(self: Any, num_classes: int) -> None:
     self.to(memory_format=torch.channels_last)
 
 
-def kill_at_commit(number: int, moment: str) -> None:
-    """Die by SIGKILL at the `number`-th rename of a whole file to its final name, just before or just after it."""
+def no_curves(path: Path, **quantities: Any) -> None:
+    files.write_atomically(path, lambda temporary: temporary.write_text(repr(quantities)))
+
+
+def watch_commits(before: Callable[[int, Path], None], after: Callable[[int, Path], None]) -> None:
+    """Call these with the number and the final path around each rename of a whole file to its final name."""
     real, seen = files.commit, 0
 
     def commit(temporary_path: Path, final_path: Path) -> None:
         nonlocal seen
         seen += 1
-        if seen == number and moment == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
+        before(seen, final_path)
         real(temporary_path, final_path)
-        if seen == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+        after(seen, final_path)
 
     files.commit = commit
 
 
-def study_of(task: dict[str, Any]) -> None:
-    config = {name: Path(value) if name.endswith(("_csv", "_dir")) else value for name, value in task["config"].items()}
-    if "kill_at" in task:
-        kill_at_commit(*task["kill_at"])
-    finetune(FinetuneConfig(**config))
+def arm(task: dict[str, Any]) -> None:
+    """Let the child signal itself at the moment that the task names."""
+
+    def nothing(seen: int, path: Path) -> None:
+        pass
+
+    if "at_commit" in task:
+        number, moment = task["at_commit"]
+
+        def strike(seen: int, path: Path) -> None:
+            if seen == number:
+                os.kill(os.getpid(), task["send"])
+
+        watch_commits(*((strike, nothing) if moment == "before" else (nothing, strike)))
+    if "after_epoch" in task:
+        states = 0
+
+        def count(seen: int, path: Path) -> None:
+            nonlocal states
+            states += path.name == STATE_NAME
+            if states == task["after_epoch"]:
+                states += 1  # Once only.
+                threading.Timer(MIDDLE_OF_EPOCH_S, lambda: os.killpg(os.getpgrp(), task["send"])).start()
+
+        watch_commits(nothing, count)
 
 
-def run(task: dict[str, Any]) -> int:
+def run_child(task: dict[str, Any]) -> None:
+    """Never returns."""
+    code: Any = 1
+    try:
+        os.setpgid(0, 0)
+        log = os.open(task["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        arm(task)
+        app(task["arguments"])
+        code = 0
+    except SystemExit as error:
+        code = error.code
+    except BaseException:  # noqa: BLE001  # the parent learns of it from the log
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def run(task: dict[str, Any]) -> dict[str, Any]:
+    """Fork the child and wait for its end."""
+    start = time.monotonic()
     child = os.fork()
     if child == 0:
-        os.setpgid(0, 0)
-        code = 1
-        try:
-            study_of(task)
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-            raise
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    if "kill_after_s" in task:
-        threading.Timer(task["kill_after_s"], lambda: os.kill(child, signal.SIGKILL)).start()
+        run_child(task)
+    timer = None
+    if "after_s" in task:
+        timer = threading.Timer(task["after_s"], lambda: os.kill(child, task["send"]))
+        timer.start()
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # Until it is reaped, its number is nobody else's.
+    if timer is not None:
+        timer.cancel()
+        timer.join()
     _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
+    return {
+        "code": os.waitstatus_to_exitcode(status),
+        "seconds": time.monotonic() - start,
+        "workers_left": has_processes(child),
+    }
+
+
+def has_processes(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def main() -> None:
     torch.set_num_threads(1)
     plots.DPI = 20
+    history.save_curves = no_curves  # type: ignore[assignment]
     PhaseResNet50.__init__ = small_network  # type: ignore[method-assign]
-    print("ready", flush=True)
     for line in sys.stdin:
-        start = time.monotonic()
-        code = run(json.loads(line))
-        print(json.dumps({"code": code, "seconds": time.monotonic() - start}), flush=True)
+        print(json.dumps(run(json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":

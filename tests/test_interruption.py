@@ -1,0 +1,152 @@
+"""A study that is killed, or asked to end, at any moment and resumed ends as one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spatialfeat.config import FinetuneConfig
+
+Answer = dict[str, Any]
+Study = Callable[..., Answer]
+
+SAME_BYTES = (
+    "best_spatial_study_weights.pth",
+    "best_spatial_study_weights.json",
+    "predictions_resnet.csv",
+    "metrics.json",
+    "per_video.csv",
+    "per_phase.csv",
+    "loss_curves.png",
+    "accuracy_curves.png",
+)
+
+
+@pytest.fixture(scope="module")
+def study(quick_config: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
+    """Runs a study of three epochs into a folder, in a process that can be killed."""
+    program = Path(__file__).with_name("forked_study.py")
+    server = subprocess.Popen([sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert server.stdin is not None
+    assert server.stdout is not None
+    paths = {"train-csv": quick_config.train_csv, "val-csv": quick_config.val_csv, "test-csv": quick_config.test_csv}
+    # Small steps and a high rate: with this seed the validation accuracy has its best epoch, a worse and a better one.
+    options = {**paths, "img-dir": quick_config.img_dir, "weights": "random", "image-size": 64, "batch-size": 7,
+               "lr": 3e-3, "seed": 2, "device": "cpu"}  # fmt: skip
+
+    def run(out_dir: Path, *more: str, epochs: int = 3, workers: int = 0, **when: Any) -> Answer:
+        arguments = ["finetune", "--no-tensorboard", f"--out={out_dir}", f"--epochs={epochs}", f"--workers={workers}"]
+        arguments += [f"--{name}={value}" for name, value in options.items()]
+        log_path = out_dir.with_suffix(".log")
+        task = {"arguments": [*arguments, *more], "log": str(log_path), **when}
+        server.stdin.write(json.dumps(task) + "\n")  # type: ignore[union-attr]
+        server.stdin.flush()  # type: ignore[union-attr]
+        answer: Answer = json.loads(server.stdout.readline())  # type: ignore[union-attr]
+        return answer | {"log": log_path.read_text()}
+
+    with server:
+        yield run
+        server.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def whole(study: Study, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
+    """A study that nobody interrupted: its folder, and how the run went."""
+    out_dir = tmp_path_factory.mktemp("whole") / "out"
+    answer = study(out_dir)
+    assert answer["code"] == 0, answer["log"]
+    return out_dir, answer
+
+
+def history_without_seconds(out_dir: Path) -> list[str]:
+    return [line.rpartition(",")[0] for line in (out_dir / "history.csv").read_text().splitlines()]
+
+
+def assert_same_study(out_dir: Path, expected_dir: Path) -> None:
+    assert history_without_seconds(out_dir) == history_without_seconds(expected_dir)
+    for name in SAME_BYTES:
+        assert (out_dir / name).read_bytes() == (expected_dir / name).read_bytes(), name
+    # Neither the state nor anything half-written is left.
+    assert sorted(path.name for path in out_dir.iterdir()) == sorted(path.name for path in expected_dir.iterdir())
+    assert json.loads((out_dir / "run.json").read_text())["status"] == "complete"
+
+
+def test_killed_around_every_single_write(study: Study, whole: tuple[Path, Answer], tmp_path: Path) -> None:
+    expected_dir, _ = whole
+    out_dir = tmp_path / "out"
+    kills = 0
+    for number in range(1, 40):
+        for moment in ("before", "after"):
+            answer = study(out_dir, "--resume", send=signal.SIGKILL, at_commit=[number, moment])
+            if answer["code"] == 0:
+                break
+            assert answer["code"] == -signal.SIGKILL, answer["log"]
+            kills += 1
+        else:
+            continue
+        break
+    # Record, state, two files of weights, three of history; after the last epoch six test results and the record.
+    assert kills >= 2 * 12
+    assert_same_study(out_dir, expected_dir)
+    record = json.loads((out_dir / "run.json").read_text())
+    assert record["resumed_after_epoch"] == 3
+    assert {session["status"] for session in record["earlier_sessions"]} == {"running"}
+
+
+@pytest.mark.parametrize(("workers", "seed", "num_kills"), [(0, 1, 7), (0, 2, 7), (2, 3, 2)])
+def test_killed_at_random_moments(
+    workers: int, seed: int, num_kills: int, study: Study, whole: tuple[Path, Answer], tmp_path: Path
+) -> None:
+    expected_dir, undisturbed = whole
+    out_dir = tmp_path / "out"
+    rng = random.Random(seed)
+    for _ in range(num_kills):
+        after_s = rng.uniform(0, undisturbed["seconds"])
+        answer = study(out_dir, "--resume", workers=workers, send=signal.SIGKILL, after_s=after_s)
+        assert answer["code"] in (0, -signal.SIGKILL), answer["log"]
+    answer = study(out_dir, "--resume", workers=workers)
+    assert answer["code"] == 0, answer["log"]
+    assert_same_study(out_dir, expected_dir)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_training_cleanly(number: int, study: Study, tmp_path: Path) -> None:
+    out_dir = tmp_path / "out"
+    answer = study(out_dir, epochs=1000, workers=2, send=number, after_epoch=1)
+    assert answer["code"] == 128 + number, answer["log"]
+    saved = re.search(r"interrupted; (\d+) epochs? saved: run the same command with --resume", answer["log"])
+    assert saved, answer["log"]
+    assert "Traceback" not in answer["log"]
+    assert not answer["workers_left"]
+    assert json.loads((out_dir / "run.json").read_text())["status"] == "interrupted"
+    assert [path.name for path in out_dir.iterdir() if "partial" in path.name] == []
+    epochs = len(history_without_seconds(out_dir)) - 1
+    assert epochs == int(saved[1])
+
+    resumed = study(out_dir, "--resume", epochs=epochs + 1)
+    assert resumed["code"] == 0, resumed["log"]
+    assert f"resuming after epoch {epochs} of at most {epochs + 1}" in resumed["log"]
+    record = json.loads((out_dir / "run.json").read_text())
+    assert [session["status"] for session in record["earlier_sessions"]] == ["interrupted"]
+
+
+def test_a_signal_in_the_first_epoch_leaves_nothing_to_resume_and_says_so(study: Study, tmp_path: Path) -> None:
+    out_dir = tmp_path / "out"
+    answer = study(out_dir, send=signal.SIGTERM, at_commit=[2, "before"])
+    assert answer["code"] == 128 + signal.SIGTERM
+    assert "before the first epoch was saved: run the same command again" in answer["log"]
+    assert [path.name for path in out_dir.iterdir()] == ["run.json"]
+    again = study(out_dir, "--resume", epochs=1)
+    assert again["code"] == 0, again["log"]
+    assert "nothing to resume" in again["log"]
+    # The record of a run without results is not worth a folder.
+    assert not (out_dir / "previous1").exists()
