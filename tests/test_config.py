@@ -53,6 +53,12 @@ def test_options_cannot_change_during_a_run() -> None:
         ({"batch_size": 0}, "--batch-size 0: must be at least 1"),
         ({"workers": -1}, "--workers -1: must be at least 0"),
         ({"precision": "fp8"}, "--precision fp8: must be one of auto, fp32, bf16, fp16"),
+        ({"class_weights": "sqrt"}, "--class-weights sqrt: must be one of none, balanced"),
+        ({"label_smoothing": 1.0}, "--label-smoothing 1.0: must be at least 0 (off) and less than 1"),
+        ({"label_smoothing": -0.1}, "--label-smoothing -0.1: must be at least 0"),
+        ({"label_smoothing": float("nan")}, "--label-smoothing nan: must be at least 0"),
+        ({"clip_grad_norm": 0.0}, "--clip-grad-norm 0.0: must be a positive number"),
+        ({"clip_grad_norm": float("inf")}, "--clip-grad-norm inf: must be a positive number"),
         ({"phase_names": ("a", "b")}, "--phase-names: 2 names for 7 classes"),
     ],
 )

@@ -22,6 +22,8 @@ from spatialfeat.runtime import (
     describe_arithmetic,
     describe_device,
     library_versions,
+    random_state,
+    restore_random_state,
     seed_everything,
     select_device,
     usable_cores,
@@ -205,6 +207,23 @@ def test_the_same_seed_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -
     assert all(one != other for one, other in zip(first, draw(2), strict=True))
     assert torch.backends.cudnn.deterministic
     assert not torch.backends.cudnn.benchmark
+
+
+def test_every_generator_goes_on_where_its_state_was_taken() -> None:
+    def draw() -> tuple[float, float, float, float]:
+        return random.random(), random.gauss(), float(np.random.randn()), float(torch.rand(1))  # noqa: NPY002
+
+    seed_everything(3)
+    draw()  # Now the generators of normal numbers hold a second one back.
+    state = random_state(torch.device("cpu"))
+    expected = draw()
+    seed_everything(4)
+    restore_random_state(state, torch.device("cpu"))
+    assert draw() == expected
+    # Plain numbers only, whatever a file format makes of tuples.
+    plain = {name: value for name, value in state.items() if name != "torch"}
+    restore_random_state(json.loads(json.dumps(plain)) | {"torch": state["torch"]}, torch.device("cpu"))
+    assert draw() == expected
 
 
 def test_float32_is_float32() -> None:

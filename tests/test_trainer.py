@@ -1,0 +1,93 @@
+"""Options of the training step against plain computations, and going on from a state."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.utils.class_weight import compute_class_weight
+from tinydata import make_table, write_images
+from torch import nn
+
+from spatialfeat.config import FinetuneConfig
+from spatialfeat.data.dataset import FrameDataset, make_loader
+from spatialfeat.data.transforms import Preprocessing, evaluation_transform
+from spatialfeat.network.trainer import balanced_weights, training_loss
+from spatialfeat.network.training import train_one_epoch
+
+LABELS = np.array([0, 0, 0, 0, 0, 0, 1, 1, 3, 3], dtype=np.int64)
+
+
+def plain_loss(logits: torch.Tensor, labels: list[int], weights: list[float], smoothing: float) -> float:
+    """Cross-entropy written out: smoothed targets, each phase's share weighted, divided by the frames' weights."""
+    total, weight_sum = 0.0, 0.0
+    for row, label in zip(logits.tolist(), labels, strict=True):
+        log_sum = math.log(sum(math.exp(value) for value in row))
+        for phase, value in enumerate(row):
+            target = smoothing / len(row) + (1 - smoothing) * (phase == label)
+            total += target * weights[phase] * (log_sum - value)
+        weight_sum += weights[label]
+    return total / weight_sum
+
+
+def test_balanced_weights_are_scikit_learns_and_absent_phases_get_none() -> None:
+    weights = balanced_weights(LABELS, 5)
+    assert weights.dtype == torch.float32
+    expected = compute_class_weight("balanced", classes=np.unique(LABELS), y=LABELS)
+    assert weights[[0, 1, 3]].tolist() == pytest.approx(expected)
+    assert weights[[2, 4]].tolist() == [0, 0]
+    assert weights[torch.from_numpy(LABELS)].mean().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("class_weights", ["none", "balanced"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_is_what_the_options_say(class_weights: str, smoothing: float) -> None:
+    config = FinetuneConfig(num_classes=4, class_weights=class_weights, label_smoothing=smoothing)
+    logits, labels = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)), [0, 1, 1, 3, 0]
+    weights = [1.0] * 4 if class_weights == "none" else [10 / 18, 10 / 6, 0.0, 10 / 6]
+    loss = training_loss(config, LABELS)(logits, torch.tensor(labels))
+    assert loss.item() == pytest.approx(plain_loss(logits, labels, weights, smoothing), rel=1e-5)
+
+
+def step_length(tmp_path: Path, clip_grad_norm: float | None) -> float:
+    """How far one step of plain gradient descent with rate 1 moves a linear classifier: the norm of its gradient."""
+    table = make_table(tmp_path, [f"1_1_{frame}" for frame in range(4)], labels=[0, 1, 2, 1])
+    write_images(table)
+    preprocessing = Preprocessing.for_image_size(64)
+    dataset = FrameDataset.from_table(table, evaluation_transform(preprocessing))
+    loader = make_loader(dataset, batch_size=4, workers=0, device=torch.device("cpu"))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 3))
+    before = nn.utils.parameters_to_vector(model.parameters()).clone()
+    train_one_epoch(
+        model,  # type: ignore[arg-type]
+        loader,
+        torch.optim.SGD(model.parameters(), lr=1.0),
+        nn.CrossEntropyLoss(),
+        clip_grad_norm=clip_grad_norm,
+        device=torch.device("cpu"),
+        preprocessing=preprocessing,
+        freeze_until=0,
+        title="one step",
+    )
+    return float((nn.utils.parameters_to_vector(model.parameters()) - before).norm())
+
+
+def test_longer_gradients_are_scaled_down_and_shorter_ones_left_alone(tmp_path: Path) -> None:
+    length = step_length(tmp_path, None)
+    assert length > 1
+    assert step_length(tmp_path, 0.5) == pytest.approx(0.5, rel=1e-3)
+    assert step_length(tmp_path, 2 * length) == pytest.approx(length, rel=1e-6)
+
+
+def test_the_specified_recipe_has_none_of_these_options() -> None:
+    config = FinetuneConfig()
+    assert (config.class_weights, config.label_smoothing, config.clip_grad_norm) == ("none", 0, None)
+    criterion = training_loss(config, LABELS)
+    assert criterion.weight is None
+    assert criterion.label_smoothing == 0
+    assert training_loss(replace(config, class_weights="balanced"), LABELS).weight is not None
