@@ -20,6 +20,7 @@ from spatialfeat.evaluating.evaluationinput import evaluated_videos
 from spatialfeat.evaluating.scorefiles import score, write_scores
 from spatialfeat.evaluating.scoretables import score_tables
 from spatialfeat.files import move_aside, prepare_output_dir, read_json_object
+from spatialfeat.interruption import is_interruption
 from spatialfeat.network.checkpoint import initial_model, load_checkpoint
 from spatialfeat.network.history import EpochRecord, epoch_line, read_history
 from spatialfeat.network.model import PhaseResNet50
@@ -143,11 +144,11 @@ def _run_study(setting: _Setting, model: PhaseResNet50, state: TrainingState | N
 def _advice_after_interruption(files: StudyFiles) -> Iterator[None]:
     try:
         yield
-    except KeyboardInterrupt:
-        if files.epochs_saved:
+    except BaseException as error:
+        if is_interruption(error) and files.epochs_saved:
             epochs = count_text(files.epochs_saved, "epoch")
             logger.info("interrupted; %s saved: run the same command with --resume to go on from there", epochs)
-        else:
+        elif is_interruption(error):
             logger.info("interrupted before the first epoch was saved: run the same command again to start over")
         raise
 

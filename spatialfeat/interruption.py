@@ -1,6 +1,8 @@
 """Signals that ask the program to end: Ctrl-C, a cluster or container that stops it, a terminal that is closed.
 
-They become an exception, so that partial files are removed and the record is written. Only the standard library.
+They become an exception, so that partial files are removed and the record is written. An exception that is raised
+wherever the program happens to be can be swallowed or replaced by a library's own, so the signal is also remembered.
+Only the standard library.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 from spatialfeat.errors import Interrupted
@@ -18,6 +21,18 @@ from spatialfeat.errors import Interrupted
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SECONDS_OF_ECHO = 1.0
 """Programs that pass a signal on to their children make two of one; within this time the second means nothing."""
+
+
+@dataclass
+class _Signals:
+    """received: the first signal, arrived at received_at (monotonic seconds). num_holds: who does not want it now."""
+
+    received: int | None = None
+    received_at: float = 0.0
+    num_holds: int = 0
+
+
+_signals = _Signals()
 
 
 @contextmanager
@@ -30,16 +45,14 @@ def signals_as_exceptions() -> Iterator[None]:
         yield  # Python lets the main thread alone set handlers.
         return
     main_process = os.getpid()
-    first_at: float | None = None
 
     def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal first_at
         if os.getpid() != main_process:
             return  # A decoding worker that was forked a moment ago: the main process ends it.
-        if first_at is None:
-            first_at = time.monotonic()
-            raise Interrupted(number)
-        if time.monotonic() - first_at > SECONDS_OF_ECHO:
+        if _signals.received is None:
+            _signals.received, _signals.received_at = number, time.monotonic()
+            raise_if_interrupted()
+        elif time.monotonic() - _signals.received_at > SECONDS_OF_ECHO:
             signal.signal(number, signal.SIG_DFL)
             os.kill(main_process, number)
 
@@ -47,9 +60,36 @@ def signals_as_exceptions() -> Iterator[None]:
     before = {number: signal.signal(number, handle) for number in handled}
     try:
         yield
+    except BaseException as error:
+        if _signals.received is not None and not isinstance(error, Interrupted):
+            raise Interrupted(_signals.received) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _signals.received = None
+
+
+def raise_if_interrupted() -> None:
+    """Raise Interrupted if a signal has come, unless somebody holds it. Called once per batch."""
+    if _signals.received is not None and not _signals.num_holds:
+        raise Interrupted(_signals.received)
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Whether this exception came of a signal: also one that a library has raised when it was interrupted."""
+    return isinstance(error, KeyboardInterrupt) or _signals.received is not None
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Let what is inside come to its end first: files of some seconds that belong together."""
+    _signals.num_holds += 1
+    try:
+        yield
+    finally:
+        _signals.num_holds -= 1
+    raise_if_interrupted()
 
 
 def leave_signals_to_main_process() -> None:

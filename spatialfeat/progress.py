@@ -10,6 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from spatialfeat.interruption import raise_if_interrupted
+
 SECONDS_BETWEEN_LOG_FILE_UPDATES = 30
 
 
@@ -20,7 +22,8 @@ class FrameBar:
         self._bar = bar
 
     def advance(self, num_frames: int, **facts: str) -> None:
-        """Count `num_frames` more and show `facts` behind the bar."""
+        """Count `num_frames` more and show `facts` behind the bar. Raises Interrupted if a signal has come."""
+        raise_if_interrupted()
         if facts:
             self._bar.set_postfix(facts, refresh=False)
         self._bar.update(num_frames)

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from spatialfeat.files import file_sha256, read_json_object, write_json
+from spatialfeat.interruption import is_interruption
 from spatialfeat.runtime import library_versions
 
 RUN_SCHEMA = 1
@@ -22,8 +23,8 @@ RECORD_NAME = "run.json"
 class RunRecord:
     """Collects facts during a run and writes them to `out_dir/run.json`, at the start and again at the end.
 
-    Used as a context: leaving it by an exception records "interrupted" (Ctrl-C) or "failed". A record whose `status`
-    still says "running" belongs to a run that is going on, or was killed.
+    Used as a context: leaving it by an exception records "interrupted" (by a signal) or "failed". A record whose
+    `status` still says "running" belongs to a run that is going on, or was killed.
     """
 
     def __init__(self, out_dir: Path, command: str, config: Any, data: Iterable[Path], **facts: Any) -> None:
@@ -48,7 +49,7 @@ class RunRecord:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if isinstance(error, KeyboardInterrupt):
+        if error is not None and is_interruption(error):
             self.finish("interrupted")
         elif error is not None:
             self.finish("failed", error=str(error))

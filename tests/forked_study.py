@@ -8,8 +8,8 @@ seconds, and whether it has left processes behind. A task is a JSON object:
     send        signal number, and optionally one of
     after_s     when to send it, in seconds from the start; to the child alone
     at_commit   [n, "before" | "after"]: when a file gets its final name for the n-th time; to the child alone
-    after_epoch n: a moment after the state of epoch n was written, as a rule in the middle of epoch n + 1; to the
-                child and its decoding workers, as terminals and clusters do
+    after_epoch n: a moment after the state of epoch n was written (0: the first record), as a rule in the middle of
+                epoch n + 1; to the child and its decoding workers, as terminals and clusters do
 
 The network keeps its shape but is a hundredth of the size, and curves are not drawn, so that an epoch takes a moment.
 """
@@ -39,7 +39,7 @@ from spatialfeat.network.model import PhaseResNet50
 from spatialfeat.network.trainingstate import STATE_NAME
 from spatialfeat.reporting import plots
 
-MIDDLE_OF_EPOCH_S = 0.05
+MIDDLE_OF_EPOCH_S = 0.03
 
 
 def small_network(self: Any, num_classes: int) -> None:

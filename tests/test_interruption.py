@@ -141,7 +141,7 @@ def test_a_signal_ends_training_cleanly(number: int, study: Study, tmp_path: Pat
 
 def test_a_signal_in_the_first_epoch_leaves_nothing_to_resume_and_says_so(study: Study, tmp_path: Path) -> None:
     out_dir = tmp_path / "out"
-    answer = study(out_dir, send=signal.SIGTERM, at_commit=[2, "before"])
+    answer = study(out_dir, workers=2, send=signal.SIGTERM, after_epoch=0)
     assert answer["code"] == 128 + signal.SIGTERM
     assert "before the first epoch was saved: run the same command again" in answer["log"]
     assert [path.name for path in out_dir.iterdir()] == ["run.json"]

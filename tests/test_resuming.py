@@ -109,7 +109,7 @@ def test_another_study_is_refused_with_what_differs(
         save(config, data)
     with pytest.raises(SpatialfeatError) as caught:
         look(replace(config, **changes), data)
-    if (is_finished and "epochs" in changes) or ("patience" in changes and is_finished):
+    if is_finished and changes.keys() & {"epochs", "patience"}:
         message = "and without --keep-state, so it cannot be trained further"
     assert message in str(caught.value)
     assert "leave out --resume to start the study anew" in str(caught.value)

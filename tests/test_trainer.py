@@ -74,7 +74,7 @@ def step_length(tmp_path: Path, clip_grad_norm: float | None) -> float:
         freeze_until=0,
         title="one step",
     )
-    return float((nn.utils.parameters_to_vector(model.parameters()) - before).norm())
+    return (nn.utils.parameters_to_vector(model.parameters()) - before).norm().item()
 
 
 def test_longer_gradients_are_scaled_down_and_shorter_ones_left_alone(tmp_path: Path) -> None:

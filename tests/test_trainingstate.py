@@ -18,11 +18,14 @@ from spatialfeat.network.trainingstate import TrainingState, read_state, write_s
 def make_state(**changes: Any) -> TrainingState:
     content: dict[str, Any] = {
         "history": (EpochRecord(1, 0.1 + 0.2, 0.5, 1 / 3, 0.25, 1e-4, 2.5), EpochRecord(2, 1, 0.5, 1, 0.5, 5e-5, 2.0)),
-        "training": {"model": {"fc.weight": torch.randn(3, 4)}, "optimizer": {"state": {0: {"step": torch.tensor(7.)}}}},
+        "training": {
+            "model": {"fc.weight": torch.randn(3, 4)},
+            "optimizer": {"state": {0: {"step": torch.tensor(7.0)}}},
+        },
         "best_weights": {"fc.weight": torch.randn(3, 4)},
         "identity": {"lr": 1e-4, "phase_names": ["a", "b"], "clip_grad_norm": None},
         "environment": {"device": "cpu"},
-    }  # fmt: skip
+    }
     return TrainingState(**content | changes)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from spatialfeat.config import WEIGHTS_NAME, FinetuneConfig, default_phase_names
 from spatialfeat.data.transforms import Preprocessing
+from spatialfeat.interruption import signals_held
 from spatialfeat.network.checkpoint import description_path, save_weights
 from spatialfeat.network.history import EpochRecord, write_history
 from spatialfeat.network.tensorboardlog import TENSORBOARD_NAME, TensorBoardLog
@@ -38,25 +39,27 @@ class StudyFiles:
         """Write all files of the last epoch of `state`.
 
         The state goes first. A process that is killed anywhere in here has either not ended this epoch, or can make
-        all that is missing from the state.
+        all that is missing from the state. A signal waits until all are written.
         """
-        write_state(self._config.out_dir / STATE_NAME, state)
-        self.epochs_saved = len(state.history)
-        best = _best(state.history)
-        if best.epoch == len(state.history):
-            self._write_weights(state, best)
-        write_history(self._config.out_dir, state.history, best.epoch)
-        if self._tensorboard is not None:
-            self._tensorboard.add(state.history[-1])
+        with signals_held():
+            write_state(self._config.out_dir / STATE_NAME, state)
+            self.epochs_saved = len(state.history)
+            best = _best(state.history)
+            if best.epoch == len(state.history):
+                self._write_weights(state, best)
+            write_history(self._config.out_dir, state.history, best.epoch)
+            if self._tensorboard is not None:
+                self._tensorboard.add(state.history[-1])
 
     def restore(self, state: TrainingState) -> None:
         """Make every file fit `state` again, whatever an interrupted run has left of them."""
         self.epochs_saved = len(state.history)
         best = _best(state.history)
-        self._write_weights(state, best)
-        write_history(self._config.out_dir, state.history, best.epoch)
-        if self._tensorboard is not None:
-            self._tensorboard.restart(state.history)
+        with signals_held():
+            self._write_weights(state, best)
+            write_history(self._config.out_dir, state.history, best.epoch)
+            if self._tensorboard is not None:
+                self._tensorboard.restart(state.history)
 
     def close(self) -> None:
         if self._tensorboard is not None:

@@ -1,0 +1,122 @@
+"""Signals become one exception, wherever they arrive."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spatialfeat.cli_options import run_command
+from spatialfeat.errors import Interrupted
+from spatialfeat.evaluateconfig import EvaluateConfig
+from spatialfeat.interruption import signals_as_exceptions, signals_held
+from spatialfeat.progress import frame_bar
+from spatialfeat.runrecord import RunRecord
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_every_command_ends_with_a_message_and_the_shells_exit_code(
+    number: int, exit_code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as caught:
+        run_command(lambda: send(number), after_interruption="; run it again")
+    assert caught.value.code == exit_code
+    expected = "interrupted; every file that stands under its final name is whole; run it again\n"
+    assert capsys.readouterr().err == expected
+    assert signal.getsignal(number) is before
+
+
+def test_a_library_that_makes_another_error_of_it_does_not_hide_it(tmp_path: Path) -> None:
+    def save() -> None:
+        try:
+            send(signal.SIGTERM)
+        except KeyboardInterrupt as error:
+            raise RuntimeError("unexpected pos 3410368 vs 3410264") from error
+
+    with pytest.raises(Interrupted) as caught, signals_as_exceptions():
+        with RunRecord(tmp_path, "evaluate", EvaluateConfig(), []):
+            save()
+    assert caught.value.signal_number == signal.SIGTERM
+    assert '"status": "interrupted"' in (tmp_path / "run.json").read_text()
+
+
+def test_a_library_that_swallows_it_gets_as_far_as_the_next_batch() -> None:
+    batches = 0
+    with pytest.raises(Interrupted), signals_as_exceptions(), frame_bar(10, "train") as bar:
+        for _ in range(10):
+            if batches == 3:
+                try:
+                    send(signal.SIGINT)
+                except KeyboardInterrupt:
+                    pass
+            bar.advance(1)
+            batches += 1
+    assert batches == 3
+
+
+def test_what_holds_signals_comes_to_its_end_first() -> None:
+    done = []
+    with pytest.raises(Interrupted), signals_as_exceptions():
+        with signals_held():
+            send(signal.SIGTERM)
+            done.append("the weights")
+            with signals_held():
+                done.append("their description")
+            done.append("the history")
+        done.append("the next epoch")
+    assert done == ["the weights", "their description", "the history"]
+
+
+def test_a_signal_does_not_reach_the_next_command() -> None:
+    with pytest.raises(Interrupted), signals_as_exceptions():
+        send(signal.SIGTERM)
+    with signals_as_exceptions(), frame_bar(1, "train") as bar:
+        bar.advance(1)
+
+
+def run_program(code: str) -> int:
+    imports = (
+        "import os, signal, time\n"
+        "from spatialfeat import interruption\n"
+        "def send(number): os.kill(os.getpid(), number)\n"
+    )
+    return subprocess.run([sys.executable, "-c", imports + code], capture_output=True, timeout=60).returncode
+
+
+HANGING_CLEAN_UP = """
+interruption.SECONDS_OF_ECHO = {seconds}
+with interruption.signals_as_exceptions():
+    try:
+        send(signal.SIGINT)
+    except KeyboardInterrupt:
+        send(signal.SIGINT)
+        os._exit(7)
+"""
+
+
+def test_a_second_signal_ends_the_process_at_once_unless_it_is_the_echo_of_the_first() -> None:
+    assert run_program(HANGING_CLEAN_UP.format(seconds=-1)) == -signal.SIGINT
+    assert run_program(HANGING_CLEAN_UP.format(seconds=60)) == 7
+
+
+def test_nohup_is_respected() -> None:
+    code = (
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\nwith interruption.signals_as_exceptions(): send(signal.SIGHUP)"
+    )
+    assert run_program(code) == 0
+    assert run_program("with interruption.signals_as_exceptions(): send(signal.SIGHUP)") == 1
+
+
+def test_a_decoding_worker_survives_the_jobs_signals_and_not_the_main_processs_second() -> None:
+    code = "interruption.leave_signals_to_main_process()\n"
+    assert run_program(code + "send(signal.SIGINT); send(signal.SIGHUP); send(signal.SIGTERM)") == 0
+    assert run_program(code + "send(signal.SIGTERM); send(signal.SIGTERM); time.sleep(60)") == -signal.SIGTERM
