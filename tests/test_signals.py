@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -42,30 +43,34 @@ def test_a_library_that_makes_another_error_of_it_does_not_hide_it(tmp_path: Pat
         except KeyboardInterrupt as error:
             raise RuntimeError("unexpected pos 3410368 vs 3410264") from error
 
-    with pytest.raises(Interrupted) as caught, signals_as_exceptions():
-        with RunRecord(tmp_path, "evaluate", EvaluateConfig(), []):
-            save()
+    record = RunRecord(tmp_path, "evaluate", EvaluateConfig(), [])
+    with pytest.raises(Interrupted) as caught, signals_as_exceptions(), record:
+        save()
     assert caught.value.signal_number == signal.SIGTERM
     assert '"status": "interrupted"' in (tmp_path / "run.json").read_text()
 
 
 def test_a_library_that_swallows_it_gets_as_far_as_the_next_batch() -> None:
-    batches = 0
-    with pytest.raises(Interrupted), signals_as_exceptions(), frame_bar(10, "train") as bar:
-        for _ in range(10):
-            if batches == 3:
-                try:
-                    send(signal.SIGINT)
-                except KeyboardInterrupt:
-                    pass
-            bar.advance(1)
-            batches += 1
-    assert batches == 3
+    batches: list[int] = []
+
+    def train() -> None:
+        with frame_bar(10, "train") as bar:
+            for batch in range(10):
+                if batch == 3:
+                    with contextlib.suppress(KeyboardInterrupt):
+                        send(signal.SIGINT)
+                batches.append(batch)
+                bar.advance(1)
+
+    with pytest.raises(Interrupted), signals_as_exceptions():
+        train()
+    assert batches == [0, 1, 2, 3]
 
 
 def test_what_holds_signals_comes_to_its_end_first() -> None:
     done = []
-    with pytest.raises(Interrupted), signals_as_exceptions():
+
+    def save() -> None:
         with signals_held():
             send(signal.SIGTERM)
             done.append("the weights")
@@ -73,6 +78,9 @@ def test_what_holds_signals_comes_to_its_end_first() -> None:
                 done.append("their description")
             done.append("the history")
         done.append("the next epoch")
+
+    with pytest.raises(Interrupted), signals_as_exceptions():
+        save()
     assert done == ["the weights", "their description", "the history"]
 
 
@@ -109,11 +117,9 @@ def test_a_second_signal_ends_the_process_at_once_unless_it_is_the_echo_of_the_f
 
 
 def test_nohup_is_respected() -> None:
-    code = (
-        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\nwith interruption.signals_as_exceptions(): send(signal.SIGHUP)"
-    )
-    assert run_program(code) == 0
-    assert run_program("with interruption.signals_as_exceptions(): send(signal.SIGHUP)") == 1
+    code = "with interruption.signals_as_exceptions(): send(signal.SIGHUP)"
+    assert run_program(f"signal.signal(signal.SIGHUP, signal.SIG_IGN)\n{code}") == 0
+    assert run_program(code) != 0
 
 
 def test_a_decoding_worker_survives_the_jobs_signals_and_not_the_main_processs_second() -> None:
