@@ -150,3 +150,35 @@ def test_a_signal_in_the_first_epoch_leaves_nothing_to_resume_and_says_so(study:
     assert "nothing to resume" in again["log"]
     # The record of a run without results is not worth a folder.
     assert not (out_dir / "previous1").exists()
+
+
+def test_a_kept_state_is_trained_further_and_without_resume_a_study_is_moved_aside(
+    study: Study, whole: tuple[Path, Answer], tmp_path: Path
+) -> None:
+    expected_dir, _ = whole
+    out_dir = tmp_path / "out"
+    first = study(out_dir, "--keep-state", epochs=2)
+    assert first["code"] == 0, first["log"]
+    assert (out_dir / "training_state.pt").exists()
+    study(out_dir, "--resume", send=signal.SIGKILL, at_commit=[1, "after"])
+    assert study(out_dir, "--resume")["code"] == 0
+    assert history_without_seconds(out_dir) == history_without_seconds(expected_dir)
+    for name in SAME_BYTES:
+        assert (out_dir / name).read_bytes() == (expected_dir / name).read_bytes(), name
+    # The scores of the weights after two epochs did not stand beside those of the third.
+    assert (out_dir / "previous1" / "metrics.json").exists()
+    assert not (out_dir / "training_state.pt").exists()
+
+    again = study(out_dir, "--resume")
+    assert again["code"] == 0
+    assert "is finished: nothing to do" in again["log"]
+    more = study(out_dir, "--resume", epochs=4)
+    assert more["code"] == 2
+    assert "error: --epochs 4: the study in" in more["log"]
+
+    unfinished = tmp_path / "unfinished"
+    study(unfinished, send=signal.SIGKILL, at_commit=[2, "after"])
+    anew = study(unfinished, epochs=1)
+    assert anew["code"] == 0, anew["log"]
+    assert "holds an unfinished study, which is moved aside; --resume would have gone on with it" in anew["log"]
+    assert (unfinished / "previous1" / "training_state.pt").exists()
