@@ -1,23 +1,17 @@
-"""Options of the training step against plain computations, and going on from a state."""
+"""Options of the training loss against plain computations."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
-from tinydata import make_table, write_images
-from torch import nn
 
 from spatialfeat.config import FinetuneConfig
-from spatialfeat.data.dataset import FrameDataset, make_loader
-from spatialfeat.data.transforms import Preprocessing, evaluation_transform
 from spatialfeat.network.trainer import balanced_weights, training_loss
-from spatialfeat.network.training import train_one_epoch
 
 LABELS = np.array([0, 0, 0, 0, 0, 0, 1, 1, 3, 3], dtype=np.int64)
 
@@ -51,37 +45,6 @@ def test_the_loss_is_what_the_options_say(class_weights: str, smoothing: float) 
     weights = [1.0] * 4 if class_weights == "none" else [10 / 18, 10 / 6, 0.0, 10 / 6]
     loss = training_loss(config, LABELS)(logits, torch.tensor(labels))
     assert loss.item() == pytest.approx(plain_loss(logits, labels, weights, smoothing), rel=1e-5)
-
-
-def step_length(tmp_path: Path, clip_grad_norm: float | None) -> float:
-    """How far one step of plain gradient descent with rate 1 moves a linear classifier: the norm of its gradient."""
-    table = make_table(tmp_path, [f"1_1_{frame}" for frame in range(4)], labels=[0, 1, 2, 1])
-    write_images(table)
-    preprocessing = Preprocessing.for_image_size(64)
-    dataset = FrameDataset.from_table(table, evaluation_transform(preprocessing))
-    loader = make_loader(dataset, batch_size=4, workers=0, device=torch.device("cpu"))
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 3))
-    before = nn.utils.parameters_to_vector(model.parameters()).clone()
-    train_one_epoch(
-        model,  # type: ignore[arg-type]
-        loader,
-        torch.optim.SGD(model.parameters(), lr=1.0),
-        nn.CrossEntropyLoss(),
-        clip_grad_norm=clip_grad_norm,
-        device=torch.device("cpu"),
-        preprocessing=preprocessing,
-        freeze_until=0,
-        title="one step",
-    )
-    return (nn.utils.parameters_to_vector(model.parameters()) - before).norm().item()
-
-
-def test_longer_gradients_are_scaled_down_and_shorter_ones_left_alone(tmp_path: Path) -> None:
-    length = step_length(tmp_path, None)
-    assert length > 1
-    assert step_length(tmp_path, 0.5) == pytest.approx(0.5, rel=1e-3)
-    assert step_length(tmp_path, 2 * length) == pytest.approx(length, rel=1e-6)
 
 
 def test_the_specified_recipe_has_none_of_these_options() -> None:
