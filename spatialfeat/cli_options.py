@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from spatialfeat.errors import Interrupted, SpatialfeatError
-from spatialfeat.interruption import signals_as_exceptions
+from spatialfeat.interruption import interruption_first, signals_as_exceptions
 
 # A full disk, a lost network drive, missing rights: nothing that a traceback would help with.
 FAULTS_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
@@ -58,7 +58,8 @@ def run_command(command: Callable[[], None], *, after_interruption: str = "") ->
     message, exit_code = "", 0
     with signals_as_exceptions():
         try:
-            command()
+            with interruption_first():
+                command()
         except SpatialfeatError as error:
             message, exit_code = f"error: {error}", 2
         except KeyboardInterrupt as error:

@@ -60,14 +60,21 @@ def signals_as_exceptions() -> Iterator[None]:
     before = {number: signal.signal(number, handle) for number in handled}
     try:
         yield
-    except BaseException as error:
-        if _signals.received is not None and not isinstance(error, Interrupted):
-            raise Interrupted(_signals.received) from error
-        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         _signals.received = None
+
+
+@contextmanager
+def interruption_first() -> Iterator[None]:
+    """Any exception that leaves this after a signal leaves as Interrupted, whatever a library has made of it."""
+    try:
+        yield
+    except BaseException as error:
+        if _signals.received is not None and not isinstance(error, Interrupted):
+            raise Interrupted(_signals.received) from error
+        raise
 
 
 def raise_if_interrupted() -> None:

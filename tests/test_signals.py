@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from spatialfeat.cli_options import run_command
-from spatialfeat.errors import Interrupted
+from spatialfeat.errors import Interrupted, SpatialfeatError
 from spatialfeat.evaluateconfig import EvaluateConfig
 from spatialfeat.interruption import signals_as_exceptions, signals_held
 from spatialfeat.progress import frame_bar
@@ -36,18 +37,22 @@ def test_every_command_ends_with_a_message_and_the_shells_exit_code(
     assert signal.getsignal(number) is before
 
 
-def test_a_library_that_makes_another_error_of_it_does_not_hide_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("unexpected pos 3410368 vs 3410264"), SpatialfeatError("is damaged")])
+def test_a_library_that_makes_another_error_of_it_does_not_hide_it(
+    error: Exception, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def save() -> None:
-        try:
-            send(signal.SIGTERM)
-        except KeyboardInterrupt as error:
-            raise RuntimeError("unexpected pos 3410368 vs 3410264") from error
+        with RunRecord(tmp_path, "evaluate", EvaluateConfig(), []):
+            try:
+                send(signal.SIGTERM)
+            except KeyboardInterrupt as interrupted:
+                raise error from interrupted
 
-    record = RunRecord(tmp_path, "evaluate", EvaluateConfig(), [])
-    with pytest.raises(Interrupted) as caught, signals_as_exceptions(), record:
-        save()
-    assert caught.value.signal_number == signal.SIGTERM
-    assert '"status": "interrupted"' in (tmp_path / "run.json").read_text()
+    with pytest.raises(SystemExit) as caught:
+        run_command(save)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert "interrupted" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "interrupted"
 
 
 def test_a_library_that_swallows_it_gets_as_far_as_the_next_batch() -> None:
