@@ -19,9 +19,8 @@ from typing import Any
 import torch
 from measuring import BenchmarkError, load_average, run_measured
 
-from spatialfeat.config import PRECISIONS
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.runtime import describe_device, library_versions, select_device, usable_cores
+from spatialfeat.runtime import DTYPES, choose_precision, describe_device, library_versions, select_device, usable_cores
 
 BENCHMARKS_DIR = Path(__file__).resolve().parent
 MIN_FRAMES = 200
@@ -182,15 +181,17 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    unknown = [precision for precision in options.precisions if precision not in PRECISIONS]
-    if unknown:
-        parser.error(f"--precisions {unknown[0]}: this spatialfeat has {', '.join(PRECISIONS)}; name those you want")
     if options.frames < MIN_FRAMES and not options.quick:
         parser.error(f"--frames {options.frames}: at least {MIN_FRAMES}, or --quick")
     if options.repeats < 1:
         parser.error(f"--repeats {options.repeats}: at least 1")
+    unknown = [precision for precision in options.precisions if precision not in DTYPES]
+    if unknown:
+        parser.error(f"--precisions {unknown[0]}: must be of {', '.join(DTYPES)}")
     try:
-        select_device(options.device)
+        device = select_device(options.device)
+        for precision in options.precisions:
+            choose_precision(precision, device)
     except SpatialfeatError as error:
         parser.error(str(error))
 
