@@ -125,13 +125,14 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
 def _results_folder(out_dir: Path) -> Iterator[Path]:
     """A hidden folder for the results; they move to `out_dir` when all are there, so a failure leaves earlier ones.
 
-    Of a failed evaluation only the record moves, and only where no earlier evaluation has one.
+    Of a failed evaluation only the record moves, and only where no whole run has left one.
     """
     with working_folder(out_dir / WORKING_NAME, out_dir) as results_dir, os_errors_named(out_dir):
         try:
             yield results_dir
         except BaseException:
-            if (results_dir / RECORD_NAME).exists() and not _holds_evaluation(out_dir):
+            whole = read_json_object(out_dir / RECORD_NAME).get("status") == "complete"
+            if (results_dir / RECORD_NAME).exists() and not whole:
                 (results_dir / RECORD_NAME).replace(out_dir / RECORD_NAME)
             raise
         if _holds_evaluation(out_dir):
