@@ -9,11 +9,16 @@ from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from tinydata import png_bytes
+from tinydata import png_bytes, write_csv
+from torchvision import transforms
+from torchvision.models import resnet50
 
+from spatialfeat.config import ExtractConfig
 from spatialfeat.data.images import (
     MAX_FILE_BYTES,
     MAX_PIXELS,
@@ -25,6 +30,7 @@ from spatialfeat.data.images import (
     list_pngs,
     read_image_file,
 )
+from spatialfeat.extract import extract
 
 
 def _encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -80,22 +86,21 @@ def _half_transparent() -> Image.Image:
     return image
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: _gradient("RGB"),
-        lambda: _gradient("L"),
-        lambda: _gradient("P"),
-        lambda: _gradient("1"),
-        _half_transparent,
-        _grey_alpha,
-        _palette_with_transparency,
-        _sixteen_bit,
-        _sixteen_bit_rgb,
-        _interlaced,
-    ],
-    ids=["rgb", "grey", "palette", "bilevel", "alpha", "grey-alpha", "trns", "16-bit", "16-bit-rgb", "interlaced"],
-)
+ODD_BUT_VALID: dict[str, Callable[[], Image.Image | bytes]] = {
+    "rgb": lambda: _gradient("RGB"),
+    "grey": lambda: _gradient("L"),
+    "palette": lambda: _gradient("P"),
+    "bilevel": lambda: _gradient("1"),
+    "alpha": _half_transparent,
+    "grey-alpha": _grey_alpha,
+    "trns": _palette_with_transparency,
+    "16-bit": _sixteen_bit,
+    "16-bit-rgb": _sixteen_bit_rgb,
+    "interlaced": _interlaced,
+}
+
+
+@pytest.mark.parametrize("make", ODD_BUT_VALID.values(), ids=ODD_BUT_VALID)
 def test_odd_but_valid_pngs_decode_as_pillow_does(make: Callable[[], Image.Image | bytes], tmp_path: Path) -> None:
     path = tmp_path / "frame.png"
     made = make()
@@ -266,3 +271,31 @@ def test_digest_tells_content_apart() -> None:
     assert content_digest(b"a") != content_digest(b"b")
     assert content_digest(b"a") == content_digest(b"a")
     assert len(content_digest(b"")) == 16
+
+
+def test_odd_but_valid_pngs_give_the_features_of_a_plain_pipeline(plain_weights: Path, tmp_path: Path) -> None:
+    """Pillow's convert("RGB") and torchvision's transforms, written as the specification has them."""
+    (tmp_path / "images").mkdir()
+    paths = [tmp_path / "images" / f"9_1_{number:03}.png" for number in range(len(ODD_BUT_VALID))]
+    for path, make in zip(paths, ODD_BUT_VALID.values(), strict=True):
+        made = make()
+        path.write_bytes(made if isinstance(made, bytes) else _encode(made))
+    csv_path = write_csv(tmp_path / "test.csv", [(path.stem, 0) for path in paths])
+    extract(
+        ExtractConfig(
+            csvs=(str(csv_path),), img_dir=tmp_path / "images", weights=plain_weights, out_dir=tmp_path, workers=0
+        )
+    )
+    with h5py.File(tmp_path / "9_1.h5") as file:
+        assert file["frame_ids"].asstr()[()].tolist() == [path.stem for path in paths]
+        features = file["features"][()].T
+    model = resnet50(num_classes=7)
+    model.load_state_dict(torch.load(plain_weights, weights_only=True))
+    model.fc = torch.nn.Identity()
+    normalize = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    shape = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), normalize])
+    images = torch.stack([shape(Image.open(path).convert("RGB")) for path in paths])
+    with torch.no_grad():
+        expected = model.eval()(images).numpy()
+    differences = np.linalg.norm(features - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    assert differences.max() < 1e-3, dict(zip(ODD_BUT_VALID, differences, strict=True))
