@@ -19,7 +19,8 @@ from spatialfeat.cli import app
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.faults import REMEDIES, computing_faults_told, describe_os_error
 from spatialfeat.files import read_json_object
-from spatialfeat.network.model import PhaseResNet50
+from spatialfeat.network.fastnetwork import InferenceNetwork
+from spatialfeat.network.trainingstep import TrainingStep
 from spatialfeat.progress import LastingStream
 
 GPU_MEMORY = (
@@ -171,25 +172,29 @@ def small_weights(study: Any) -> Path:
     return path
 
 
+def _given_outputs(network: InferenceNetwork, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stands in for the network: 2048 features and 7 logits per image."""
+    features = images.float().mean(dim=(1, 2, 3))[:, None].repeat(1, 2048)
+    return features, features[:, :7]
+
+
 @pytest.fixture
 def gpu_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the third batch on, the network needs more memory than there is."""
+    """From the fourth batch on, the network needs more memory than there is; training does at once."""
     batches = 0
 
-    def fail_late(self: PhaseResNet50, images: torch.Tensor) -> Any:
+    def fail_late(network: InferenceNetwork, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal batches
         batches += 1
-        if batches > 2:
+        if batches > 3:
             raise torch.OutOfMemoryError(GPU_MEMORY)
-        return _given_features(self, images)
+        return _given_outputs(network, images)
 
-    monkeypatch.setattr(PhaseResNet50, "features_and_logits", fail_late)
-    monkeypatch.setattr(PhaseResNet50, "forward", lambda self, images: fail_late(self, images)[1])
+    def fail(*arguments: object) -> None:
+        raise torch.OutOfMemoryError(GPU_MEMORY)
 
-
-def _given_features(model: PhaseResNet50, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    features = images.mean(dim=(1, 2, 3))[:, None].expand(-1, 2048).contiguous()
-    return features, model.fc(features)
+    monkeypatch.setattr(InferenceNetwork, "__call__", fail_late)
+    monkeypatch.setattr(TrainingStep, "__call__", fail)
 
 
 @pytest.mark.usefixtures("gpu_without_memory")
@@ -205,7 +210,7 @@ def test_out_of_gpu_memory(command: Any, demo_dir: Path, small_weights: Path, tm
     assert "memory ran out" in record["error"]
     finished = sorted(path.name for path in (tmp_path / "out").iterdir())
     if command is _extract:
-        # Eight frames were computed: the first video is whole, the second was under way.
+        # Eight frames or more were computed: the first video is whole, the second was under way.
         assert finished == ["114_01.h5", "run.json"]
         assert "1 of 3 videos are finished and kept: 114_01; run the same command again" in done.stdout
     else:
@@ -218,15 +223,15 @@ def test_features_that_are_no_numbers_are_never_written(
 ) -> None:
     frames = 0
 
-    def spoil_sixth(self: PhaseResNet50, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def spoil_sixth(network: InferenceNetwork, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal frames
-        features, logits = _given_features(self, images)
+        features, logits = _given_outputs(network, images)
         if frames <= 5 < frames + len(images):
             features[5 - frames, 99] = value
         frames += len(images)
         return features, logits
 
-    monkeypatch.setattr(PhaseResNet50, "features_and_logits", spoil_sixth)
+    monkeypatch.setattr(InferenceNetwork, "__call__", spoil_sixth)
     done = _extract(demo_dir, small_weights, tmp_path)
     assert done.exit_code == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["114_01.h5", "114_03.h5", "run.json"]
@@ -267,7 +272,7 @@ def test_a_killed_decoding_process_ends_the_run(
         return decode(content)
 
     monkeypatch.setattr(dataset_module, "decode_rgb", die_at_the_tenth)
-    monkeypatch.setattr(PhaseResNet50, "features_and_logits", _given_features)
+    monkeypatch.setattr(InferenceNetwork, "__call__", _given_outputs)
     done = _extract(demo_dir, small_weights, tmp_path, "--workers", "1")
     assert done.exit_code == 2, done.output
     assert "error: " in done.stderr
@@ -299,14 +304,14 @@ def test_the_end_of_a_run_on_a_broken_disk_tells_the_first_failure(
 ) -> None:
     """run.json cannot be written any more either: that must not bury the message."""
 
-    def fail(self: PhaseResNet50, images: torch.Tensor) -> Any:
+    def fail(*arguments: object) -> None:
         def refuse(path: Path, *args: object, **options: object) -> int:
             raise OSError(errno.EROFS, "Read-only file system", str(path))
 
         monkeypatch.setattr(Path, "write_text", refuse)
         raise MemoryError
 
-    monkeypatch.setattr(PhaseResNet50, "features_and_logits", fail)
+    monkeypatch.setattr(InferenceNetwork, "__call__", fail)
     done = _extract(demo_dir, small_weights, tmp_path)
     assert done.exit_code == 2
     assert "error: the machine's memory ran out; lower --batch-size (now 4)" in done.stderr

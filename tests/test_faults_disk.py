@@ -17,13 +17,14 @@ from feature_folders import make_video
 from predictions_data import BETTER, write_predictions
 from typer.testing import CliRunner
 
-import spatialfeat.finetune as finetune_module
 from spatialfeat.cli import app
 from spatialfeat.config import FinetuneConfig
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import read_json_object
 from spatialfeat.finetune import FinetuneResult, finetune
 from spatialfeat.network.checkpoint import load_checkpoint
+from spatialfeat.network.studyfiles import StudyFiles
+from spatialfeat.network.trainingstate import STATE_NAME, TrainingState, read_state
 
 
 @contextmanager
@@ -110,28 +111,23 @@ def test_extract_on_a_small_disk(
 def test_finetune_on_a_full_disk_keeps_the_best_weights_so_far(
     quick_config: FinetuneConfig, study: FinetuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first epoch is saved; the second, a better one, no longer fits."""
-    save, saved = finetune_module._Study._save, []
+    """The first epoch is saved; the second no longer fits."""
+    save, saved = StudyFiles.save_epoch, []
 
-    def save_until_full(self: object, record: object) -> None:
-        saved.append(record)
-        with files_up_to(200_000_000 if len(saved) == 1 else 1_000_000):
-            save(self, record)  # type: ignore[arg-type]
+    def save_until_full(files: StudyFiles, state: TrainingState) -> None:
+        saved.append(state)
+        with files_up_to(1_000_000_000 if len(saved) == 1 else 1_000_000):
+            save(files, state)
 
-    monkeypatch.setattr(finetune_module._Study, "_save", save_until_full)
-    monkeypatch.setattr(finetune_module.EarlyStopping, "update", _always_better)
-    with pytest.raises(SpatialfeatError, match=r"best_spatial_study_weights\.pth: File too large; make room there"):
+    monkeypatch.setattr(StudyFiles, "save_epoch", save_until_full)
+    with pytest.raises(SpatialfeatError, match=rf"{STATE_NAME}: File too large; make room there"):
         finetune(replace(quick_config, weights=str(study.weights_path), out_dir=tmp_path, freeze_until=9))
     assert len(saved) == 2
     assert load_checkpoint(tmp_path / "best_spatial_study_weights.pth").num_classes == 7
     assert read_json_object(tmp_path / "best_spatial_study_weights.json")["epoch"] == 1
+    assert len(read_state(tmp_path / STATE_NAME).history) == 1
     assert read_json_object(tmp_path / "run.json")["status"] == "failed"
     assert not list(tmp_path.glob(".*"))
-
-
-def _always_better(self: finetune_module.EarlyStopping, epoch: int, accuracy: float) -> bool:
-    self.best_epoch, self.best_accuracy = epoch, accuracy
-    return True
 
 
 def test_finetune_refuses_a_disk_that_is_too_small_before_it_trains(
@@ -139,7 +135,9 @@ def test_finetune_refuses_a_disk_that_is_too_small_before_it_trains(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=150_000_000)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-    with pytest.raises(SpatialfeatError, match=r"the weights take about 188 MB, but 150 MB are free there; make room"):
+    with pytest.raises(
+        SpatialfeatError, match=r"state and weights take about 376 MB, but 150 MB are free there; make room"
+    ):
         finetune(replace(quick_config, out_dir=tmp_path))
     assert list(tmp_path.iterdir()) == []
 
