@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -13,10 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from spatialfeat.errors import Interrupted, SpatialfeatError
+from spatialfeat.faults import describe_os_error
 from spatialfeat.interruption import interruption_first, signals_as_exceptions
 
-# A full disk, a lost network drive, missing rights: nothing that a traceback would help with.
-FAULTS_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
 SIGNAL_EXIT_CODE = 128
 """A program that ended on signal n exits with this + n, by the shells' convention: 130 after Ctrl-C."""
 
@@ -52,13 +49,13 @@ def run_command(command: Callable[[], None], *, after_interruption: str = "") ->
     Args:
         after_interruption: what to do next when a signal has stopped the command.
     """
-    from spatialfeat.progress import show_log_messages
+    from spatialfeat.progress import lasting_streams, show_log_messages
 
     show_log_messages()
     message, exit_code = "", 0
     with signals_as_exceptions():
         try:
-            with interruption_first():
+            with lasting_streams(), interruption_first():
                 command()
         except SpatialfeatError as error:
             message, exit_code = f"error: {error}", 2
@@ -67,10 +64,10 @@ def run_command(command: Callable[[], None], *, after_interruption: str = "") ->
             message = f"interrupted; every file that stands under its final name is whole{after_interruption}"
             exit_code = SIGNAL_EXIT_CODE + number
         except OSError as error:
-            if error.errno not in FAULTS_OF_THE_MACHINE:
+            fault = describe_os_error(error)
+            if fault is None:
                 raise
-            place = error.filename or "writing or reading a file"
-            message, exit_code = f"error: {place}: {os.strerror(error.errno)}", 2
+            message, exit_code = f"error: {fault}", 2
     if exit_code:
         # Here and not above: an exception that is being handled keeps everything of the command alive, decoding
         # workers too, which could then not be told to end.

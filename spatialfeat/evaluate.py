@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,13 @@ from spatialfeat.evaluating.featurepredictions import read_feature_predictions
 from spatialfeat.evaluating.predictionfiles import read_prediction_files
 from spatialfeat.evaluating.scorefiles import compare_with_first, score, write_comparison, write_scores
 from spatialfeat.evaluating.scoretables import comparison_table, score_tables
-from spatialfeat.files import prepare_output_dir, read_json_object
+from spatialfeat.faults import computing_faults_told, os_errors_named
+from spatialfeat.files import move_into, prepare_output_dir, read_json_object, working_folder
 from spatialfeat.network.checkpoint import MORE_CLASSES, load_checkpoint
 from spatialfeat.network.prediction import as_set, predict_frames, write_predictions_csv
 from spatialfeat.reporting.pictures import save_pictures
 from spatialfeat.reporting.report import write_report
-from spatialfeat.runrecord import RunRecord
+from spatialfeat.runrecord import RECORD_NAME, RunRecord
 from spatialfeat.runtime import (
     choose_precision,
     choose_workers,
@@ -54,6 +57,8 @@ RESULT_PATTERNS = (
 )
 """What an evaluation leaves in its folder, beside a folder per set where there are several."""
 
+WORKING_NAME = ".evaluation.partial"
+
 FEW_PATIENTS = 10
 """With fewer, percentiles of resampled patients are little more than the worst and the best of them."""
 
@@ -82,9 +87,14 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     opened = open_source(config)
     graph = None if config.relaxed is None else relaxed_graph(config.relaxed, opened.phase_names)
     prepare_output_dir(config.out_dir)
-    _remove_earlier_results(config.out_dir)
-    with RunRecord(config.out_dir, "evaluate", config.resolved(), opened.data, **opened.facts) as record:
-        sets = {found.name: evaluated_videos(found, config.group_by) for found in opened.predict()}
+    with (
+        _results_folder(config.out_dir) as results_dir,
+        RunRecord(results_dir, "evaluate", config.resolved(), opened.data, **opened.facts) as record,
+    ):
+        found_sets = opened.predict()
+        if isinstance(config.source, WeightsSource):
+            write_predictions_csv(results_dir / PREDICTIONS_NAME, found_sets[0].parts[0])
+        sets = {found.name: evaluated_videos(found, config.group_by) for found in found_sets}
         rates = find_rates(next(iter(sets.values())), given_fps=config.fps, stored_fps=opened.stored_fps)
         options = SummaryOptions(
             relaxed=graph,
@@ -98,23 +108,44 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         )
         comparisons = tuple(compare_with_first(evaluations, num_samples=config.bootstrap, seed=config.seed))
         result = EvaluationResult(evaluations, comparisons)
-        _write_scores(config.out_dir, result)
+        _write_scores(results_dir, result)
         notices = _notices(config, opened, evaluations[0])
         for notice in notices:
             logger.info("note: %s", notice)
         for text in (*map(score_tables, evaluations), *(comparison_table(found, evaluations) for found in comparisons)):
             logger.info("\n%s", text)
-        # Last, because they take a minute for many videos: the numbers are on the terminal and on disk by now.
+        # Last, because they take a minute for many videos: the numbers are on the terminal by now.
         logger.info("\nwriting pictures and report.html to %s", config.out_dir)
-        _write_pictures(config, result, rates, notices)
+        _write_pictures(results_dir, config, result, rates, notices)
         record.finish(scores={evaluation.name: evaluation.metrics["pooled"] for evaluation in evaluations})
     return result
 
 
+@contextmanager
+def _results_folder(out_dir: Path) -> Iterator[Path]:
+    """A hidden folder for the results; they move to `out_dir` when all are there, so a failure leaves earlier ones.
+
+    Of a failed evaluation only the record moves, and only where no whole run has left one.
+    """
+    with working_folder(out_dir / WORKING_NAME, out_dir) as results_dir, os_errors_named(out_dir):
+        try:
+            yield results_dir
+        except BaseException:
+            whole = read_json_object(out_dir / RECORD_NAME).get("status") == "complete"
+            if (results_dir / RECORD_NAME).exists() and not whole:
+                (results_dir / RECORD_NAME).replace(out_dir / RECORD_NAME)
+            raise
+        if _holds_evaluation(out_dir):
+            _remove_earlier_results(out_dir)
+        move_into(results_dir, out_dir, last=RECORD_NAME)
+
+
+def _holds_evaluation(out_dir: Path) -> bool:
+    return read_json_object(out_dir / RECORD_NAME).get("command") == "evaluate"
+
+
 def _remove_earlier_results(out_dir: Path) -> None:
     """Remove what an earlier evaluation left here: pictures of other videos or sets would look like this one's."""
-    if read_json_object(out_dir / "run.json").get("command") != "evaluate":
-        return
     for pattern in RESULT_PATTERNS:
         for path in out_dir.glob(pattern):
             path.unlink()
@@ -130,8 +161,10 @@ def _write_scores(out_dir: Path, result: EvaluationResult) -> None:
         write_comparison(out_dir, result.comparisons)
 
 
-def _write_pictures(config: EvaluateConfig, result: EvaluationResult, rates: Rates, notices: list[str]) -> None:
-    out_dir, evaluations = config.out_dir, result.evaluations
+def _write_pictures(
+    out_dir: Path, config: EvaluateConfig, result: EvaluationResult, rates: Rates, notices: list[str]
+) -> None:
+    evaluations = result.evaluations
     save_pictures(out_dir, evaluations, fps=rates.numbering_fps)
     write_report(
         out_dir / "report.html",
@@ -214,17 +247,18 @@ def _open_weights(source: WeightsSource, config: EvaluateConfig) -> EvaluationIn
         use_true_float32()
         keep_freed_memory()
         logger.info("evaluating %s: %d frames on %s", source.csv, len(table), describe_arithmetic(device, precision))
-        predictions = predict_frames(
-            checkpoint.model,
-            table,
-            checkpoint.preprocessing,
-            device=device,
-            precision=precision,
-            batch_size=source.batch_size,
-            workers=choose_workers(source.workers, device),
-            title="evaluate",
-        )
-        write_predictions_csv(config.out_dir / PREDICTIONS_NAME, predictions)
+        workers = choose_workers(source.workers, device)
+        with computing_faults_told(batch_size=source.batch_size, workers=workers):
+            predictions = predict_frames(
+                checkpoint.model,
+                table,
+                checkpoint.preprocessing,
+                device=device,
+                precision=precision,
+                batch_size=source.batch_size,
+                workers=workers,
+                title="evaluate",
+            )
         return (as_set(table, predictions),)
 
     return EvaluationInput(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from spatialfeat.exports.export_npy import NpyExport
 from spatialfeat.exports.export_tecno import TecnoExport
 from spatialfeat.exports.exportjob import ExportJob, read_back
 from spatialfeat.exports.exportsource import open_source
-from spatialfeat.files import atomic_folder, atomic_path
+from spatialfeat.files import atomic_folder, atomic_path, require_room
 from spatialfeat.progress import frame_bar
 
 logger = logging.getLogger(__name__)
@@ -72,7 +71,8 @@ def _export(config: ExportConfig, form: ExportFormat) -> ExportResult:
     notices = [*source.notices, *job.notices]
     for notice in notices:
         logger.info("note: %s", notice)
-    _check_room(config.out, out, job.num_frames * job.bytes_per_frame)
+    # HDF5 moreover crashes at exit after writing to a full disk.
+    require_room(config.out, job.num_frames * job.bytes_per_frame, "the export takes", "OUT")
     with _place(out, form) as target:
         with frame_bar(job.num_frames, f"export {form.name}") as bar:
             job.write(target, bar.advance)
@@ -100,17 +100,6 @@ def _check_place(config: ExportConfig, form: ExportFormat) -> Path:
         what = "is not empty" if out.is_dir() else "is a file"
         raise SpatialfeatError(f"OUT {config.out}: {what}; remove it or choose another folder")
     return out
-
-
-def _check_room(named: Path, out: Path, num_bytes: int) -> None:
-    """Refuse early what would fill the disk; HDF5 moreover crashes at exit after writing to a full disk."""
-    place = next(parent for parent in out.parents if parent.exists())
-    free = shutil.disk_usage(place).free
-    if free < num_bytes:
-        raise SpatialfeatError(
-            f"OUT {named}: the export takes about {num_bytes / 1e6:.0f} MB, but {free / 1e6:.0f} MB are free there; "
-            "make room or choose another place"
-        )
 
 
 def _place(out: Path, form: ExportFormat) -> AbstractContextManager[Path]:

@@ -21,13 +21,14 @@ from spatialfeat.data.splits import UNNAMED_SPLIT, named_csvs
 from spatialfeat.data.transforms import evaluation_transform
 from spatialfeat.data.videos import Video, group_videos
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.faults import computing_faults_told
 from spatialfeat.features.extractplan import feature_path, image_paths, plan_extraction, stat_digest, video_header
 from spatialfeat.features.featureschema import Recipe
-from spatialfeat.features.featurewriter import FeatureFileWriter
-from spatialfeat.files import prepare_output_dir
+from spatialfeat.features.featurewriter import FeatureFileWriter, remove_partial_files
+from spatialfeat.files import prepare_output_dir, require_room
 from spatialfeat.network.checkpoint import MORE_CLASSES, Checkpoint, load_checkpoint
-from spatialfeat.network.inference import FrameOutputs, run_inference
-from spatialfeat.network.model import BACKBONE, FEATURE_LAYER
+from spatialfeat.network.inference import NOT_FINITE, FrameOutputs, run_inference
+from spatialfeat.network.model import BACKBONE, FEATURE_LAYER, NUM_FEATURES
 from spatialfeat.progress import frame_bar
 from spatialfeat.runrecord import RunRecord
 from spatialfeat.runtime import (
@@ -78,6 +79,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
     ] + unlabelled
     videos = group_videos(tables, config.group_by)
     prepare_output_dir(config.out_dir)
+    remove_partial_files(config.out_dir)
     result = ExtractResult()
     result.failed = _videos_with_broken_images(videos, tables)
     device = select_device(config.device)
@@ -99,6 +101,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
     ) as record:
         _announce(config, videos, device, precision)
         if plan.to_compute:
+            require_room(config.out_dir, _num_bytes(plan.to_compute, checkpoint), "the feature files take")
             sink = _FeatureSink(plan.to_compute, config.out_dir, recipe, result)
             _compute(config, checkpoint, plan.to_compute, device, precision, sink)
         status = "incomplete" if result.failed else "complete"
@@ -142,6 +145,11 @@ def _videos_with_broken_images(videos: Sequence[Video], tables: Sequence[FrameTa
     return failed
 
 
+def _num_bytes(videos: Sequence[Video], checkpoint: Checkpoint) -> int:
+    """What the feature files of `videos` take at least."""
+    return sum(map(len, videos)) * (NUM_FEATURES + checkpoint.num_classes) * np.dtype(np.float32).itemsize
+
+
 class _FeatureSink:
     """Takes the network's outputs in the order of the frames and cuts them into one file per video."""
 
@@ -153,9 +161,13 @@ class _FeatureSink:
         self._images_digest = hashlib.sha256()
 
     def take(self, outputs: FrameOutputs) -> None:
-        """Write the frames of one batch. A frame that could not be decoded fails its video, never a single row."""
+        """Write the frames of one batch. A frame without features fails its video, never a single row."""
         for row, reason in outputs.failures:
-            self._fail(row, reason)
+            video, table_row = self._locate(row)
+            self._fail(video, describe_broken_image(video.table, table_row, reason))
+        for row in outputs.rows_not_finite():
+            video, table_row = self._locate(row)
+            self._fail(video, f"{video.table.where(table_row)}: {NOT_FINITE}")
         video_of_row = np.searchsorted(self._ends, outputs.rows, side="right")
         for index in np.unique(video_of_row).tolist():
             mine = np.flatnonzero(video_of_row == index)
@@ -165,8 +177,14 @@ class _FeatureSink:
             if outputs.rows[mine[-1]] == self._ends[index] - 1:
                 self._finish(video)
 
+    def progress(self) -> str:
+        """`2 of 7 videos are finished and kept: 1050_1, 1050_2`."""
+        written = self._result.written
+        names = f": {', '.join(written)}" if written else ""
+        return f"{len(written)} of {count_text(len(self._videos), 'video')} are finished and kept{names}"
+
     def close(self) -> None:
-        """Remove the file of a video that was not finished."""
+        """Remove the file of the video that was not finished."""
         if self._writer is not None:
             self._writer.discard()
             self._writer = None
@@ -184,15 +202,23 @@ class _FeatureSink:
     def _finish(self, video: Video) -> None:
         if self._writer is None:
             return
-        self._writer.finish(images_stat=stat_digest(image_paths(video)), images_content=self._images_digest.hexdigest())
+        try:
+            images_stat = stat_digest(image_paths(video))
+        except FileNotFoundError as error:
+            self._fail(video, f"{error.filename}: was removed while the video was extracted")
+            return
+        self._writer.finish(images_stat=images_stat, images_content=self._images_digest.hexdigest())
         self._writer = None
         self._result.written.append(video.video_id)
 
-    def _fail(self, row: int, reason: str) -> None:
+    def _locate(self, row: int) -> tuple[Video, int]:
+        """The video that a row of the dataset belongs to, and the row of the video's table."""
         index = int(np.searchsorted(self._ends, row, side="right"))
         video = self._videos[index]
-        table_row = int(video.rows[row - (self._ends[index] - len(video))])
-        self._result.failed.setdefault(video.video_id, describe_broken_image(video.table, table_row, reason))
+        return video, int(video.rows[row - (self._ends[index] - len(video))])
+
+    def _fail(self, video: Video, reason: str) -> None:
+        self._result.failed.setdefault(video.video_id, reason)
         if self._writer is not None and self._writer.video_id == video.video_id:
             self.close()
 
@@ -212,14 +238,19 @@ def _compute(
         np.concatenate([video.table.labels[video.rows] for video in videos]),
         evaluation_transform(checkpoint.preprocessing),
     )
-    loader = make_loader(
-        dataset, batch_size=config.batch_size, workers=choose_workers(config.workers, device), device=device
-    )
+    workers = choose_workers(config.workers, device)
+    loader = make_loader(dataset, batch_size=config.batch_size, workers=workers, device=device)
     try:
-        with frame_bar(len(dataset), "extract") as bar:
+        with (
+            computing_faults_told(batch_size=config.batch_size, workers=workers),
+            frame_bar(len(dataset), "extract") as bar,
+        ):
             for outputs in run_inference(checkpoint.model, loader, device, checkpoint.preprocessing, precision):
                 sink.take(outputs)
                 bar.advance(len(outputs.rows) + len(outputs.failures))
+    except (SpatialfeatError, KeyboardInterrupt):
+        logger.info("%s; run the same command again for the others", sink.progress())
+        raise
     finally:
         sink.close()
 

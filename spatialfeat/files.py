@@ -9,11 +9,12 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.faults import os_errors_named
 
 FSYNC_FILES = 1000
 """Above so many files, one flush of the whole system is faster than one of each file."""
@@ -27,13 +28,19 @@ def atomic_path(final_path: Path) -> Iterator[Path]:
 
     On any exception the temporary file is removed and whatever stood under the final name stays untouched.
     The temporary name is hidden but keeps the suffix, because writers such as matplotlib choose the format by it.
+
+    Raises:
+        SpatialfeatError: the disk is full, read-only or broken; it names the final path.
     """
     temporary_path = final_path.with_name(f".{final_path.stem}.partial{final_path.suffix}")
     try:
-        yield temporary_path
-        commit(temporary_path, final_path)
+        with os_errors_named(final_path):
+            yield temporary_path
+            commit(temporary_path, final_path)
     except BaseException:
-        temporary_path.unlink(missing_ok=True)
+        # A file system that has just failed may refuse this too; the first failure is the one to tell.
+        with suppress(OSError):
+            temporary_path.unlink()
         raise
 
 
@@ -48,36 +55,65 @@ def commit(temporary_path: Path, final_path: Path) -> None:
 def atomic_folder(final_dir: Path) -> Iterator[Path]:
     """Yield an empty hidden folder beside `final_dir`; on success flush it to disk and rename it to `final_dir`.
 
-    `final_dir` must not exist or be an empty folder. On any exception the hidden folder is removed. What a killed run
-    left behind is removed too; a run that is still writing there is told by its lock.
+    `final_dir` must not exist or be an empty folder. On any exception the hidden folder is removed.
 
     Raises:
         SpatialfeatError: another process is writing the same folder.
     """
-    partial_dir = final_dir.with_name(f".{final_dir.name}.partial")
     final_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial_dir.mkdir(exist_ok=True)
-    lock = os.open(partial_dir, os.O_RDONLY)
+    with working_folder(final_dir.with_name(f".{final_dir.name}.partial"), final_dir) as partial_dir:
+        yield partial_dir
+        _flush_folder(partial_dir)
+        if final_dir.exists():
+            # An empty folder that somebody prepared, with the rights of a group for example, keeps those rights.
+            stat = final_dir.stat()
+            os.chown(partial_dir, stat.st_uid, stat.st_gid)
+            partial_dir.chmod(stat.st_mode & 0o7777)
+        partial_dir.replace(final_dir)
+
+
+@contextmanager
+def working_folder(folder: Path, purpose: Path) -> Iterator[Path]:
+    """Yield the empty new `folder`, and remove it in the end if it is still there. `purpose` is what messages name.
+
+    What a killed run left behind is removed too; a run that is still writing there is told by its lock.
+
+    Raises:
+        SpatialfeatError: another process is using the folder.
+    """
+    folder.mkdir(exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise SpatialfeatError(f"{final_dir}: another process is writing it; wait for it to end") from error
+            raise SpatialfeatError(f"{purpose}: another process is writing it; wait for it to end") from error
         try:
-            _empty_folder(partial_dir)
-            yield partial_dir
-            _flush_folder(partial_dir)
-            if final_dir.exists():
-                # An empty folder that somebody prepared, with the rights of a group for example, keeps those rights.
-                stat = final_dir.stat()
-                os.chown(partial_dir, stat.st_uid, stat.st_gid)
-                partial_dir.chmod(stat.st_mode & 0o7777)
-            partial_dir.replace(final_dir)
-        except BaseException:
-            shutil.rmtree(partial_dir, ignore_errors=True)
-            raise
+            _empty_folder(folder)
+            yield folder
+        finally:
+            # Not what another process has begun under this name since the folder was renamed.
+            if is_name_of(folder, lock):
+                shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(lock)
+
+
+def move_into(source_dir: Path, target_dir: Path, *, last: str) -> None:
+    """Move all files of a folder, each in one step and over an older one of its name; the file `last` comes last."""
+    _flush_folder(source_dir)
+    files = [path.relative_to(source_dir) for path in source_dir.rglob("*") if path.is_file()]
+    for path in sorted(files, key=lambda path: (str(path) == last, path)):
+        (target_dir / path).parent.mkdir(parents=True, exist_ok=True)
+        (source_dir / path).replace(target_dir / path)
+
+
+def is_name_of(path: Path, descriptor: int) -> bool:
+    """Whether `path` still, or already, stands for what `descriptor` has open: others may rename and remove."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _empty_folder(folder: Path) -> None:
@@ -163,3 +199,18 @@ def prepare_output_dir(out_dir: Path, option: str = "--out") -> None:
         raise SpatialfeatError(
             f"{option} {out_dir}: cannot write there ({error.strerror}); choose a folder that you may write to"
         ) from error
+
+
+def require_room(out_dir: Path, num_bytes: int, what: str, option: str = "--out") -> None:
+    """Refuse early what would fill the disk that `out_dir` lies on.
+
+    Args:
+        what: what takes `num_bytes`, as the message begins to say it: "the export takes".
+    """
+    place = next(folder for folder in (out_dir.absolute(), *out_dir.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if free < num_bytes:
+        raise SpatialfeatError(
+            f"{option} {out_dir}: {what} about {num_bytes / 1e6:.0f} MB, but {free / 1e6:.0f} MB are free there; "
+            "make room or choose another place"
+        )

@@ -19,11 +19,12 @@ from spatialfeat.data.studydata import StudyData, read_study
 from spatialfeat.evaluating.evaluationinput import evaluated_videos
 from spatialfeat.evaluating.scorefiles import score, write_scores
 from spatialfeat.evaluating.scoretables import score_tables
-from spatialfeat.files import move_aside, prepare_output_dir, read_json_object
+from spatialfeat.faults import computing_faults_told
+from spatialfeat.files import move_aside, prepare_output_dir, read_json_object, require_room
 from spatialfeat.interruption import is_interruption
 from spatialfeat.network.checkpoint import initial_model, load_checkpoint
 from spatialfeat.network.history import EpochRecord, epoch_line, read_history
-from spatialfeat.network.model import PhaseResNet50
+from spatialfeat.network.model import PhaseResNet50, num_bytes
 from spatialfeat.network.prediction import as_set, predict_frames, write_predictions_csv
 from spatialfeat.network.resuming import Resumption, is_trained, look_for_study, study_identity
 from spatialfeat.network.studyfiles import TRAINING_NAMES, StudyFiles
@@ -107,10 +108,12 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     keep_freed_memory()
     seed_everything(config.seed)
     model = PhaseResNet50(config.num_classes) if found.state else _initial_model(config)
+    # While state and weights are written, those of the epoch before are still there.
+    require_room(config.out_dir, 4 * num_bytes(model), "state and weights take")
     require_images(data.tables)  # Last of the checks: it takes seconds, the others do not.
     _announce(setting, found.state)
     _move_aside(config, found.state)
-    result = _run_study(setting, model.to(device), found.state)
+    result = _run_study(setting, model, found.state)
     _remove_state(config)
     return result
 
@@ -128,10 +131,13 @@ def _run_study(setting: _Setting, model: PhaseResNet50, state: TrainingState | N
             workers=setting.workers,
             **resumed,
         ) as record,
+        computing_faults_told(
+            batch_size=config.batch_size, workers=setting.workers, image_size_px=config.image_size_px
+        ),
         closing(StudyFiles(config)) as files,
         _advice_after_interruption(files),
     ):
-        history = _train(setting, model, files, state)
+        history = _train(setting, model.to(setting.device), files, state)
         best_epoch = EarlyStopping.after(history, config.patience).best_epoch
         logger.info("kept the weights of epoch %d: %s", best_epoch, files.weights_path)
         test_metrics = _test(setting, data.test) if data.test is not None else None

@@ -3,16 +3,63 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from spatialfeat.interruption import raise_if_interrupted
 
 SECONDS_BETWEEN_LOG_FILE_UPDATES = 30
+
+
+class LastingStream:
+    """Standard output or error that falls silent, instead of failing, when nobody reads it any more (`... | head`).
+
+    The command goes on: its results are files.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._fall_silent()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._fall_silent()
+
+    def _fall_silent(self) -> None:
+        # What the stream still holds back goes there too, or Python would complain at its end.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+
+@contextmanager
+def lasting_streams() -> Iterator[None]:
+    """Let a command outlive the reader of its output."""
+    before = sys.stdout, sys.stderr
+    lasting: Any = [LastingStream(stream) for stream in before]
+    sys.stdout, sys.stderr = lasting
+    try:
+        yield
+    finally:
+        for stream in lasting:
+            stream.flush()
+        sys.stdout, sys.stderr = before
 
 
 class FrameBar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 import time
@@ -12,12 +13,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import file_sha256, read_json_object, write_json
 from spatialfeat.interruption import is_interruption
 from spatialfeat.runtime import library_versions
 
 RUN_SCHEMA = 1
 RECORD_NAME = "run.json"
+
+logger = logging.getLogger(__name__)
 
 
 class RunRecord:
@@ -49,10 +53,16 @@ class RunRecord:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is not None and is_interruption(error):
-            self.finish("interrupted")
-        elif error is not None:
-            self.finish("failed", error=str(error))
+        if error is None:
+            return
+        try:
+            if is_interruption(error):
+                self.finish("interrupted")
+            else:
+                self.finish("failed", error=str(error))
+        except (OSError, SpatialfeatError) as second:
+            # On a full disk the record cannot be written either; the first failure is the one to tell.
+            logger.warning("%s; the record of this run still says that it is running", second)
 
     def finish(self, status: str = "complete", **facts: Any) -> None:
         """Add the last facts and the run's seconds, and write the record again."""

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from tinydata import png_bytes
+from tinydata import png_bytes, write_csv
+from torchvision import transforms
+from torchvision.models import resnet50
 
-from spatialfeat.data.images import ImageError, content_digest, decode_rgb, find_broken_images, list_pngs
+from spatialfeat.config import ExtractConfig
+from spatialfeat.data.images import (
+    MAX_FILE_BYTES,
+    MAX_PIXELS,
+    PNG_SIGNATURE,
+    ImageError,
+    content_digest,
+    decode_rgb,
+    find_broken_images,
+    list_pngs,
+    read_image_file,
+)
+from spatialfeat.extract import extract
 
 
 def _encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -37,28 +54,57 @@ def _grey_alpha() -> Image.Image:
     return image
 
 
+def png_of_header(*header: int, scanlines: bytes) -> bytes:
+    """A PNG made by hand, of forms that Pillow does not write. header: width, height, bits, colour type, 0, 0, 0."""
+    pixels = _chunk(b"IHDR", struct.pack(">IIBBBBB", *header)) + _chunk(b"IDAT", zlib.compress(scanlines))
+    return PNG_SIGNATURE + pixels + _chunk(b"IEND", b"")
+
+
+def _sixteen_bit_rgb() -> bytes:
+    values = np.random.default_rng(5).integers(0, 1 << 16, (10, 12 * 3)).astype(">u2")
+    return png_of_header(12, 10, 16, 2, 0, 0, 0, scanlines=b"".join(b"\0" + row.tobytes() for row in values))
+
+
+def _interlaced() -> bytes:
+    """Seven passes, each with the pixels of its own grid (Adam7)."""
+    values = np.random.default_rng(6).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    starts = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    passes = [values[row::row_step, column::column_step] for row, column, row_step, column_step in starts]
+    lines = b"".join(b"\0" + row.tobytes() for grid in passes for row in grid)
+    return png_of_header(8, 8, 8, 2, 0, 0, 1, scanlines=lines)
+
+
+def _palette_with_transparency() -> Image.Image:
+    image = _gradient("P")
+    image.info["transparency"] = 3
+    return image
+
+
 def _half_transparent() -> Image.Image:
     image = _gradient("RGBA")
     image.putalpha(100)
     return image
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: _gradient("RGB"),
-        lambda: _gradient("L"),
-        lambda: _gradient("P"),
-        lambda: _gradient("1"),
-        _half_transparent,
-        _grey_alpha,
-        _sixteen_bit,
-    ],
-    ids=["rgb", "grey", "palette", "bilevel", "alpha", "grey-alpha", "16-bit"],
-)
-def test_odd_but_valid_pngs_decode_as_pillow_does(make: Callable[[], Image.Image], tmp_path: Path) -> None:
+ODD_BUT_VALID: dict[str, Callable[[], Image.Image | bytes]] = {
+    "rgb": lambda: _gradient("RGB"),
+    "grey": lambda: _gradient("L"),
+    "palette": lambda: _gradient("P"),
+    "bilevel": lambda: _gradient("1"),
+    "alpha": _half_transparent,
+    "grey-alpha": _grey_alpha,
+    "trns": _palette_with_transparency,
+    "16-bit": _sixteen_bit,
+    "16-bit-rgb": _sixteen_bit_rgb,
+    "interlaced": _interlaced,
+}
+
+
+@pytest.mark.parametrize("make", ODD_BUT_VALID.values(), ids=ODD_BUT_VALID)
+def test_odd_but_valid_pngs_decode_as_pillow_does(make: Callable[[], Image.Image | bytes], tmp_path: Path) -> None:
     path = tmp_path / "frame.png"
-    path.write_bytes(_encode(make()))
+    made = make()
+    path.write_bytes(made if isinstance(made, bytes) else _encode(made))
     with Image.open(path) as image:
         expected = np.asarray(image.convert("RGB"))
     decoded = decode_rgb(path.read_bytes())
@@ -86,6 +132,7 @@ def test_broken_files_are_told_apart(tmp_path: Path) -> None:
         "empty": b"",
         "text": b"not an image",
         "jpeg": _encode(_gradient("RGB"), "JPEG"),
+        "cmyk jpeg": _encode(_gradient("CMYK"), "JPEG"),
         "truncated": whole[: len(whole) // 2],
         "head only": whole[:8],
     }
@@ -97,7 +144,7 @@ def test_broken_files_are_told_apart(tmp_path: Path) -> None:
     reasons = {names[index]: reason for index, reason in broken.items()}
     assert set(reasons) == set(names) - {"good"}
     assert reasons["empty"] == "the file is empty"
-    assert reasons["text"] == reasons["jpeg"] == "the content is not a PNG image"
+    assert reasons["text"] == reasons["jpeg"] == reasons["cmyk jpeg"] == "the content is not a PNG image"
     assert "cannot be decoded" in reasons["truncated"]
     assert "cannot be decoded" in reasons["head only"]
     assert "directory" in reasons["folder"]
@@ -134,6 +181,79 @@ def test_damaged_chunks_are_image_errors_or_harmless(kind: bytes, place: bytes) 
         assert decoded.tobytes() == decode_rgb(whole).tobytes()
 
 
+def test_sixteen_bit_grey_is_clipped_as_specified_and_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path in paths[1:]:
+        path.write_bytes(_encode(Image.fromarray(np.array([[0, 255, 256, 65535]], dtype=np.uint16))))
+    paths[0].write_bytes(_sixteen_bit_rgb())
+    assert np.asarray(decode_rgb(paths[1].read_bytes()))[0, :, 0].tolist() == [0, 255, 255, 255]
+    assert find_broken_images(paths, progress=False) == {}
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{paths[1]}: is 16-bit grey, of which")
+    assert "2 of 3 images" in warning
+
+
+def test_an_interlaced_image_has_its_pixels() -> None:
+    values = np.random.default_rng(6).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(np.asarray(decode_rgb(_interlaced())), values)
+
+
+@pytest.mark.parametrize("size", [(60_000, 60_000), (MAX_PIXELS + 1, 1), (2**31 - 1, 2**31 - 1)])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_decompression_bomb_is_refused_undecoded(
+    size: tuple[int, int], hidden: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hidden: behind a harmless header stands a second one, which counts for Pillow."""
+    bomb = png_of_header(*size, 1, 0, 0, 0, 0, scanlines=bytes(1000))
+    if hidden:
+        first = png_of_header(9, 9, 1, 0, 0, 0, 0, scanlines=b"")
+        bomb = first[:33] + bomb[8:]
+    (tmp_path / "bomb.png").write_bytes(bomb)
+
+    def refuse(self: Image.Image) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", refuse)
+    with pytest.raises(ImageError, match=rf"it claims {size[0]} x {size[1]} pixels|exceeds limit"):
+        decode_rgb(bomb)
+    if not hidden:
+        reason = f"it claims {size[0]} x {size[1]} pixels, too many for a frame"
+        assert find_broken_images([tmp_path / "bomb.png"], progress=False) == {0: reason}
+
+
+def test_huge_text_beside_the_pixels_is_refused() -> None:
+    whole = png_bytes()
+    cut = whole.index(b"IDAT") - 4
+    text = _chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(5_000_000)))
+    with pytest.raises(ImageError, match="too large"):
+        decode_rgb(whole[:cut] + text + whole[cut:])
+
+
+@pytest.mark.timeout(30)
+def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    with (tmp_path / "large.png").open("wb") as file:
+        file.write(png_bytes())
+        file.truncate(MAX_FILE_BYTES + 1)
+    reasons = {
+        "pipe": "it is a pipe or a device, not a file",
+        "device": "it is a pipe or a device, not a file",
+        "folder": "it is a directory, not a file",
+        "large": "the file has 500 MB, too much for a frame",
+    }
+    for name, reason in reasons.items():
+        assert find_broken_images([tmp_path / f"{name}.png"], progress=False) == {0: reason}
+        with pytest.raises(ImageError, match=reason):
+            read_image_file(tmp_path / f"{name}.png")
+    (loop,) = find_broken_images([tmp_path / "loop.png"], progress=False).values()
+    assert "symbolic links" in loop
+
+
 def test_flipped_pixel_bytes_are_noticed() -> None:
     damaged = bytearray(png_bytes())
     damaged[len(damaged) // 2] ^= 0xFF
@@ -151,3 +271,31 @@ def test_digest_tells_content_apart() -> None:
     assert content_digest(b"a") != content_digest(b"b")
     assert content_digest(b"a") == content_digest(b"a")
     assert len(content_digest(b"")) == 16
+
+
+def test_odd_but_valid_pngs_give_the_features_of_a_plain_pipeline(plain_weights: Path, tmp_path: Path) -> None:
+    """Pillow's convert("RGB") and torchvision's transforms, written as the specification has them."""
+    (tmp_path / "images").mkdir()
+    paths = [tmp_path / "images" / f"9_1_{number:03}.png" for number in range(len(ODD_BUT_VALID))]
+    for path, make in zip(paths, ODD_BUT_VALID.values(), strict=True):
+        made = make()
+        path.write_bytes(made if isinstance(made, bytes) else _encode(made))
+    csv_path = write_csv(tmp_path / "test.csv", [(path.stem, 0) for path in paths])
+    extract(
+        ExtractConfig(
+            csvs=(str(csv_path),), img_dir=tmp_path / "images", weights=plain_weights, out_dir=tmp_path, workers=0
+        )
+    )
+    with h5py.File(tmp_path / "9_1.h5") as file:
+        assert file["frame_ids"].asstr()[()].tolist() == [path.stem for path in paths]
+        features = file["features"][()].T
+    model = resnet50(num_classes=7)
+    model.load_state_dict(torch.load(plain_weights, weights_only=True))
+    model.fc = torch.nn.Identity()
+    normalize = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    shape = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), normalize])
+    images = torch.stack([shape(Image.open(path).convert("RGB")) for path in paths])
+    with torch.no_grad():
+        expected = model.eval()(images).numpy()
+    differences = np.linalg.norm(features - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    assert differences.max() < 1e-3, dict(zip(ODD_BUT_VALID, differences, strict=True))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from spatialfeat.data.frames import FrameTable
-from spatialfeat.data.images import ImageError, content_digest, decode_rgb
+from spatialfeat.data.images import ImageError, content_digest, decode_rgb, read_image_file
 from spatialfeat.data.transforms import FrameTransform
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.interruption import leave_signals_to_main_process
@@ -87,7 +87,7 @@ class FrameDataset(Dataset[FrameSample]):
     def _load(self, row: int) -> FrameSample:
         label = int(self._labels[row])
         try:
-            content = self.image_path(row).read_bytes()
+            content = read_image_file(self.image_path(row))
             return FrameSample(self._transform(decode_rgb(content)), label, row, content_digest(content), None)
         except ImageError as error:
             return FrameSample(None, label, row, b"", str(error))

@@ -31,6 +31,14 @@ class FramePredictions:
     predicted: IntArray
     probabilities: npt.NDArray[np.float32] | None = None
 
+    @property
+    def ids(self) -> npt.NDArray[Any]:
+        return self.table.ids
+
+    @property
+    def labels(self) -> IntArray:
+        return self.table.labels
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PredictionSet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from types import TracebackType
 
@@ -10,10 +11,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from spatialfeat.errors import SpatialfeatError
+from spatialfeat.faults import os_errors_named
 from spatialfeat.features.featureschema import (
     CHANNEL_TIME,
     FORMAT,
     SCHEMA,
+    SUFFIX,
     TIME_CHANNEL,
     TIME_FIRST,
     Recipe,
@@ -25,7 +29,22 @@ from spatialfeat.files import commit
 FRAMES_PER_CHUNK = 64
 """64 frames of 2048 float32 are half a megabyte: small enough for a window, large enough for a whole read."""
 
+logger = logging.getLogger(__name__)
+
 TEXT = h5py.string_dtype("utf-8")
+
+
+PARTIAL_SUFFIX = ".partial"
+
+
+def remove_partial_files(out_dir: Path) -> None:
+    """Remove what killed extractions have left in a folder; a file that another process is writing stays."""
+    for path in out_dir.glob(f".*{SUFFIX}{PARTIAL_SUFFIX}"):
+        try:
+            with GuardedFile(path, path):
+                path.unlink(missing_ok=True)
+        except SpatialfeatError as error:
+            logger.info("%s", error)
 
 
 class FeatureFileWriter:
@@ -38,7 +57,7 @@ class FeatureFileWriter:
     def __init__(self, path: Path, header: VideoHeader, recipe: Recipe, versions: dict[str, str]) -> None:
         self.video_id = header.video_id
         self._final_path = path
-        self._temporary_path = path.with_name(f".{path.name}.partial")
+        self._temporary_path = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
         self._num_frames = len(header.labels)
         self._written = 0
         self._finished = False
@@ -78,8 +97,10 @@ class FeatureFileWriter:
         self._file.attrs.update(attributes)
         self._file.close()
         self._guard.check()
+        # The file stays locked until it has its name: another process would empty it in between.
+        with os_errors_named(self._final_path):
+            commit(self._temporary_path, self._final_path)
         self._guard.close()
-        commit(self._temporary_path, self._final_path)
         self._finished = True
 
     def discard(self) -> None:

@@ -5,9 +5,15 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import time
 from pathlib import Path
 
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.faults import describe_os_error, os_errors_named
+from spatialfeat.files import is_name_of
+
+LOCK_ATTEMPTS = 4
+SECONDS_BETWEEN_ATTEMPTS = 0.05
 
 
 class GuardedFile(io.FileIO):
@@ -21,15 +27,8 @@ class GuardedFile(io.FileIO):
     """
 
     def __init__(self, path: Path, final_path: Path) -> None:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            # Locked before it is emptied: what another process is writing must not be lost.
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(descriptor, 0)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise SpatialfeatError(f"{final_path}: another process is writing this file; wait for it to end") from error
-        super().__init__(descriptor, "r+")
+        with os_errors_named(final_path):
+            super().__init__(_open_locked(path, final_path), "r+")
         self._final_path = final_path
         self._failure: OSError | None = None
 
@@ -58,7 +57,29 @@ class GuardedFile(io.FileIO):
     def check(self) -> None:
         """Raise SpatialfeatError if a write has failed."""
         if self._failure is not None:
-            reason = os.strerror(self._failure.errno) if self._failure.errno else str(self._failure)
+            message = describe_os_error(self._failure, self._final_path)
             raise SpatialfeatError(
-                f"{self._final_path}: cannot be written ({reason}); make room, or choose another place, and run again"
+                message or f"{self._final_path}: cannot be written ({self._failure}); choose another place"
             ) from self._failure
+
+
+def _open_locked(path: Path, final_path: Path) -> int:
+    """The descriptor of the empty file `path`, which no other process of this program writes to."""
+    for attempt in range(LOCK_ATTEMPTS):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            # Locked before it is emptied: what another process is writing must not be lost.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # It may have finished between the two calls: then this is its finished file, under the final name.
+            if is_name_of(path, descriptor):
+                os.ftruncate(descriptor, 0)
+                return descriptor
+            os.close(descriptor)
+        except BlockingIOError:
+            os.close(descriptor)
+            # One that is only looking whether the file was left behind holds it for a moment.
+            time.sleep(SECONDS_BETWEEN_ATTEMPTS if attempt < LOCK_ATTEMPTS - 1 else 0)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    raise SpatialfeatError(f"{final_path}: another process is writing this file; wait for it to end")

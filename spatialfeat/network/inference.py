@@ -14,6 +14,8 @@ from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.network.fastnetwork import InferenceNetwork
 from spatialfeat.network.model import PhaseResNet50
 
+NOT_FINITE = "the network's output is NaN or infinite; use other weights, or a finer --precision"
+
 
 class FrameOutputs(NamedTuple):
     """What the network says of G frames, in the order of the loader.
@@ -28,6 +30,12 @@ class FrameOutputs(NamedTuple):
     labels: NDArray[np.int64]
     digests: list[bytes]
     failures: list[tuple[int, str]]
+
+    def rows_not_finite(self) -> list[int]:
+        """Rows whose features or logits hold NaN or infinity: nobody must take such numbers for results."""
+        finite = np.isfinite(self.features).all(axis=1) & np.isfinite(self.logits).all(axis=1)
+        found: list[int] = self.rows[~finite].tolist()
+        return found
 
 
 def run_inference(

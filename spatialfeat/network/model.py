@@ -10,6 +10,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 FEATURE_LAYER = "avgpool"
 BACKBONE = "resnet50"
+NUM_FEATURES = 2048
 
 FIRST_STAGE = 4
 """Index of layer1 among the children; the stem before it is conv1, bn1, relu, maxpool."""
@@ -48,6 +49,11 @@ class PhaseResNet50(ResNet):  # type: ignore[misc]  # torchvision ships no types
         """Run the rest of the network on the activations that child `start` (at most avgpool) takes: (B, C)."""
         logits: torch.Tensor = self.fc(torch.flatten(self.run_children(x, start, AVGPOOL + 1), 1))
         return logits
+
+
+def num_bytes(model: nn.Module) -> int:
+    """What the model's weights take in memory, and nearly in a file."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
 
 
 def frozen_children(model: nn.Module, freeze_until: int) -> Iterator[nn.Module]:

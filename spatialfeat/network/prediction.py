@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from spatialfeat.data.dataset import FrameDataset, make_loader, refuse_failures
 from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.transforms import Preprocessing, evaluation_transform
+from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluating.evaluationinput import NETWORK_NAME, FramePredictions, PredictionSet
 from spatialfeat.files import write_atomically
-from spatialfeat.network.inference import run_inference
+from spatialfeat.network.inference import NOT_FINITE, run_inference
 from spatialfeat.network.model import PhaseResNet50
 from spatialfeat.progress import frame_bar
 from spatialfeat.scores.calibration import softmax
@@ -58,6 +59,8 @@ def predict_frames(
     with frame_bar(len(table), title) as bar:
         for outputs in run_inference(model, loader, device, preprocessing, precision):
             refuse_failures(dataset, outputs.failures)
+            for row in outputs.rows_not_finite():
+                raise SpatialfeatError(f"{dataset.image_path(row)}: {NOT_FINITE}")
             logits[outputs.rows] = outputs.logits
             bar.advance(len(outputs.rows))
     return Predictions(table.ids, table.labels, logits.argmax(axis=1), logits)
@@ -70,7 +73,7 @@ def as_set(table: FrameTable, predictions: Predictions) -> PredictionSet:
     return PredictionSet(name=NETWORK_NAME, parts=(part,))
 
 
-def write_predictions_csv(path: Path, predictions: Predictions) -> None:
+def write_predictions_csv(path: Path, predictions: Predictions | FramePredictions) -> None:
     """The specification's `img_id,true_label,predicted_label`, one line per row of the CSV, in its order."""
     frame = pd.DataFrame(
         {"img_id": predictions.ids, "true_label": predictions.labels, "predicted_label": predictions.predicted}
