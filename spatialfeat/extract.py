@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from spatialfeat.config import ExtractConfig
 from spatialfeat.data.dataset import FrameDataset, make_loader
-from spatialfeat.data.framecheck import check_images, describe_broken_image
+from spatialfeat.data.framecache import FrameCache, open_cache
+from spatialfeat.data.framecheck import IsCached, check_images, describe_broken_image
 from spatialfeat.data.frames import FrameTable, list_frames, read_frames
 from spatialfeat.data.splits import UNNAMED_SPLIT, named_csvs
 from spatialfeat.data.transforms import evaluation_transform
@@ -79,7 +80,8 @@ def extract(config: ExtractConfig) -> ExtractResult:
     videos = group_videos(tables, config.group_by)
     prepare_output_dir(config.out_dir)
     result = ExtractResult()
-    result.failed = _videos_with_broken_images(videos, tables)
+    cache = open_cache(config.cache_dir, config.cache_limit_gb)
+    result.failed = _videos_with_broken_images(videos, tables, _is_cached(checkpoint, cache))
     device = select_device(config.device)
     precision = choose_precision(config.precision, device)
     recipe = _recipe(config, checkpoint, precision)
@@ -100,9 +102,10 @@ def extract(config: ExtractConfig) -> ExtractResult:
         _announce(config, videos, device, precision)
         if plan.to_compute:
             sink = _FeatureSink(plan.to_compute, config.out_dir, recipe, result)
-            _compute(config, checkpoint, plan.to_compute, device, precision, sink)
+            _compute(config, checkpoint, plan.to_compute, device, precision, sink, cache)
         status = "incomplete" if result.failed else "complete"
-        record.finish(status, written=result.written, skipped=result.skipped, failed=result.failed)
+        facts = {} if cache is None else {"cache": cache.close()}
+        record.finish(status, written=result.written, skipped=result.skipped, failed=result.failed, **facts)
     _report(config.out_dir, result)
     return result
 
@@ -128,9 +131,18 @@ def _recipe(config: ExtractConfig, checkpoint: Checkpoint, precision: str) -> Re
     )
 
 
-def _videos_with_broken_images(videos: Sequence[Video], tables: Sequence[FrameTable]) -> dict[str, str]:
+def _is_cached(checkpoint: Checkpoint, cache: FrameCache | None) -> IsCached | None:
+    if cache is None:
+        return None
+    recipe = evaluation_transform(checkpoint.preprocessing).recipe
+    return lambda _, path: cache.holds(path, recipe)
+
+
+def _videos_with_broken_images(
+    videos: Sequence[Video], tables: Sequence[FrameTable], is_cached: IsCached | None
+) -> dict[str, str]:
     """{video id: its first broken image}. Refuses a run in which no video is left."""
-    broken = check_images(tables)
+    broken = check_images(tables, is_cached=is_cached)
     reasons = {(id(table), row): describe_broken_image(table, row, reason) for table, row, reason in broken}
     failed: dict[str, str] = {}
     for video in videos:
@@ -204,6 +216,7 @@ def _compute(
     device: torch.device,
     precision: str,
     sink: _FeatureSink,
+    cache: FrameCache | None,
 ) -> None:
     """Run the network over all frames of `videos`, one video after the other."""
     dataset = FrameDataset(
@@ -211,6 +224,8 @@ def _compute(
         np.concatenate([video.table.ids[video.rows] for video in videos]),
         np.concatenate([video.table.labels[video.rows] for video in videos]),
         evaluation_transform(checkpoint.preprocessing),
+        cache=cache,
+        with_digests=True,
     )
     loader = make_loader(
         dataset, batch_size=config.batch_size, workers=choose_workers(config.workers, device), device=device
