@@ -44,10 +44,7 @@ def table(tmp_path: Path) -> FrameTable:
 def samples(table: FrameTable, transform: FrameTransform, cache: FrameCache | None) -> list[FrameSample]:
     """Every frame, augmented from a fixed seed where the transform draws."""
     dataset = FrameDataset.from_table(table, transform, cache=cache)
-    rows: list[Any] = (
-        [AugmentedRow(row, row) for row in range(len(table))] if transform.random else [*range(len(table))]
-    )
-    return [dataset[row] for row in rows]
+    return [dataset[AugmentedRow(row, row) if transform.random else row] for row in range(len(table))]
 
 
 def assert_same_images(first: list[FrameSample], second: list[FrameSample]) -> None:
