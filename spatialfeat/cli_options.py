@@ -33,6 +33,15 @@ Workers = Annotated[
     ),
 ]
 Weights = Annotated[Path, typer.Option(help="Fine-tuned ResNet-50 weights (a plain state dict).")]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder that keeps decoded frames, for this run and later ones: each frame is decoded once. "
+        "New, empty, or an earlier cache. [default: none]",
+        show_default=False,
+    ),
+]
+CacheLimit = Annotated[float, typer.Option(help="Most gigabytes that all of the --cache folder may take.")]
 NumClassesOfWeights = Annotated[
     int | None, typer.Option(help="Expected number of phases. [default: as the weights have]", show_default=False)
 ]

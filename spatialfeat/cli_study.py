@@ -10,6 +10,8 @@ import typer
 from spatialfeat import config
 from spatialfeat.cli_options import (
     BatchSize,
+    Cache,
+    CacheLimit,
     Device,
     ImgDir,
     NumClassesOfWeights,
@@ -72,6 +74,18 @@ def finetune(
     device: Device = FinetuneConfig.device,
     precision: Precision = FinetuneConfig.precision,
     workers: Workers = FinetuneConfig.workers,
+    cache: Cache = FinetuneConfig.cache_dir,
+    cache_size: Annotated[
+        int | None,
+        typer.Option(
+            help="With --cache: keep training frames shrunk to so many pixels on the shorter side, never enlarged. "
+            "Frames that are no larger are trained on exactly as without a cache; small random crops of others lose "
+            f"detail. [default: {round(FinetuneConfig.image_size_px * config.CACHE_SIZE_RATIO)}, or as much larger as "
+            "--image-size]",
+            show_default=False,
+        ),
+    ] = None,
+    cache_limit: CacheLimit = FinetuneConfig.cache_limit_gb,
     seed: Annotated[int, typer.Option(help="Same seed, same machine: same history.")] = FinetuneConfig.seed,
     resume: Annotated[
         bool,
@@ -115,6 +129,9 @@ def finetune(
             device=device,
             precision=precision,
             workers=workers,
+            cache_dir=cache,
+            cache_size_px=cache_size,
+            cache_limit_gb=cache_limit,
             seed=seed,
             resume=resume,
             keep_state=keep_state,
@@ -160,6 +177,8 @@ def extract(
     device: Device = ExtractConfig.device,
     precision: Precision = ExtractConfig.precision,
     workers: Workers = ExtractConfig.workers,
+    cache: Cache = ExtractConfig.cache_dir,
+    cache_limit: CacheLimit = ExtractConfig.cache_limit_gb,
 ) -> None:
     """Write features of every frame.
 
@@ -182,6 +201,8 @@ def extract(
             device=device,
             precision=precision,
             workers=workers,
+            cache_dir=cache,
+            cache_limit_gb=cache_limit,
         )
         from spatialfeat.extract import extract as run_extract
 

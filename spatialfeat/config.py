@@ -24,13 +24,22 @@ GROUPINGS = ("video", "patient")
 CLASS_WEIGHTS = ("none", "balanced")
 VAL_TARGETS = ("own", "train", "test", "drop")
 
+CACHE_LIMIT_GB = 100.0
+"""Room for the 214,000 training and 56,000 validation frames of 456x256 that the specification's study has."""
+
+CACHE_SIZE_RATIO = 320 / 224
+"""Shorter side of cached training frames, as a multiple of the network's input: see docs/architecture.md."""
+
 NUM_CHILDREN = 10
 """Children of a torchvision ResNet: conv1, bn1, relu, maxpool, layer1..layer4, avgpool, fc."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """The specified study. `test_csv=None` means `test_ResNet_DB.csv` if it is there; `workers=None` is automatic."""
+    """The specified study. `test_csv=None` means `test_ResNet_DB.csv` if it is there; `workers=None` is automatic.
+
+    `cache_size_px=None` is CACHE_SIZE_RATIO of `image_size_px`.
+    """
 
     train_csv: Path = TRAIN_CSV
     val_csv: Path = VAL_CSV
@@ -55,10 +64,20 @@ class FinetuneConfig:
     device: str = "auto"
     precision: str = "fp32"
     workers: int | None = None
+    cache_dir: Path | None = None
+    cache_size_px: int | None = None
+    cache_limit_gb: float = CACHE_LIMIT_GB
     seed: int = 0
     resume: bool = False
     keep_state: bool = False
     tensorboard: bool = True
+
+    @property
+    def training_frames_px(self) -> int | None:
+        """The shorter side that larger training frames are shrunk to: only a cache does that."""
+        if self.cache_dir is None:
+            return None
+        return self.cache_size_px or round(self.image_size_px * CACHE_SIZE_RATIO)
 
     def __post_init__(self) -> None:
         at_least("--num-classes", self.num_classes, 2)
@@ -85,6 +104,12 @@ class FinetuneConfig:
         if self.clip_grad_norm is not None and not 0 < self.clip_grad_norm < float("inf"):
             raise SpatialfeatError(f"--clip-grad-norm {self.clip_grad_norm}: must be a positive number, e.g. 1.0")
         check_loading(self.batch_size, self.workers, self.precision)
+        check_cache(self.cache_limit_gb)
+        if self.cache_size_px is not None:
+            if self.cache_dir is None:
+                raise SpatialfeatError("--cache-size: has no meaning without --cache")
+            # Below the input's side, even a whole frame would be enlarged.
+            at_least("--cache-size", self.cache_size_px, self.image_size_px)
         check_phase_names(self.phase_names, self.num_classes)
 
 
@@ -106,6 +131,8 @@ class ExtractConfig:
     device: str = "auto"
     precision: str = "fp32"
     workers: int | None = None
+    cache_dir: Path | None = None
+    cache_limit_gb: float = CACHE_LIMIT_GB
 
     def __post_init__(self) -> None:
         one_of("--group-by", self.group_by, GROUPINGS)
@@ -113,6 +140,7 @@ class ExtractConfig:
         if not 0 < self.fps < float("inf"):
             raise SpatialfeatError(f"--fps {self.fps}: must be a positive number of frames per second, e.g. 1")
         check_loading(self.batch_size, self.workers, self.precision)
+        check_cache(self.cache_limit_gb)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +208,11 @@ def check_loading(batch_size: int, workers: int | None, precision: str) -> None:
     if workers is not None:
         at_least("--workers", workers, 0)
     one_of("--precision", precision, PRECISIONS)
+
+
+def check_cache(limit_gb: float) -> None:
+    if not 0 < limit_gb < float("inf"):
+        raise SpatialfeatError(f"--cache-limit {limit_gb:g}: must be a positive number of gigabytes, e.g. 100")
 
 
 def at_least(option: str, value: int, minimum: int) -> None:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from spatialfeat.config import ExtractConfig
 from spatialfeat.data.dataset import FrameDataset, make_loader
-from spatialfeat.data.framecheck import check_images, describe_broken_image
+from spatialfeat.data.framecache import FrameCache, open_cache
+from spatialfeat.data.framecheck import IsCached, check_images, describe_broken_image
 from spatialfeat.data.frames import FrameTable, list_frames, read_frames
 from spatialfeat.data.splits import UNNAMED_SPLIT, named_csvs
 from spatialfeat.data.transforms import evaluation_transform
@@ -81,7 +82,8 @@ def extract(config: ExtractConfig) -> ExtractResult:
     prepare_output_dir(config.out_dir)
     remove_partial_files(config.out_dir)
     result = ExtractResult()
-    result.failed = _videos_with_broken_images(videos, tables)
+    cache = open_cache(config.cache_dir, config.cache_limit_gb)
+    result.failed = _videos_with_broken_images(videos, tables, _is_cached(checkpoint, cache))
     device = select_device(config.device)
     precision = choose_precision(config.precision, device)
     recipe = _recipe(config, checkpoint, precision)
@@ -103,9 +105,10 @@ def extract(config: ExtractConfig) -> ExtractResult:
         if plan.to_compute:
             require_room(config.out_dir, _num_bytes(plan.to_compute, checkpoint), "the feature files take")
             sink = _FeatureSink(plan.to_compute, config.out_dir, recipe, result)
-            _compute(config, checkpoint, plan.to_compute, device, precision, sink)
+            _compute(config, checkpoint, plan.to_compute, device, precision, sink, cache)
         status = "incomplete" if result.failed else "complete"
-        record.finish(status, written=result.written, skipped=result.skipped, failed=result.failed)
+        facts = {} if cache is None else {"cache": cache.close()}
+        record.finish(status, written=result.written, skipped=result.skipped, failed=result.failed, **facts)
     _report(config.out_dir, result)
     return result
 
@@ -131,9 +134,18 @@ def _recipe(config: ExtractConfig, checkpoint: Checkpoint, precision: str) -> Re
     )
 
 
-def _videos_with_broken_images(videos: Sequence[Video], tables: Sequence[FrameTable]) -> dict[str, str]:
+def _is_cached(checkpoint: Checkpoint, cache: FrameCache | None) -> IsCached | None:
+    if cache is None:
+        return None
+    recipe = evaluation_transform(checkpoint.preprocessing).recipe
+    return lambda _, path: cache.holds(path, recipe)
+
+
+def _videos_with_broken_images(
+    videos: Sequence[Video], tables: Sequence[FrameTable], is_cached: IsCached | None
+) -> dict[str, str]:
     """{video id: its first broken image}. Refuses a run in which no video is left."""
-    broken = check_images(tables)
+    broken = check_images(tables, is_cached=is_cached)
     reasons = {(id(table), row): describe_broken_image(table, row, reason) for table, row, reason in broken}
     failed: dict[str, str] = {}
     for video in videos:
@@ -230,6 +242,7 @@ def _compute(
     device: torch.device,
     precision: str,
     sink: _FeatureSink,
+    cache: FrameCache | None,
 ) -> None:
     """Run the network over all frames of `videos`, one video after the other."""
     dataset = FrameDataset(
@@ -237,6 +250,8 @@ def _compute(
         np.concatenate([video.table.ids[video.rows] for video in videos]),
         np.concatenate([video.table.labels[video.rows] for video in videos]),
         evaluation_transform(checkpoint.preprocessing),
+        cache=cache,
+        with_digests=True,
     )
     workers = choose_workers(config.workers, device)
     loader = make_loader(dataset, batch_size=config.batch_size, workers=workers, device=device)

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from spatialfeat.config import PREDICTIONS_NAME, WEIGHTS_NAME, FinetuneConfig
+from spatialfeat.data.framecache import FrameCache, open_cache
 from spatialfeat.data.framecheck import require_images
 from spatialfeat.data.frames import FrameTable
-from spatialfeat.data.studydata import StudyData, read_study
+from spatialfeat.data.studydata import StudyData, cached_images, read_study
 from spatialfeat.evaluating.evaluationinput import evaluated_videos
 from spatialfeat.evaluating.scorefiles import score, write_scores
 from spatialfeat.evaluating.scoretables import score_tables
@@ -81,6 +82,7 @@ class _Setting:
     workers: int
     identity: dict[str, Any]
     environment: dict[str, str]
+    cache: FrameCache | None
 
 
 def finetune(config: FinetuneConfig) -> FinetuneResult:
@@ -92,7 +94,9 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     data = read_study(config)
     prepare_output_dir(config.out_dir)
     device = select_device(config.device)
-    config = replace(config, precision=choose_precision(config.precision, device))
+    config = replace(
+        config, precision=choose_precision(config.precision, device), cache_size_px=config.training_frames_px
+    )
     setting = _Setting(
         config,
         data,
@@ -100,6 +104,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         choose_workers(config.workers, device),
         study_identity(config, data),
         {"device": describe_device(device), **library_versions()},
+        open_cache(config.cache_dir, config.cache_limit_gb),
     )
     found = look_for_study(config, data, setting.identity, setting.environment) if config.resume else Resumption()
     if found.is_finished:
@@ -110,7 +115,8 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     model = PhaseResNet50(config.num_classes) if found.state else _initial_model(config)
     # While state and weights are written, those of the epoch before are still there.
     require_room(config.out_dir, 4 * num_bytes(model), "state and weights take")
-    require_images(data.tables)  # Last of the checks: it takes seconds, the others do not.
+    # Last of the checks: it takes seconds, the others do not.
+    require_images(data.tables, cached_images(config, data, setting.cache))
     _announce(setting, found.state)
     _move_aside(config, found.state)
     result = _run_study(setting, model, found.state)
@@ -142,6 +148,8 @@ def _run_study(setting: _Setting, model: PhaseResNet50, state: TrainingState | N
         logger.info("kept the weights of epoch %d: %s", best_epoch, files.weights_path)
         test_metrics = _test(setting, data.test) if data.test is not None else None
         facts = {} if test_metrics is None else {"test": test_metrics["pooled"]}
+        if setting.cache is not None:
+            facts["cache"] = setting.cache.close()
         record.finish(best_epoch=best_epoch, best_val_acc=history[best_epoch - 1].val_acc, epochs=len(history), **facts)
     return FinetuneResult(files.weights_path, history, best_epoch, test_metrics)
 
@@ -164,7 +172,7 @@ def _train(
 ) -> tuple[EpochRecord, ...]:
     """Train until the last epoch or until validation accuracy stops improving, from `state` on if there is one."""
     config = setting.config
-    trainer = Trainer(config, setting.data, model, setting.device, setting.workers)
+    trainer = Trainer(config, setting.data, model, setting.device, setting.workers, setting.cache)
     if state is not None:
         trainer.load_state_dict(state.training)
         files.restore(state)
@@ -206,6 +214,7 @@ def _test(setting: _Setting, table: FrameTable) -> dict[str, Any]:
         batch_size=setting.config.batch_size,
         workers=setting.workers,
         title="test",
+        cache=setting.cache,
     )
     write_predictions_csv(out_dir / PREDICTIONS_NAME, predictions)
     evaluation = score("test", evaluated_videos(as_set(table, predictions), "video"), checkpoint.phase_names)

@@ -35,7 +35,7 @@ def test_normalize_equals_totensor_and_normalize(image: Image.Image) -> None:
 
 
 def test_training_augmentation_is_the_specified_recipe() -> None:
-    steps = list(training_transform(Preprocessing()).transforms)[1:]  # type: ignore[attr-defined]
+    steps = training_transform(Preprocessing()).random.transforms  # type: ignore[union-attr]
     crop, flip, _to_pillow, rotation, _to_tensor, jitter = steps
     assert list(crop.size) == [224, 224]
     assert (tuple(crop.scale), tuple(crop.ratio)) == ((0.08, 1.0), (3 / 4, 4 / 3))

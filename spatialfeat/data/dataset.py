@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from spatialfeat.data.framecache import CachedFrame, FrameCache
 from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.images import ImageError, content_digest, decode_rgb, read_image_file
 from spatialfeat.data.transforms import FrameTransform
@@ -31,8 +32,8 @@ class FrameSample(NamedTuple):
 class FrameBatch(NamedTuple):
     """B frames of which G decoded: images (G, 3, H, W) uint8, labels and rows (G,) int64 of those.
 
-    `digests` holds one 16-byte digest of the file's content per decoded frame; `failures` the undecodable
-    (row, reason) pairs.
+    `digests` holds one 16-byte digest of the file's content per decoded frame, or b"" where the dataset was made
+    without; `failures` the undecodable (row, reason) pairs.
     """
 
     images: torch.Tensor
@@ -58,17 +59,30 @@ class FrameDataset(Dataset[FrameSample]):
     Args:
         img_dirs: (N,) str, the folder of each frame. ids: (N,) str. labels: (N,) int64.
         transform: maps an RGB Pillow image to a (3, H, W) uint8 tensor.
+        cache: keeps the result of the transform's fixed steps; a frame in it is not read from its image again.
+        with_digests: take the digest of every file's content, which costs about a tenth of its decoding.
     """
 
-    def __init__(self, img_dirs: NDArray[Any], ids: NDArray[Any], labels: NDArray[np.int64], transform: FrameTransform):
+    def __init__(
+        self,
+        img_dirs: NDArray[Any],
+        ids: NDArray[Any],
+        labels: NDArray[np.int64],
+        transform: FrameTransform,
+        *,
+        cache: FrameCache | None = None,
+        with_digests: bool = False,
+    ):
         # Arrays of fixed-width text, not lists of str: workers would copy every str object they touch.
         self._img_dirs, self._ids, self._labels = img_dirs, ids, labels
-        self._transform = transform
+        self._transform, self._cache, self._with_digests = transform, cache, with_digests
 
     @classmethod
-    def from_table(cls, table: FrameTable, transform: FrameTransform) -> FrameDataset:
-        """All rows of a table, in CSV order."""
-        return cls(np.full(len(table), str(table.img_dir)), table.ids, table.labels, transform)
+    def from_table(
+        cls, table: FrameTable, transform: FrameTransform, *, cache: FrameCache | None = None
+    ) -> FrameDataset:
+        """All rows of a table, in CSV order, without digests."""
+        return cls(np.full(len(table), str(table.img_dir)), table.ids, table.labels, transform, cache=cache)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -87,12 +101,31 @@ class FrameDataset(Dataset[FrameSample]):
     def _load(self, row: int) -> FrameSample:
         label = int(self._labels[row])
         try:
-            content = read_image_file(self.image_path(row))
-            return FrameSample(self._transform(decode_rgb(content)), label, row, content_digest(content), None)
+            frame = self._fixed_part(self.image_path(row))
         except ImageError as error:
             return FrameSample(None, label, row, b"", str(error))
         except OSError as error:
             return FrameSample(None, label, row, b"", error.strerror or str(error))
+        return FrameSample(self._transform.finish(frame.pixels), label, row, frame.digest, None)
+
+    def _fixed_part(self, path: Path) -> CachedFrame:
+        """What the fixed steps of the transform make of an image; from the cache if it is there as the file is now."""
+        if self._cache is None:
+            return self._decode(path, self._with_digests)
+        stat = path.stat()
+        key = self._cache.key(path, stat, self._transform.recipe)
+        frame = self._cache.get(key)
+        if frame is None:
+            frame = self._decode(path, with_digest=True)
+            # A file that is being replaced must not be kept under the size and time that it had before.
+            if self._cache.key(path, path.stat(), self._transform.recipe) == key:
+                self._cache.put(key, frame)
+        return frame
+
+    def _decode(self, path: Path, with_digest: bool) -> CachedFrame:
+        content = read_image_file(path)
+        pixels = self._transform.fixed(decode_rgb(content))
+        return CachedFrame(pixels, content_digest(content) if with_digest else b"")
 
 
 class EpochSampler(Sampler[AugmentedRow]):

@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from spatialfeat.config import TEST_CSV, FinetuneConfig
+from spatialfeat.data.framecache import FrameCache
+from spatialfeat.data.framecheck import IsCached
 from spatialfeat.data.frames import FrameTable, read_frames
+from spatialfeat.data.transforms import FrameTransform, Preprocessing, evaluation_transform, training_transform
 from spatialfeat.data.videos import shared_patients
 
 logger = logging.getLogger(__name__)
@@ -26,6 +30,33 @@ class StudyData:
     @property
     def tables(self) -> list[FrameTable]:
         return [table for table in (self.train, self.val, self.test) if table is not None]
+
+
+class StudyTransforms(NamedTuple):
+    """`train` for training frames, `evaluation` for validation and test frames."""
+
+    train: FrameTransform
+    evaluation: FrameTransform
+
+
+def study_transforms(config: FinetuneConfig) -> StudyTransforms:
+    """What the options make of frames."""
+    preprocessing = Preprocessing.for_image_size(config.image_size_px)
+    return StudyTransforms(
+        training_transform(preprocessing, config.training_frames_px), evaluation_transform(preprocessing)
+    )
+
+
+def cached_images(config: FinetuneConfig, data: StudyData, cache: FrameCache | None) -> IsCached | None:
+    """Which images of the study need no look before training, since the cache has them."""
+    if cache is None:
+        return None
+    transforms = study_transforms(config)
+
+    def is_cached(table: FrameTable, path: Path) -> bool:
+        return cache.holds(path, (transforms.train if table is data.train else transforms.evaluation).recipe)
+
+    return is_cached
 
 
 def read_study(config: FinetuneConfig) -> StudyData:

@@ -7,16 +7,18 @@ bytes to move between processes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
+import PIL
 import torch
+import torchvision
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
-
-FrameTransform = Callable[[Image.Image], torch.Tensor]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -55,9 +57,35 @@ class Preprocessing:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
+@dataclass(frozen=True)
+class FrameTransform:
+    """The way of a frame to the network: fixed steps, whose result can be kept, then perhaps random ones.
+
+    fixed: an RGB image -> (3, H, W) uint8. random: (3, H, W) -> (3, crop_px, crop_px) uint8, drawing from torch's
+    global RNG; None if `fixed` ends there. recipe: describes the fixed steps; equal recipes give equal pixels.
+    """
+
+    fixed: Callable[[Image.Image], torch.Tensor]
+    random: Callable[[torch.Tensor], torch.Tensor] | None
+    recipe: str
+
+    def finish(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The network's input from the result of the fixed steps."""
+        return pixels if self.random is None else self.random(pixels)
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return self.finish(self.fixed(image))
+
+
 def evaluation_transform(preprocessing: Preprocessing) -> FrameTransform:
-    """Resize, centre crop. Maps an RGB image to (3, crop_px, crop_px) uint8."""
-    transform: FrameTransform = v2.Compose(
+    """Resize, centre crop, nothing random. Maps an RGB image to (3, crop_px, crop_px) uint8."""
+    sizes = {
+        "resize_px": preprocessing.resize_px,
+        "crop_px": preprocessing.crop_px,
+        "interpolation": preprocessing.interpolation,
+        "antialias": preprocessing.antialias,
+    }
+    steps = v2.Compose(
         [
             functional.pil_to_tensor,
             v2.Resize(
@@ -68,14 +96,17 @@ def evaluation_transform(preprocessing: Preprocessing) -> FrameTransform:
             v2.CenterCrop(preprocessing.crop_px),
         ]
     )
-    return transform
+    return FrameTransform(steps, None, _recipe("evaluation", **sizes))
 
 
-def training_transform(preprocessing: Preprocessing) -> FrameTransform:
-    """The specified augmentation. Maps an RGB image to (3, crop_px, crop_px) uint8; draws from torch's global RNG."""
-    transform: FrameTransform = v2.Compose(
+def training_transform(preprocessing: Preprocessing, shrink_to_px: int | None = None) -> FrameTransform:
+    """The specified augmentation. Maps an RGB image to (3, crop_px, crop_px) uint8; draws from torch's global RNG.
+
+    With `shrink_to_px`, frames are first shrunk until their shorter side has so many pixels, never enlarged: what a
+    cache has to keep of a large frame. A random crop that is smaller than the network's input is then less sharp.
+    """
+    steps = v2.Compose(
         [
-            functional.pil_to_tensor,
             v2.RandomResizedCrop(preprocessing.crop_px, antialias=True),
             v2.RandomHorizontalFlip(),
             # The one step that Pillow does faster, by 1 ms a frame: tensors are rotated through a grid of coordinates.
@@ -85,7 +116,24 @@ def training_transform(preprocessing: Preprocessing) -> FrameTransform:
             v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
         ]
     )
-    return transform
+    return FrameTransform(
+        partial(_decoded, shrink_to_px=shrink_to_px), steps, _recipe("training", shrink_to_px=shrink_to_px)
+    )
+
+
+def _decoded(image: Image.Image, shrink_to_px: int | None) -> torch.Tensor:
+    pixels: torch.Tensor = functional.pil_to_tensor(image)
+    if shrink_to_px is not None and min(pixels.shape[1:]) > shrink_to_px:
+        pixels = functional.resize(pixels, [shrink_to_px], antialias=True)
+        # In Pillow's order in memory, as it comes back from a cache: sums over pixels must not depend on that.
+        pixels = pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    return pixels
+
+
+def _recipe(kind: str, **options: object) -> str:
+    # Another version may round another pixel. What follows the + of a version tells the device, not the arithmetic.
+    versions = [version.partition("+")[0] for version in (torch.__version__, torchvision.__version__, PIL.__version__)]
+    return json.dumps({"for": kind, **options, "versions": versions}, sort_keys=True)
 
 
 def normalize(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from spatialfeat.data.dataset import FrameDataset, make_loader, refuse_failures
+from spatialfeat.data.framecache import FrameCache
 from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.transforms import Preprocessing, evaluation_transform
 from spatialfeat.errors import SpatialfeatError
@@ -51,9 +52,10 @@ def predict_frames(
     batch_size: int,
     workers: int,
     title: str,
+    cache: FrameCache | None = None,
 ) -> Predictions:
     """Run the network over every row of `table`. Raises SpatialfeatError for an image that cannot be decoded."""
-    dataset = FrameDataset.from_table(table, evaluation_transform(preprocessing))
+    dataset = FrameDataset.from_table(table, evaluation_transform(preprocessing), cache=cache)
     loader = make_loader(dataset, batch_size=batch_size, workers=workers, device=device)
     logits = np.empty((len(table), model.fc.out_features), np.float32)
     with frame_bar(len(table), title) as bar:

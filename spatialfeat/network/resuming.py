@@ -23,7 +23,7 @@ MAY_DIFFER = frozenset(
         # When training ends; `_refuse_earlier_end` looks at these.
         "epochs", "patience",
         # How it is computed and reported.
-        "device", "workers", "resume", "keep_state", "tensorboard",
+        "device", "workers", "cache_dir", "cache_limit_gb", "resume", "keep_state", "tensorboard",
     }
 )  # fmt: skip
 """Options that a resumed study may give anew. All others decide the result, and must be those of the first start."""

@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 
 from spatialfeat.config import FinetuneConfig
 from spatialfeat.data.dataset import EpochSampler, FrameDataset, make_loader
-from spatialfeat.data.studydata import StudyData
-from spatialfeat.data.transforms import Preprocessing, evaluation_transform, training_transform
+from spatialfeat.data.framecache import FrameCache
+from spatialfeat.data.studydata import StudyData, study_transforms
+from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.network.checkpoint import StateDict, snapshot
 from spatialfeat.network.history import EpochRecord
 from spatialfeat.network.model import PhaseResNet50, freeze
@@ -30,15 +31,22 @@ class Trainer:
     """
 
     def __init__(
-        self, config: FinetuneConfig, data: StudyData, model: PhaseResNet50, device: torch.device, workers: int
+        self,
+        config: FinetuneConfig,
+        data: StudyData,
+        model: PhaseResNet50,
+        device: torch.device,
+        workers: int,
+        cache: FrameCache | None = None,
     ) -> None:
         self._config, self._model, self._device, self._workers = config, model, device, workers
         self._preprocessing = Preprocessing.for_image_size(config.image_size_px)
+        transforms = study_transforms(config)
         self._sampler = EpochSampler(len(data.train), config.seed)
         self._train_loader = self._loader(
-            FrameDataset.from_table(data.train, training_transform(self._preprocessing)), self._sampler
+            FrameDataset.from_table(data.train, transforms.train, cache=cache), self._sampler
         )
-        self._val_loader = self._loader(FrameDataset.from_table(data.val, evaluation_transform(self._preprocessing)))
+        self._val_loader = self._loader(FrameDataset.from_table(data.val, transforms.evaluation, cache=cache))
         freeze(model, config.freeze_until)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.Adam(trainable, lr=config.lr)
