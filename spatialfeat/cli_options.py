@@ -13,6 +13,7 @@ import typer
 
 from spatialfeat import config
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.safetext import for_terminal
 
 # A full disk, a lost network drive, missing rights: nothing that a traceback would help with.
 FAULTS_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
@@ -62,7 +63,7 @@ def run_command(command: Callable[[], None]) -> None:
 
 
 def _fail(message: str) -> None:
-    typer.echo(f"error: {message}", err=True)
+    typer.echo(f"error: {for_terminal(message)}", err=True)
     sys.exit(2)
 
 

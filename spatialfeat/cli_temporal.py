@@ -10,6 +10,7 @@ import typer
 from spatialfeat.cli_options import run_command
 from spatialfeat.config import VAL_TARGETS, ExportConfig
 from spatialfeat.exportformats import FORMATS
+from spatialfeat.safetext import for_terminal
 
 _UNLABELLED_HELP = "Frames without a label. " + "; ".join(
     f"{form.name}: {', '.join(form.unlabelled)}" for form in FORMATS.values()
@@ -100,7 +101,7 @@ def info(
         from spatialfeat.info import describe
 
         summary = describe(path)
-        typer.echo(render(summary))
+        typer.echo(for_terminal(render(summary)))
         if isinstance(summary, FolderSummary) and summary.problems:
             raise typer.Exit(1)
 

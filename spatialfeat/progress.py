@@ -10,6 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from spatialfeat.safetext import for_terminal
+
 SECONDS_BETWEEN_LOG_FILE_UPDATES = 30
 
 
@@ -43,7 +45,7 @@ class BarSafeHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
         stream = sys.stdout if record.levelno <= logging.INFO else sys.stderr
-        tqdm.write(prefix + self.format(record), file=stream)
+        tqdm.write(prefix + for_terminal(self.format(record)), file=stream)
         stream.flush()
 
 

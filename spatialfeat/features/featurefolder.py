@@ -13,6 +13,7 @@ from spatialfeat.data.frames import natural_key
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.featurefile import FeatureFile
 from spatialfeat.features.featureschema import CHANNEL_FIRST, SUFFIX, Recipe
+from spatialfeat.safetext import spelling_key
 
 SHORT_HASH = 8
 """So many digits of a hash tell files apart for a person."""
@@ -100,7 +101,7 @@ def repeated_videos(files: Sequence[FeatureFile]) -> list[Conflict]:
     first: dict[tuple[object, ...], FeatureFile] = {}
     conflicts = []
     for file in files:
-        known = first.setdefault(natural_key(file.video_id), file)
+        known = first.setdefault(natural_key(spelling_key(file.video_id)), file)
         if known is not file:
             both = " and ".join(sorted((file.path.name, known.path.name), key=natural_key))
             conflicts.append(Conflict(file.path, f"{both} both hold video {file.video_id}"))
