@@ -33,6 +33,15 @@ Workers = Annotated[
         help="Decoding processes; 0 decodes in the main process. [default: by the cores there are]", show_default=False
     ),
 ]
+Pseudonymize = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write pseudonyms in place of patient ids. This CSV, columns patient_id,pseudonym, is read and gets the "
+        "patients it lacks; it is made if it is not there. Keep it apart from the output.",
+        metavar="MAP.csv",
+        show_default=False,
+    ),
+]
 Weights = Annotated[Path, typer.Option(help="Fine-tuned ResNet-50 weights (a plain state dict).")]
 NumClassesOfWeights = Annotated[
     int | None, typer.Option(help="Expected number of phases. [default: as the weights have]", show_default=False)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spatialfeat.cli_options import run_command
+from spatialfeat.cli_options import Pseudonymize, run_command
 from spatialfeat.config import VAL_TARGETS, ExportConfig
 from spatialfeat.exportformats import FORMATS
 from spatialfeat.safetext import for_terminal
@@ -61,6 +61,7 @@ def export(
     allow_small_bundles: Annotated[
         bool, typer.Option("--allow-small-bundles", help="ms-tcn: write bundles of one video, too.")
     ] = ExportConfig.allow_small_bundles,
+    pseudonymize: Pseudonymize = ExportConfig.pseudonymize,
 ) -> None:
     """Write feature files in the layout of FORMAT. The help text with every tree is `exportformats.export_help`."""
 
@@ -78,6 +79,7 @@ def export(
             name_replacement=name_replacement,
             skip_short=skip_short,
             allow_small_bundles=allow_small_bundles,
+            pseudonymize=pseudonymize,
         )
         from spatialfeat.export import export as run_export
 

@@ -87,6 +87,7 @@ class ExtractConfig:
     layout: str = "channel-first"
     fps: float = 1.0
     overwrite: bool = False
+    pseudonymize: Path | None = None
     num_classes: int | None = None
     phase_names: tuple[str, ...] | None = None
     batch_size: int = 32
@@ -122,6 +123,7 @@ class ExportConfig:
     name_replacement: str | None = None
     skip_short: bool = False
     allow_small_bundles: bool = False
+    pseudonymize: Path | None = None
 
     def __post_init__(self) -> None:
         one_of("FORMAT", self.format, tuple(FORMATS))

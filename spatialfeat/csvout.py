@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 class CsvTable:
     """Rows written one after the other to an open text file (`open_csv_text`)."""
 
-    def __init__(self, text: TextIO, header: Sequence[str]) -> None:
+    def __init__(self, text: TextIO, header: Sequence[str] | None = None) -> None:
         self._writer = csv.writer(text, lineterminator="\n")
-        self.add([header])
+        if header is not None:
+            self.add([header])
 
     def add(self, rows: Iterable[Sequence[object]]) -> None:
         """Write rows of as many values as the header has."""
@@ -33,9 +34,10 @@ def open_csv_text(path: Path) -> TextIO:
 
 def write_frame(frame: pd.DataFrame, target: Path | TextIO, *, header: bool = True) -> None:
     """Write a table, numbers with as many digits as give back the same number."""
-    texts = {name: frame[name].map(spreadsheet_cell) for name in frame if frame[name].dtype.kind not in "biuf"}
-    names = [spreadsheet_cell(name) for name in frame]
-    safe = frame.assign(**texts).set_axis(names, axis="columns")
+    safe = frame.rename(columns=spreadsheet_cell)
+    for name in safe:
+        if safe[name].dtype.kind not in "biuf":
+            safe[name] = safe[name].map(spreadsheet_cell)
     safe.to_csv(target, index=False, header=header, lineterminator="\n", encoding="utf-8")
 
 

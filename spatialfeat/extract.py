@@ -17,12 +17,13 @@ from spatialfeat.config import ExtractConfig
 from spatialfeat.data.dataset import FrameDataset, make_loader
 from spatialfeat.data.framecheck import check_images, describe_broken_image
 from spatialfeat.data.frames import FrameTable, list_frames, read_frames
+from spatialfeat.data.pseudonyms import pseudonymized
 from spatialfeat.data.splits import UNNAMED_SPLIT, named_csvs
 from spatialfeat.data.transforms import evaluation_transform
 from spatialfeat.data.videos import Video, group_videos
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.extractplan import feature_path, image_paths, plan_extraction, stat_digest, video_header
-from spatialfeat.features.featureschema import Recipe
+from spatialfeat.features.featureschema import PSEUDONYMIZED, Recipe
 from spatialfeat.features.featurewriter import FeatureFileWriter
 from spatialfeat.files import prepare_output_dir
 from spatialfeat.network.checkpoint import MORE_CLASSES, Checkpoint, load_checkpoint
@@ -73,13 +74,16 @@ def extract(config: ExtractConfig) -> ExtractResult:
         )
         for split, path in csvs
     ] + unlabelled
+    pseudonyms = None
+    if config.pseudonymize is not None:
+        tables, pseudonyms = pseudonymized(tables, config.pseudonymize, config.out_dir)
     videos = group_videos(tables, config.group_by)
     prepare_output_dir(config.out_dir)
     result = ExtractResult()
     result.failed = _videos_with_broken_images(videos, tables)
     recipe = _recipe(config, checkpoint)
     sound = [video for video in videos if video.video_id not in result.failed]
-    plan = plan_extraction(sound, config.out_dir, recipe, overwrite=config.overwrite)
+    plan = plan_extraction(sound, config.out_dir, recipe, overwrite=config.overwrite, pseudonyms=pseudonyms)
     result.skipped = [video.video_id for video in plan.done]
     device = select_device(config.device)
     use_true_float32()
@@ -88,15 +92,18 @@ def extract(config: ExtractConfig) -> ExtractResult:
         "extract",
         config,
         [path for _, path in csvs],
+        private=pseudonyms is not None,
         device=describe_device(device),
         weights_sha256=checkpoint.sha256,
     ) as record:
         _announce(config, videos, device)
         if plan.to_compute:
-            sink = _FeatureSink(plan.to_compute, config.out_dir, recipe, result)
+            sink = _FeatureSink(plan.to_compute, config.out_dir, recipe, result, private=pseudonyms is not None)
             _compute(config, checkpoint, plan.to_compute, device, sink)
         status = "incomplete" if result.failed else "complete"
-        record.finish(status, written=result.written, skipped=result.skipped, failed=result.failed)
+        # Reasons name images, and so patients.
+        failed = result.failed if pseudonyms is None else dict.fromkeys(result.failed, "told on the terminal only")
+        record.finish(status, written=result.written, skipped=result.skipped, failed=failed)
     _report(config.out_dir, result)
     return result
 
@@ -139,7 +146,10 @@ def _videos_with_broken_images(videos: Sequence[Video], tables: Sequence[FrameTa
 class _FeatureSink:
     """Takes the network's outputs in the order of the frames and cuts them into one file per video."""
 
-    def __init__(self, videos: Sequence[Video], out_dir: Path, recipe: Recipe, result: ExtractResult) -> None:
+    def __init__(
+        self, videos: Sequence[Video], out_dir: Path, recipe: Recipe, result: ExtractResult, *, private: bool
+    ) -> None:
+        self._attributes = {PSEUDONYMIZED: "yes"} if private else {}
         self._videos, self._out_dir, self._recipe, self._result = videos, out_dir, recipe, result
         self._ends = np.cumsum([len(video) for video in videos])
         self._versions = library_versions()
@@ -178,7 +188,11 @@ class _FeatureSink:
     def _finish(self, video: Video) -> None:
         if self._writer is None:
             return
-        self._writer.finish(images_stat=stat_digest(image_paths(video)), images_content=self._images_digest.hexdigest())
+        self._writer.finish(
+            images_stat=stat_digest(image_paths(video)),
+            images_content=self._images_digest.hexdigest(),
+            **self._attributes,
+        )
         self._writer = None
         self._result.written.append(video.video_id)
 
@@ -197,7 +211,7 @@ def _compute(
     """Run the network over all frames of `videos`, one video after the other."""
     dataset = FrameDataset(
         np.concatenate([np.full(len(video), str(video.table.img_dir)) for video in videos]),
-        np.concatenate([video.table.ids[video.rows] for video in videos]),
+        np.concatenate([video.table.image_names[video.rows] for video in videos]),
         np.concatenate([video.table.labels[video.rows] for video in videos]),
         evaluation_transform(checkpoint.preprocessing),
     )

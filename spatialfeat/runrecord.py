@@ -16,6 +16,7 @@ from spatialfeat.files import file_sha256, write_json
 from spatialfeat.runtime import library_versions
 
 RUN_SCHEMA = 1
+LEFT_OUT = "left out (--pseudonymize)"
 
 
 class RunRecord:
@@ -25,19 +26,26 @@ class RunRecord:
     still says "running" belongs to a run that is going on, or was killed.
     """
 
-    def __init__(self, out_dir: Path, command: str, config: Any, data: Iterable[Path], **facts: Any) -> None:
+    def __init__(
+        self, out_dir: Path, command: str, config: Any, data: Iterable[Path], *, private: bool = False, **facts: Any
+    ) -> None:
+        """private: leave out what could tell a patient's real id: paths, hashes of CSVs, reasons of failure."""
         assert is_dataclass(config)
+        self._private = private
+        options = {name: _json_ready(value) for name, value in asdict(config).items()}  # type: ignore[arg-type]
+        if private:
+            options = {name: LEFT_OUT if isinstance(value, str | list) else value for name, value in options.items()}
         self._path = out_dir / "run.json"
         self._start = time.monotonic()
         self._content: dict[str, Any] = {
             "schema": RUN_SCHEMA,
             "status": "running",
             "command": command,
-            "command_line": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "options": {name: _json_ready(value) for name, value in asdict(config).items()},  # type: ignore[arg-type]
+            "command_line": LEFT_OUT if private else shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "options": options,
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "versions": library_versions(),
-            "data_sha256": {str(path): file_sha256(path) for path in data},
+            "data_sha256": {} if private else {str(path): file_sha256(path) for path in data},
             **facts,
         }
         write_json(self._path, self._content)
@@ -51,7 +59,7 @@ class RunRecord:
         if isinstance(error, KeyboardInterrupt):
             self.finish("interrupted")
         elif error is not None:
-            self.finish("failed", error=str(error))
+            self.finish("failed", error=LEFT_OUT if self._private else str(error))
 
     def finish(self, status: str = "complete", **facts: Any) -> None:
         """Add the last facts and the run's seconds, and write the record again."""

@@ -67,7 +67,7 @@ class FrameDataset(Dataset[FrameSample]):
     @classmethod
     def from_table(cls, table: FrameTable, transform: FrameTransform) -> FrameDataset:
         """All rows of a table, in CSV order."""
-        return cls(np.full(len(table), str(table.img_dir)), table.ids, table.labels, transform)
+        return cls(np.full(len(table), str(table.img_dir)), table.image_names, table.labels, transform)
 
     def __len__(self) -> int:
         return len(self._ids)

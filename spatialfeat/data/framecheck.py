@@ -21,7 +21,7 @@ def check_images(tables: Sequence[FrameTable], *, progress: bool = True) -> list
     broken: list[tuple[FrameTable, int, str]] = []
     for table in tables:
         present = present_by_dir[table.img_dir]
-        there = [row for row, name in enumerate(table.ids.tolist()) if name in present]
+        there = [row for row, name in enumerate(table.image_names.tolist()) if name in present]
         reasons = find_broken_images([table.image_path(row) for row in there], progress=progress)
         unreadable = {there[index]: reason for index, reason in reasons.items()}
         missing = dict.fromkeys(set(range(len(table))) - set(there), "the file does not exist")

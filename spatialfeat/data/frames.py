@@ -34,11 +34,12 @@ class FrameTable:
 
     Attributes:
         origin: the CSV file with the row numbers, the header being row 1; or the folder.
-        img_dir: the folder that holds `{id}.png`.
+        img_dir: the folder that holds `{image name}.png`.
         split: "train", "val", "test" or a name that the user gave.
         ids: (N,) str. labels: (N,) int64, UNLABELLED where there is none.
         videos: (N,) str, the id without its frame number. patients: (N,) str.
         segments, frames: (N,) int64, the parsed fields; segment is 0 for ids of the form VIDEO_FRAME.
+        own_image_names: (N,) str, None where the images are named by the ids, as all are but those of pseudonyms.
     """
 
     origin: Origin
@@ -50,6 +51,12 @@ class FrameTable:
     patients: NDArray[Any]
     segments: NDArray[np.int64]
     frames: NDArray[np.int64]
+    own_image_names: NDArray[Any] | None = None
+
+    @property
+    def image_names(self) -> NDArray[Any]:
+        """(N,) str: the name of each row's PNG in `img_dir`, without the suffix."""
+        return self.ids if self.own_image_names is None else self.own_image_names
 
     @property
     def source(self) -> Path:
@@ -59,7 +66,7 @@ class FrameTable:
         return len(self.ids)
 
     def image_path(self, row: int) -> Path:
-        return self.img_dir / f"{self.ids[row]}.png"
+        return self.img_dir / f"{self.image_names[row]}.png"
 
     def where(self, row: int) -> str:
         """`train.csv row 812`, as every message about a row begins."""

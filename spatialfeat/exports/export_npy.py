@@ -71,7 +71,7 @@ class NpyExport(ExportJob):
 
     def next_step(self) -> str:
         split, videos = next(iter(self.per_split().items()))
-        example = videos[0].file.frame_ids[0]
+        example = videos[0].frame_ids()[0]
         return (
             f"  np.load({str(self.config.out / f'features_{split}' / f'{example}.npy')!r})    (2048,) float32;\n"
             "  point the temporal study at this folder"

@@ -59,7 +59,9 @@ class TecnoExport(ExportJob):
             advance(video.num_frames)
         with open_csv_text(target / "videos.csv") as text:
             table = CsvTable(text, ("nn", "video", "split", "frames"))
-            table.add((f"{nn:02d}", video.video_id, video.split, video.num_frames) for nn, video in self.numbered.items())
+            table.add(
+                (f"{nn:02d}", video.video_id, video.split, video.num_frames) for nn, video in self.numbered.items()
+            )
 
     def verify(self, target: Path) -> list[str]:
         problems = []

@@ -32,6 +32,9 @@ CHANNEL_FIRST, TIME_FIRST = "channel-first", "time-first"
 CHANNEL_TIME, TIME_CHANNEL = "channel,time", "time,channel"
 AXES_OF_LAYOUT = {CHANNEL_FIRST: CHANNEL_TIME, TIME_FIRST: TIME_CHANNEL}
 
+PSEUDONYMIZED = "pseudonymized"
+"""An attribute, "yes", of files that `extract --pseudonymize` wrote; other files do not have it."""
+
 _SHOWN = 200
 """A message shows so many characters of a value."""
 
