@@ -48,8 +48,7 @@ def attempt(read: Callable[[], Any]) -> Any:
     """What `read` gives, None if it refuses. Any other exception fails the test."""
     try:
         return read()
-    except SpatialfeatError as error:
-        assert str(error)
+    except SpatialfeatError:
         return None
 
 
