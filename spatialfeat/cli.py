@@ -37,4 +37,7 @@ def main() -> None:
     # Threads that wait for each other by spinning stall when another process, such as a decoding worker, wants their
     # core: a training step on two busy cores took 7 times as long. OpenMP reads this when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # HDF5 would load a library named by HDF5_PLUGIN_PATH for a file that asks for it; no file of ours does. HDF5 reads
+    # this when it is first imported.
+    os.environ["HDF5_PLUGIN_PRELOAD"] = "::"
     app()

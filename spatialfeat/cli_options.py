@@ -13,6 +13,7 @@ import typer
 from spatialfeat.errors import Interrupted, SpatialfeatError
 from spatialfeat.faults import describe_os_error
 from spatialfeat.interruption import interruption_first, signals_as_exceptions
+from spatialfeat.safetext import for_terminal
 
 SIGNAL_EXIT_CODE = 128
 """A program that ended on signal n exits with this + n, by the shells' convention: 130 after Ctrl-C."""
@@ -30,6 +31,15 @@ Workers = Annotated[
     int | None,
     typer.Option(
         help="Decoding processes; 0 decodes in the main process. [default: by the cores there are]", show_default=False
+    ),
+]
+Pseudonymize = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write pseudonyms in place of patient ids. This CSV, columns patient_id,pseudonym, is read and gets the "
+        "patients it lacks; it is made if it is not there. Keep it apart from the output.",
+        metavar="MAP.csv",
+        show_default=False,
     ),
 ]
 Weights = Annotated[Path, typer.Option(help="Fine-tuned ResNet-50 weights (a plain state dict).")]
@@ -80,7 +90,7 @@ def run_command(command: Callable[[], None], *, after_interruption: str = "") ->
     if exit_code:
         # Here and not above: an exception that is being handled keeps everything of the command alive, decoding
         # workers too, which could then not be told to end.
-        typer.echo(message, err=True)
+        typer.echo(for_terminal(message), err=True)
         sys.exit(exit_code)
 
 

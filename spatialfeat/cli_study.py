@@ -17,6 +17,7 @@ from spatialfeat.cli_options import (
     NumClassesOfWeights,
     PhaseNames,
     Precision,
+    Pseudonymize,
     Weights,
     Workers,
     read_phase_names,
@@ -171,6 +172,7 @@ def extract(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files made by other weights, options or frames.")
     ] = ExtractConfig.overwrite,
+    pseudonymize: Pseudonymize = ExtractConfig.pseudonymize,
     num_classes: NumClassesOfWeights = None,
     phase_names: PhaseNames = None,
     batch_size: BatchSize = ExtractConfig.batch_size,
@@ -195,6 +197,7 @@ def extract(
             layout=layout,
             fps=fps,
             overwrite=overwrite,
+            pseudonymize=pseudonymize,
             num_classes=num_classes,
             phase_names=read_phase_names(phase_names),
             batch_size=batch_size,

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from spatialfeat.cli_options import run_command
+from spatialfeat.cli_options import Pseudonymize, run_command
 from spatialfeat.config import VAL_TARGETS, ExportConfig
 from spatialfeat.exportformats import FORMATS
+from spatialfeat.safetext import for_terminal
 
 _UNLABELLED_HELP = "Frames without a label. " + "; ".join(
     f"{form.name}: {', '.join(form.unlabelled)}" for form in FORMATS.values()
@@ -60,6 +61,7 @@ def export(
     allow_small_bundles: Annotated[
         bool, typer.Option("--allow-small-bundles", help="ms-tcn: write bundles of one video, too.")
     ] = ExportConfig.allow_small_bundles,
+    pseudonymize: Pseudonymize = ExportConfig.pseudonymize,
 ) -> None:
     """Write feature files in the layout of FORMAT. The help text with every tree is `exportformats.export_help`."""
 
@@ -77,6 +79,7 @@ def export(
             name_replacement=name_replacement,
             skip_short=skip_short,
             allow_small_bundles=allow_small_bundles,
+            pseudonymize=pseudonymize,
         )
         from spatialfeat.export import export as run_export
 
@@ -100,7 +103,7 @@ def info(
         from spatialfeat.info import describe
 
         summary = describe(path)
-        typer.echo(render(summary))
+        typer.echo(for_terminal(render(summary)))
         if isinstance(summary, FolderSummary) and summary.problems:
             raise typer.Exit(1)
 

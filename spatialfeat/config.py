@@ -10,6 +10,7 @@ from pathlib import Path
 
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.exportformats import FORMATS, LIMITED_OPTIONS
+from spatialfeat.safetext import label_problem
 
 TRAIN_CSV = Path("train_ResNet_DB.csv")
 VAL_CSV = Path("val_ResNet_DB.csv")
@@ -125,6 +126,7 @@ class ExtractConfig:
     layout: str = "channel-first"
     fps: float = 1.0
     overwrite: bool = False
+    pseudonymize: Path | None = None
     num_classes: int | None = None
     phase_names: tuple[str, ...] | None = None
     batch_size: int = 32
@@ -163,6 +165,7 @@ class ExportConfig:
     name_replacement: str | None = None
     skip_short: bool = False
     allow_small_bundles: bool = False
+    pseudonymize: Path | None = None
 
     def __post_init__(self) -> None:
         one_of("FORMAT", self.format, tuple(FORMATS))
@@ -199,7 +202,11 @@ def check_phase_names(phase_names: tuple[str, ...] | None, num_classes: int) -> 
             f"--phase-names: {len(phase_names)} names for {num_classes} classes; "
             "give one name per class, in label order, or pass --num-classes"
         )
-    if len(set(phase_names)) != num_classes or not all(name.strip() for name in phase_names):
+    for name in phase_names:
+        problem = label_problem(name)
+        if problem is not None:
+            raise SpatialfeatError(f"--phase-names: {name[:80]!r} {problem}; every name must be present and unique")
+    if len(set(phase_names)) != num_classes:
         raise SpatialfeatError(f"--phase-names: {', '.join(phase_names)}: every name must be present and unique")
 
 

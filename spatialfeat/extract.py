@@ -18,13 +18,14 @@ from spatialfeat.data.dataset import FrameDataset, make_loader
 from spatialfeat.data.framecache import FrameCache, open_cache
 from spatialfeat.data.framecheck import IsCached, check_images, describe_broken_image
 from spatialfeat.data.frames import FrameTable, list_frames, read_frames
+from spatialfeat.data.pseudonyms import pseudonymized
 from spatialfeat.data.splits import UNNAMED_SPLIT, named_csvs
 from spatialfeat.data.transforms import evaluation_transform
 from spatialfeat.data.videos import Video, group_videos
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.faults import computing_faults_told
 from spatialfeat.features.extractplan import feature_path, image_paths, plan_extraction, stat_digest, video_header
-from spatialfeat.features.featureschema import Recipe
+from spatialfeat.features.featureschema import PSEUDONYMIZED, Recipe
 from spatialfeat.features.featurewriter import FeatureFileWriter, remove_partial_files
 from spatialfeat.files import prepare_output_dir, require_room
 from spatialfeat.network.checkpoint import MORE_CLASSES, Checkpoint, load_checkpoint
@@ -78,6 +79,9 @@ def extract(config: ExtractConfig) -> ExtractResult:
         )
         for split, path in csvs
     ] + unlabelled
+    pseudonyms = None
+    if config.pseudonymize is not None:
+        tables, pseudonyms = pseudonymized(tables, config.pseudonymize, config.out_dir)
     videos = group_videos(tables, config.group_by)
     prepare_output_dir(config.out_dir)
     remove_partial_files(config.out_dir)
@@ -88,7 +92,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
     precision = choose_precision(config.precision, device)
     recipe = _recipe(config, checkpoint, precision)
     sound = [video for video in videos if video.video_id not in result.failed]
-    plan = plan_extraction(sound, config.out_dir, recipe, overwrite=config.overwrite)
+    plan = plan_extraction(sound, config.out_dir, recipe, overwrite=config.overwrite, pseudonyms=pseudonyms)
     result.skipped = [video.video_id for video in plan.done]
     use_true_float32()
     keep_freed_memory()
@@ -97,6 +101,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
         "extract",
         config,
         [path for _, path in csvs],
+        private=pseudonyms is not None,
         device=describe_device(device),
         precision=precision,
         weights_sha256=checkpoint.sha256,
@@ -104,11 +109,13 @@ def extract(config: ExtractConfig) -> ExtractResult:
         _announce(config, videos, device, precision)
         if plan.to_compute:
             require_room(config.out_dir, _num_bytes(plan.to_compute, checkpoint), "the feature files take")
-            sink = _FeatureSink(plan.to_compute, config.out_dir, recipe, result)
+            sink = _FeatureSink(plan.to_compute, config.out_dir, recipe, result, private=pseudonyms is not None)
             _compute(config, checkpoint, plan.to_compute, device, precision, sink, cache)
         status = "incomplete" if result.failed else "complete"
         facts = {} if cache is None else {"cache": cache.close()}
-        record.finish(status, written=result.written, skipped=result.skipped, failed=result.failed, **facts)
+        # Reasons name images, and so patients.
+        failed = result.failed if pseudonyms is None else dict.fromkeys(result.failed, "told on the terminal only")
+        record.finish(status, written=result.written, skipped=result.skipped, failed=failed, **facts)
     _report(config.out_dir, result)
     return result
 
@@ -165,7 +172,10 @@ def _num_bytes(videos: Sequence[Video], checkpoint: Checkpoint) -> int:
 class _FeatureSink:
     """Takes the network's outputs in the order of the frames and cuts them into one file per video."""
 
-    def __init__(self, videos: Sequence[Video], out_dir: Path, recipe: Recipe, result: ExtractResult) -> None:
+    def __init__(
+        self, videos: Sequence[Video], out_dir: Path, recipe: Recipe, result: ExtractResult, *, private: bool
+    ) -> None:
+        self._attributes = {PSEUDONYMIZED: "yes"} if private else {}
         self._videos, self._out_dir, self._recipe, self._result = videos, out_dir, recipe, result
         self._ends = np.cumsum([len(video) for video in videos])
         self._versions = library_versions()
@@ -219,7 +229,8 @@ class _FeatureSink:
         except FileNotFoundError as error:
             self._fail(video, f"{error.filename}: was removed while the video was extracted")
             return
-        self._writer.finish(images_stat=images_stat, images_content=self._images_digest.hexdigest())
+        content = self._images_digest.hexdigest()
+        self._writer.finish(images_stat=images_stat, images_content=content, **self._attributes)
         self._writer = None
         self._result.written.append(video.video_id)
 
@@ -247,7 +258,7 @@ def _compute(
     """Run the network over all frames of `videos`, one video after the other."""
     dataset = FrameDataset(
         np.concatenate([np.full(len(video), str(video.table.img_dir)) for video in videos]),
-        np.concatenate([video.table.ids[video.rows] for video in videos]),
+        np.concatenate([video.table.image_names[video.rows] for video in videos]),
         np.concatenate([video.table.labels[video.rows] for video in videos]),
         evaluation_transform(checkpoint.preprocessing),
         cache=cache,

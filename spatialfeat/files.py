@@ -154,10 +154,19 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def read_json_object(path: Path) -> dict[str, Any]:
     """What a JSON file holds, or {} if there is no such file or it holds no JSON object: for hints, never for data."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
+    return parse_json_object(text) or {}
+
+
+def parse_json_object(text: str) -> dict[str, Any] | None:
+    """The JSON object that a text from anywhere holds, None if it holds none."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def file_sha256(path: Path) -> str:

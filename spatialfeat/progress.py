@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from spatialfeat.interruption import raise_if_interrupted
+from spatialfeat.safetext import for_terminal
 
 SECONDS_BETWEEN_LOG_FILE_UPDATES = 30
 
@@ -93,7 +94,7 @@ class BarSafeHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
         stream = sys.stdout if record.levelno <= logging.INFO else sys.stderr
-        tqdm.write(prefix + self.format(record), file=stream)
+        tqdm.write(prefix + for_terminal(self.format(record)), file=stream)
         stream.flush()
 
 

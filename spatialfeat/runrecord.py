@@ -20,6 +20,7 @@ from spatialfeat.runtime import library_versions
 
 RUN_SCHEMA = 1
 RECORD_NAME = "run.json"
+LEFT_OUT = "left out (--pseudonymize)"
 
 logger = logging.getLogger(__name__)
 
@@ -31,18 +32,25 @@ class RunRecord:
     `status` still says "running" belongs to a run that is going on, or was killed.
     """
 
-    def __init__(self, out_dir: Path, command: str, config: Any, data: Iterable[Path], **facts: Any) -> None:
+    def __init__(
+        self, out_dir: Path, command: str, config: Any, data: Iterable[Path], *, private: bool = False, **facts: Any
+    ) -> None:
+        """private: leave out what could tell a patient's real id: paths, hashes of CSVs, reasons of failure."""
+        self._private = private
+        options = recorded_options(config)
+        if private:
+            options = {name: LEFT_OUT if isinstance(value, str | list) else value for name, value in options.items()}
         self._path = out_dir / RECORD_NAME
         self._start = time.monotonic()
         self._content: dict[str, Any] = {
             "schema": RUN_SCHEMA,
             "status": "running",
             "command": command,
-            "command_line": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "options": recorded_options(config),
+            "command_line": LEFT_OUT if private else shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "options": options,
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "versions": library_versions(),
-            "data_sha256": {str(path): file_sha256(path) for path in data},
+            "data_sha256": {} if private else {str(path): file_sha256(path) for path in data},
             **facts,
         }
         write_json(self._path, self._content)
@@ -59,7 +67,7 @@ class RunRecord:
             if is_interruption(error):
                 self.finish("interrupted")
             else:
-                self.finish("failed", error=str(error))
+                self.finish("failed", error=LEFT_OUT if self._private else str(error))
         except (OSError, SpatialfeatError) as second:
             # On a full disk the record cannot be written either; the first failure is the one to tell.
             logger.warning("%s; the record of this run still says that it is running", second)

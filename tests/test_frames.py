@@ -196,7 +196,8 @@ def test_unlabelled_frames_only_where_labels_are_not_required(tmp_path: Path) ->
 def test_ids_that_are_no_file_names(tmp_path: Path, bad_id: str) -> None:
     message = _error(tmp_path, f'id,label\n1_1_1,0\n"{bad_id}",0\n')
     assert message.startswith(f"train.csv row 3: id {bad_id[:80]!r}"[:60])
-    assert "cannot be a file name; use " in message
+    assert "cannot be a file name: it " in message
+    assert "; use at most 200 letters, digits, - and _" in message
     assert len(message) < 300
 
 

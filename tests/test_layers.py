@@ -22,7 +22,7 @@ PACKAGES = ["data", "scores", "features", "reporting", "evaluating", "network", 
 # The library, and how the names of the modules begin that may import it, also inside functions.
 GATEKEEPERS = {
     "typer": ("cli",),
-    "h5py": ("featureschema", "featurewriter", "featurehandles", "aggregate"),
+    "h5py": ("featureguard", "featureschema", "featurewriter", "featurehandles", "aggregate"),
     "matplotlib": ("plots",),
 }
 HEAVY = ("torch", "torchvision", "numpy", "pandas", "h5py", "matplotlib", "sklearn", "PIL")

@@ -82,7 +82,7 @@ class FrameDataset(Dataset[FrameSample]):
         cls, table: FrameTable, transform: FrameTransform, *, cache: FrameCache | None = None
     ) -> FrameDataset:
         """All rows of a table, in CSV order, without digests."""
-        return cls(np.full(len(table), str(table.img_dir)), table.ids, table.labels, transform, cache=cache)
+        return cls(np.full(len(table), str(table.img_dir)), table.image_names, table.labels, transform, cache=cache)
 
     def __len__(self) -> int:
         return len(self._ids)

@@ -30,7 +30,7 @@ def check_images(
     broken: list[tuple[FrameTable, int, str]] = []
     for table in tables:
         present = present_by_dir[table.img_dir]
-        there = [row for row, name in enumerate(table.ids.tolist()) if name in present]
+        there = [row for row, name in enumerate(table.image_names.tolist()) if name in present]
         known = None if is_cached is None else partial(is_cached, table)
         reasons = find_broken_images([table.image_path(row) for row in there], progress=progress, is_known=known)
         unreadable = {there[index]: reason for index, reason in reasons.items()}

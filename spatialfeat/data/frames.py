@@ -19,13 +19,11 @@ from numpy.typing import NDArray
 from spatialfeat.data.csvrows import Origin, Rows, read_rows
 from spatialfeat.data.images import list_pngs
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.safetext import MAX_NAME_BYTES, PLAIN_NAME, name_problem, spelling_key
 
 UNLABELLED = -100
 """The label of a frame without a phase; PyTorch's cross-entropy ignores it by default."""
 
-# Ids become file names: no separators or control characters, nothing hidden, no blanks at the ends, and room for ".png"
-# in the 255 bytes that file systems allow.
-_SAFE_ID = r"[^\s./\\\x00-\x1f\x7f](?:[^/\\\x00-\x1f\x7f]{0,248}[^\s/\\\x00-\x1f\x7f])?"
 _ID = r"^(?P<video>.+)_(?P<frame>[0-9]{1,18})$"
 _PATIENT_SEGMENT = re.compile(r"(?P<patient>.+)_(?P<segment>[0-9]{1,18})")
 
@@ -36,11 +34,12 @@ class FrameTable:
 
     Attributes:
         origin: the CSV file with the row numbers, the header being row 1; or the folder.
-        img_dir: the folder that holds `{id}.png`.
+        img_dir: the folder that holds `{image name}.png`.
         split: "train", "val", "test" or a name that the user gave.
         ids: (N,) str. labels: (N,) int64, UNLABELLED where there is none.
         videos: (N,) str, the id without its frame number. patients: (N,) str.
         segments, frames: (N,) int64, the parsed fields; segment is 0 for ids of the form VIDEO_FRAME.
+        own_image_names: (N,) str, None where the images are named by the ids, as all are but those of pseudonyms.
     """
 
     origin: Origin
@@ -52,6 +51,12 @@ class FrameTable:
     patients: NDArray[Any]
     segments: NDArray[np.int64]
     frames: NDArray[np.int64]
+    own_image_names: NDArray[Any] | None = None
+
+    @property
+    def image_names(self) -> NDArray[Any]:
+        """(N,) str: the name of each row's PNG in `img_dir`, without the suffix."""
+        return self.ids if self.own_image_names is None else self.own_image_names
 
     @property
     def source(self) -> Path:
@@ -61,7 +66,7 @@ class FrameTable:
         return len(self.ids)
 
     def image_path(self, row: int) -> Path:
-        return self.img_dir / f"{self.ids[row]}.png"
+        return self.img_dir / f"{self.image_names[row]}.png"
 
     def where(self, row: int) -> str:
         """`train.csv row 812`, as every message about a row begins."""
@@ -142,13 +147,16 @@ def natural_key(text: str) -> tuple[object, ...]:
 
 
 def refuse_two_spellings(tables: Iterable[FrameTable]) -> None:
-    """Refuse `1050_1` beside `1050_01`: one video under two names would become two half-empty feature files."""
+    """Refuse `1050_1` beside `1050_01`, or `Video1` beside `video1`: one video under two names.
+
+    They would become two half-empty feature files, or one file on a disk that does not tell letter cases apart.
+    """
     spellings: dict[tuple[object, ...], tuple[str, str]] = {}
     for table in tables:
         videos, first_rows = np.unique(table.videos, return_index=True)
         for video, row in zip(videos.tolist(), first_rows.tolist(), strict=True):
             where = table.where(row)
-            known, known_where = spellings.setdefault(natural_key(video), (video, where))
+            known, known_where = spellings.setdefault(natural_key(spelling_key(video)), (video, where))
             if known != video:
                 raise SpatialfeatError(
                     f"{where}: video {video} is the same as {known} in {known_where}, written differently; "
@@ -158,12 +166,7 @@ def refuse_two_spellings(tables: Iterable[FrameTable]) -> None:
 
 def _parse_ids(rows: Rows) -> pd.DataFrame:
     column, ids = rows.id_column, rows.columns[rows.id_column]
-    rows.refuse(
-        column,
-        ~ids.str.fullmatch(_SAFE_ID).to_numpy(dtype=bool),
-        "id {value!r} cannot be a file name",
-        "use at most 250 letters, digits, - and _; no folder, leading dot or outer blank",
-    )
+    _refuse_unsafe(rows, ids, "id {value!r} cannot be a file name: it")
     parsed = ids.str.extract(_ID)
     rows.refuse(
         column,
@@ -171,12 +174,27 @@ def _parse_ids(rows: Rows) -> pd.DataFrame:
         "id {value!r} does not end in _FRAME",
         "write PATIENT_SEGMENT_FRAME or VIDEO_FRAME, e.g. 1050_1_000001, without .png",
     )
+    # `a _1`: the blank is inside the id, but at an end of the video, which names a file too.
+    _refuse_unsafe(rows, parsed["video"], "the video of id {value!r} cannot be a file name: it")
     # A few hundred videos stand for hundreds of thousands of frames: split each video's name once.
     splits = {video: _split_video(video) for video in parsed["video"].unique()}
     parsed["patient"] = parsed["video"].map({video: patient for video, (patient, _) in splits.items()})
+    _refuse_unsafe(rows, parsed["patient"], "the patient of id {value!r} cannot be a file name: it")
     parsed["segment"] = parsed["video"].map({video: segment for video, (_, segment) in splits.items()})
     parsed["frame"] = parsed["frame"].astype(np.int64)
     return parsed
+
+
+def _refuse_unsafe(rows: Rows, names: pd.Series[str], problem: str) -> None:
+    """Ids, videos and patients become file names; `problem` begins the message."""
+    unsafe = ~names.str.fullmatch(PLAIN_NAME).to_numpy(dtype=bool)
+    reasons = {name: name_problem(name) for name in names[unsafe].unique()}
+    unsafe[unsafe] = [reasons[name] is not None for name in names[unsafe]]
+    if unsafe.any():
+        reason = reasons[names[unsafe].iloc[0]]
+        rows.refuse(
+            rows.id_column, unsafe, f"{problem} {reason}", f"use at most {MAX_NAME_BYTES} letters, digits, - and _"
+        )
 
 
 def _split_video(video: str) -> tuple[str, int]:

@@ -8,6 +8,7 @@ bytes to move between processes.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,6 +20,8 @@ import torchvision
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
+
+MAX_SIZE_PX = 10_000
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -38,6 +41,17 @@ class Preprocessing:
     antialias: bool = True
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values that no network takes; a description may come from anywhere."""
+        sizes: tuple[object, ...] = (self.resize_px, self.crop_px)
+        if not all(type(size) is int and 0 < size <= MAX_SIZE_PX for size in sizes):
+            raise ValueError(f"sizes {str(sizes)[:80]} are not 1 to {MAX_SIZE_PX} pixels")
+        known = [mode.value for mode in InterpolationMode]
+        if self.interpolation not in known or type(self.antialias) is not bool:
+            raise ValueError(f"interpolation {str(self.interpolation)[:80]!r} or antialias is unknown")
+        if not _are_colours(self.mean) or not _are_colours(self.std) or min(self.std) <= 0:
+            raise ValueError("mean or std is not three finite numbers, std above 0")
 
     @classmethod
     def for_image_size(cls, image_size_px: int) -> Preprocessing:
@@ -75,6 +89,12 @@ class FrameTransform:
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         return self.finish(self.fixed(image))
+
+
+def _are_colours(values: object) -> bool:
+    """Whether these are three finite numbers, for red, green and blue."""
+    numbers = values if isinstance(values, tuple) else ()
+    return len(numbers) == 3 and all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
 
 
 def evaluation_transform(preprocessing: Preprocessing) -> FrameTransform:

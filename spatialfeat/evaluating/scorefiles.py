@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from spatialfeat.files import write_atomically, write_json
+from spatialfeat.csvout import write_csv
+from spatialfeat.files import write_json
 from spatialfeat.scores.calibration import ReliabilityCurve, reliability_curve
 from spatialfeat.scores.comparison import compare
 from spatialfeat.scores.evaluation import EvaluatedVideo, Evaluation
@@ -63,10 +64,10 @@ def write_scores(out_dir: Path, evaluation: Evaluation) -> None:
     """Write metrics.json, per_video.csv and per_phase.csv, the last with intervals beside the scores."""
     metrics = evaluation.metrics
     write_json(out_dir / "metrics.json", metrics)
-    _write_table(out_dir / "per_video.csv", evaluation.per_video)
+    write_csv(out_dir / "per_video.csv", pd.DataFrame(evaluation.per_video))
     intervals = metrics["intervals"]["per_phase"]
     rows = [row | _bounds(found) for row, found in zip(metrics["per_phase"], intervals, strict=True)]
-    _write_table(out_dir / "per_phase.csv", rows)
+    write_csv(out_dir / "per_phase.csv", pd.DataFrame(rows))
 
 
 def _scored(videos: Sequence[EvaluatedVideo]) -> list[ScoredVideo]:
@@ -93,8 +94,3 @@ def _bounds(intervals: dict[str, Any]) -> dict[str, float | None]:
         for name in SCORE_NAMES
         for index, end in enumerate(("low", "high"))
     }
-
-
-def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    frame = pd.DataFrame(rows)
-    write_atomically(path, lambda temporary: frame.to_csv(temporary, index=False, lineterminator="\n"))

@@ -81,7 +81,8 @@ class Hdf5Export(ExportJob):
 
 def _write_video(group: h5py.Group, video: ExportVideo, advance: Advance) -> None:
     group.attrs.update({"video_id": video.video_id, "patient_id": video.patient_id, "split": video.split})
-    group.attrs["source"] = ", ".join(path.name for path in video.file.paths)
+    if video.source_names():
+        group.attrs["source"] = ", ".join(video.source_names())
     group.create_dataset("frame_ids", data=video.frame_ids().astype(object), dtype=TEXT)
     for name, values in (("labels", video.labels()), ("segment", video.segments()), ("frame", video.frames())):
         group.create_dataset(name, data=values.astype("<i8"))

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from spatialfeat.config import ExportConfig
+from spatialfeat.csvout import open_csv_text, write_frame
 from spatialfeat.exports.exportjob import Advance, ExportJob
 from spatialfeat.exports.exportsource import ExportSource, require_file_names
 from spatialfeat.features.featureschema import TIME_CHANNEL
@@ -32,12 +33,12 @@ class CsvExport(ExportJob):
     def write(self, target: Path, advance: Advance) -> None:
         for video in self.videos:
             ids, labels = video.frame_ids(), video.labels()
-            with (target / f"{video.video_id}.csv").open("w", encoding="utf-8", newline="") as text:
+            with open_csv_text(target / f"{video.video_id}.csv") as text:
                 for first, block in video.feature_blocks(TIME_CHANNEL):
                     table = pd.DataFrame(block, columns=[f"f{channel}" for channel in range(block.shape[1])])
                     table.insert(0, "label", labels[first : first + len(block)])
                     table.insert(0, "id", ids[first : first + len(block)])
-                    table.to_csv(text, index=False, header=first == 0, lineterminator="\n")
+                    write_frame(table, text, header=first == 0)
                     advance(len(block))
 
     def verify(self, target: Path) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from spatialfeat.config import ExportConfig
+from spatialfeat.csvout import CsvTable, open_csv_text
 from spatialfeat.exports.exportjob import Advance, ExportJob
 from spatialfeat.exports.exportsource import ExportSource, ExportVideo, require_file_names
 from spatialfeat.exports.npyfile import FLOAT32, npy_header
@@ -31,12 +32,11 @@ class NpyExport(ExportJob):
             folder = target / f"features_{split}"
             folder.mkdir()
             labelled = _any_label(videos)
-            with (target / _csv_name(split)).open("w", encoding="utf-8", newline="") as text:
-                table = csv.writer(text, lineterminator="\n")
-                table.writerow(("id", "label") if labelled else ("id",))
+            with open_csv_text(target / _csv_name(split)) as text:
+                table = CsvTable(text, ("id", "label") if labelled else ("id",))
                 for video in videos:
                     ids = video.frame_ids().tolist()
-                    table.writerows(zip(ids, video.labels().tolist(), strict=True) if labelled else zip(ids))
+                    table.add(zip(ids, video.labels().tolist(), strict=True) if labelled else zip(ids))
                     header = npy_header((video.file.num_channels,))
                     for first, block in video.feature_blocks(TIME_CHANNEL):
                         for frame_id, row in zip(ids[first:], block.astype(FLOAT32, copy=False), strict=False):
@@ -71,7 +71,7 @@ class NpyExport(ExportJob):
 
     def next_step(self) -> str:
         split, videos = next(iter(self.per_split().items()))
-        example = videos[0].file.frame_ids[0]
+        example = videos[0].frame_ids()[0]
         return (
             f"  np.load({str(self.config.out / f'features_{split}' / f'{example}.npy')!r})    (2048,) float32;\n"
             "  point the temporal study at this folder"

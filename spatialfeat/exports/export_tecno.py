@@ -11,7 +11,6 @@ then test, then any other split, in numeric order of their ids within each.
 
 from __future__ import annotations
 
-import csv
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatialfeat.config import ExportConfig
+from spatialfeat.csvout import CsvTable, open_csv_text
 from spatialfeat.exports.exportjob import Advance, ExportJob
 from spatialfeat.exports.exportsource import ExportSource, ExportVideo
 from spatialfeat.features.featureschema import TIME_CHANNEL
@@ -57,11 +57,11 @@ class TecnoExport(ExportJob):
                 ]
                 PortablePickler(file, protocol=PROTOCOL).dump(content)
             advance(video.num_frames)
-        with (target / "videos.csv").open("w", encoding="utf-8", newline="") as text:
-            table = csv.writer(text, lineterminator="\n")
-            table.writerow(("nn", "video", "split", "frames"))
-            for number, video in self.numbered.items():
-                table.writerow((f"{number:02d}", video.video_id, video.split, video.num_frames))
+        with open_csv_text(target / "videos.csv") as text:
+            table = CsvTable(text, ("nn", "video", "split", "frames"))
+            table.add(
+                (f"{nn:02d}", video.video_id, video.split, video.num_frames) for nn, video in self.numbered.items()
+            )
 
     def verify(self, target: Path) -> list[str]:
         problems = []

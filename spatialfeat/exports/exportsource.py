@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from spatialfeat.config import ExportConfig
 from spatialfeat.data.frames import UNLABELLED, natural_key
+from spatialfeat.data.pseudonyms import Pseudonyms, open_pseudonyms
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.exportformats import FORMATS, ExportFormat
 from spatialfeat.features.featurefolder import open_feature_dir
@@ -36,20 +37,22 @@ class ExportVideo:
 
     Attributes:
         num_frames: T, the frames that are exported. num_unlabelled: those without a label in the feature file.
+        pseudonyms: with --pseudonymize; all ids are then given under pseudonyms.
     """
 
     file: FeatureReader
     drop_unlabelled: bool
     num_frames: int
     num_unlabelled: int
+    pseudonyms: Pseudonyms | None = None
 
     @property
     def video_id(self) -> str:
-        return self.file.video_id
+        return self._renamed(self.file.video_id)
 
     @property
     def patient_id(self) -> str:
-        return self.file.patient_id
+        return self._renamed(self.file.patient_id)
 
     @property
     def split(self) -> str:
@@ -62,7 +65,11 @@ class ExportVideo:
 
     def frame_ids(self) -> NDArray[np.str_]:
         """(T,) str."""
-        return self._kept(self.file.frame_ids)
+        return np.array([self._renamed(name) for name in self._kept(self.file.frame_ids).tolist()], dtype=np.str_)
+
+    def source_names(self) -> list[str]:
+        """Names of the feature files, unless these tell the patient."""
+        return [] if self.pseudonyms else [path.name for path in self.file.paths]
 
     def segments(self) -> NDArray[np.int64]:
         """(T,) int64."""
@@ -83,6 +90,9 @@ class ExportVideo:
     def logit_blocks(self, axes: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """As `feature_blocks`: (C, n) or (n, C) float32."""
         return self._blocks(self.file.logits, axes)
+
+    def _renamed(self, name: str) -> str:
+        return name if self.pseudonyms is None else self.pseudonyms.rename(name, self.file.patient_id)
 
     def _kept(self, values: NDArray[Any]) -> NDArray[Any]:
         return values[self.file.labels != UNLABELLED] if self.drop_unlabelled else values
@@ -137,6 +147,8 @@ def open_source(config: ExportConfig) -> ExportSource:
     opened = open_feature_dir(config.features_dir)
     files: Sequence[FeatureReader] = join_patients(opened) if config.group_by == "patient" else opened
     videos = [_survey(file, drop_unlabelled=unlabelled == "drop") for file in files]
+    if config.pseudonymize is not None:
+        videos = _pseudonymized(videos, config, config.pseudonymize)
     notices = _notice_unfinished(config.features_dir)
     if any(video.num_unlabelled for video in videos):
         _check_unlabelled(config, form, videos, unlabelled)
@@ -169,6 +181,15 @@ def require_file_names(source: ExportSource) -> None:
         for what, name in (("video id", video.video_id), ("split", video.split)):
             if _UNSAFE_NAME.search(name):
                 raise SpatialfeatError(f"{video.file.path}: {what} {name!r} cannot be a file name; extract it again")
+
+
+def _pseudonymized(videos: Sequence[ExportVideo], config: ExportConfig, map_path: Path) -> list[ExportVideo]:
+    """The videos under pseudonyms and in their order: the order of real ids would tell something, too."""
+    patients = list(dict.fromkeys(video.patient_id for video in videos))
+    pseudonyms = open_pseudonyms(map_path, patients, outputs=[config.out, config.features_dir])
+    return sorted(
+        (replace(video, pseudonyms=pseudonyms) for video in videos), key=lambda video: natural_key(video.video_id)
+    )
 
 
 def _survey(file: FeatureReader, *, drop_unlabelled: bool) -> ExportVideo:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from spatialfeat.data.csvrows import read_rows
 from spatialfeat.data.frames import natural_key
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.exports.exportsource import ExportVideo, name_some
+from spatialfeat.safetext import name_problem
 
 Bundles = dict[str, list[str]]
 """{bundle's name, e.g. "train.split1": ids of its videos}, the ids as in the feature files."""
@@ -57,7 +60,8 @@ def bundles_of_folds(videos: Sequence[ExportVideo], folds_csv: Path, *, joined: 
             fewer than two folds, or a file that cannot be read.
     """
     column, rows = _read_folds(folds_csv, joined=joined)
-    known = {video.video_id if column == "video" else video.patient_id for video in videos}
+    # With --pseudonymize the CSV still holds the ids that the feature files have.
+    known = {video.file.video_id if column == "video" else video.file.patient_id for video in videos}
     fold_of: dict[str, str] = {}
     for number, name, fold in rows:
         if name not in known:
@@ -74,7 +78,7 @@ def bundles_of_folds(videos: Sequence[ExportVideo], folds_csv: Path, *, joined: 
             f"{folds_csv}: lacks {len(missing)} of {len(known)} {column}s: {name_some(_sorted(missing))}; "
             "add a row for each"
         )
-    video_folds = {v.video_id: fold_of[v.video_id if column == "video" else v.patient_id] for v in videos}
+    video_folds = {v.video_id: fold_of[v.file.video_id if column == "video" else v.file.patient_id] for v in videos}
     _refuse_split_patients(folds_csv, videos, video_folds)
     folds = _sorted(set(video_folds.values()))
     if len(folds) < 2:
@@ -118,6 +122,10 @@ def _read_folds(path: Path, *, joined: bool) -> tuple[str, list[tuple[int, str, 
     names, folds = (rows.columns[column].str.strip() for column in (columns[0], "fold"))
     rows.refuse(columns[0], (names == "").to_numpy(), f"has no {columns[0]}", "mend the row")
     rows.refuse("fold", (folds == "").to_numpy(), "has no fold", "mend the row")
+    odd = [name_problem(fold) is not None for fold in folds]
+    rows.refuse(
+        "fold", np.array(odd, dtype=bool), "fold {value!r} is no name", "use a number, or letters, digits, -, _"
+    )
     # Folds may have names, but one name among numbers is a slip.
     named = ~folds.str.fullmatch("[0-9]+").to_numpy(dtype=bool)
     if not named.all():

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spatialfeat.data.images import content_digest
+from spatialfeat.data.pseudonyms import Pseudonyms
 from spatialfeat.data.videos import Video
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.featurefile import read_info
-from spatialfeat.features.featureschema import SUFFIX, FeatureFileInfo, Recipe, VideoHeader
+from spatialfeat.features.featureschema import PSEUDONYMIZED, SUFFIX, FeatureFileInfo, Recipe, VideoHeader
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,21 @@ def video_header(video: Video) -> VideoHeader:
     )
 
 
-def plan_extraction(videos: Sequence[Video], out_dir: Path, recipe: Recipe, *, overwrite: bool) -> ExtractionPlan:
+def plan_extraction(
+    videos: Sequence[Video],
+    out_dir: Path,
+    recipe: Recipe,
+    *,
+    overwrite: bool,
+    pseudonyms: Pseudonyms | None = None,
+) -> ExtractionPlan:
     """Compare the videos with the feature files that stand in `out_dir`.
 
     A file made by the same weights, options and frames is done. Any other file would mix features that do not belong
     together: it is an error, unless it belongs to one of `videos` and `overwrite` is set.
+
+    Args:
+        pseudonyms: those that the ids of `videos` are of, None if they are real ids.
 
     Raises:
         SpatialfeatError: with the file and what differs.
@@ -54,7 +65,7 @@ def plan_extraction(videos: Sequence[Video], out_dir: Path, recipe: Recipe, *, o
     for path in sorted(out_dir.glob(f"*{SUFFIX}")):
         video = by_path.get(path)
         if video is None:
-            _refuse_stranger(path, recipe)
+            _refuse_stranger(path, recipe, pseudonyms)
             continue
         problem = _why_not_reusable(path, video, recipe)
         if problem is None:
@@ -81,9 +92,17 @@ def image_paths(video: Video) -> list[Path]:
     return [video.table.image_path(row) for row in video.rows.tolist()]
 
 
-def _refuse_stranger(path: Path, recipe: Recipe) -> None:
+def _refuse_stranger(path: Path, recipe: Recipe, pseudonyms: Pseudonyms | None) -> None:
     """A file of a video that is not part of this run may stay only if its features belong with the new ones."""
-    differing = recipe.differences(read_info(path).recipe)
+    info = read_info(path)
+    apart = "a patient may be here under two names: move it away, or choose another --out"
+    if pseudonyms is None and PSEUDONYMIZED in info.attributes:
+        raise SpatialfeatError(f"{path}: was made with --pseudonymize, and this run is without; {apart}")
+    if pseudonyms is not None and info.header.patient_id not in pseudonyms.of_patient.values():
+        raise SpatialfeatError(
+            f"{path}: its patient {info.header.patient_id} is no pseudonym of {pseudonyms.path}; {apart}"
+        )
+    differing = recipe.differences(info.recipe)
     if differing:
         raise SpatialfeatError(
             f"{path}: was made with other {_names(differing)} and is not part of this run; "

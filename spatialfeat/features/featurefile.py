@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features import featurehandles
-from spatialfeat.features.featurehandles import attributes_of
+from spatialfeat.features.featureguard import read_names
 from spatialfeat.features.featureschema import (
     AXES_OF_LAYOUT,
     CHANNEL_TIME,
@@ -46,8 +46,7 @@ class FeatureFile:
         self._stamp = featurehandles.stamp_of(self.path)
         try:
             with featurehandles.opened(self.path, self._stamp) as file:
-                check_schema(self.path, file)
-                self.attributes = attributes_of(file)
+                self.attributes = check_schema(self.path, file)
                 self.num_channels, self.num_frames = channels_and_frames(file["features"])
         finally:
             self.close()
@@ -89,7 +88,10 @@ class FeatureFile:
     def frame_ids(self) -> NDArray[np.str_]:
         """(T,) str: the frames' ids in time order."""
         with featurehandles.opened(self.path, self._stamp) as file:
-            ids = file["frame_ids"].asstr()[()]
+            try:
+                ids = read_names(file["frame_ids"])
+            except SpatialfeatError as error:
+                raise SpatialfeatError(f"{self.path}: {error}; extract the video again") from error
         return np.asarray(ids, dtype=np.str_)
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,10 +11,15 @@ from typing import NamedTuple
 from spatialfeat.data.frames import natural_key
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.featurefile import FeatureFile
-from spatialfeat.features.featureschema import CHANNEL_FIRST, SUFFIX, Recipe
+from spatialfeat.features.featureschema import CHANNEL_FIRST, PSEUDONYMIZED, SUFFIX, Recipe
+from spatialfeat.files import parse_json_object
+from spatialfeat.safetext import spelling_key
 
 SHORT_HASH = 8
 """So many digits of a hash tell files apart for a person."""
+
+_SHOWN = 200
+"""A message shows so many characters of a value."""
 
 _NAMED_FILES = 5
 """A message names so many files; more would bury the first."""
@@ -100,7 +104,7 @@ def repeated_videos(files: Sequence[FeatureFile]) -> list[Conflict]:
     first: dict[tuple[object, ...], FeatureFile] = {}
     conflicts = []
     for file in files:
-        known = first.setdefault(natural_key(file.video_id), file)
+        known = first.setdefault(natural_key(spelling_key(file.video_id)), file)
         if known is not file:
             both = " and ".join(sorted((file.path.name, known.path.name), key=natural_key))
             conflicts.append(Conflict(file.path, f"{both} both hold video {file.video_id}"))
@@ -111,6 +115,11 @@ def mixed_recipes(files: Sequence[FeatureFile]) -> list[Conflict]:
     """A conflict for each file that was made otherwise than most: what differs, there and in the others."""
     if not files:
         return []
+    hidden = {PSEUDONYMIZED in file.attributes: file for file in files}
+    if len(hidden) == 2:
+        other = hidden[False].path.name
+        sentence = f"{hidden[True].path.name} was made with --pseudonymize, {other} without"
+        return [Conflict(hidden[True].path, sentence)]
     usual = Counter(_comparable(file) for file in files).most_common(1)[0][0]
     example = next(file for file in files if _comparable(file) == usual)
     conflicts = []
@@ -144,11 +153,8 @@ def _both(field: str, recipe: Recipe, usual: Recipe) -> str:
 
 
 def _both_preprocessings(text: str, usual_text: str) -> str:
-    try:
-        parts, usual_parts = json.loads(text), json.loads(usual_text)
-    except json.JSONDecodeError:
-        return f"{text} against {usual_text}"
-    if not isinstance(parts, dict) or not isinstance(usual_parts, dict):
-        return f"{text} against {usual_text}"
+    parts, usual_parts = parse_json_object(text), parse_json_object(usual_text)
+    if parts is None or usual_parts is None:
+        return f"{text[:_SHOWN]} against {usual_text[:_SHOWN]}"
     keys = [key for key in {**usual_parts, **parts} if parts.get(key) != usual_parts.get(key)]
     return ", ".join(f"{key} {parts.get(key)} against {usual_parts.get(key)}" for key in keys)

@@ -20,7 +20,7 @@ import numpy as np
 from spatialfeat.errors import SpatialfeatError
 
 MAX_OPEN_FILES = 64
-_DAMAGE_ERRORS = (OSError, RuntimeError, KeyError, UnicodeDecodeError)
+_DAMAGE_ERRORS = (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, MemoryError)
 """What h5py raises for a damaged file depends on where the damage is."""
 
 
@@ -126,6 +126,9 @@ def opened(path: Path, stamp: FileStamp) -> Iterator[h5py.File]:
     with handles.lock:
         try:
             yield handles.get(path, stamp)
+        except SpatialfeatError:
+            handles.close(path, stamp)
+            raise
         except _DAMAGE_ERRORS as error:
             handles.close(path, stamp)
             raise SpatialfeatError(f"{path}: is damaged ({_in_one_line(error)}); extract the video again") from error
@@ -136,11 +139,6 @@ def close(path: Path, stamp: FileStamp) -> None:
     handles = _handles_of_this_process()
     with handles.lock:
         handles.close(path, stamp)
-
-
-def attributes_of(file: h5py.File) -> dict[str, Any]:
-    """The root attributes as Python values."""
-    return {name: plain(value) for name, value in file.attrs.items()}
 
 
 def plain(value: Any) -> Any:

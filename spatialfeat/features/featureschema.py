@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.featurehandles import attributes_of, plain
+from spatialfeat.features.featureguard import read_attribute, read_attributes, storage_problem
+from spatialfeat.safetext import label_problem, name_problem
 
 FORMAT = "spatialfeat features"
 SCHEMA = 1
@@ -30,6 +31,12 @@ SUFFIX = ".h5"
 CHANNEL_FIRST, TIME_FIRST = "channel-first", "time-first"
 CHANNEL_TIME, TIME_CHANNEL = "channel,time", "time,channel"
 AXES_OF_LAYOUT = {CHANNEL_FIRST: CHANNEL_TIME, TIME_FIRST: TIME_CHANNEL}
+
+PSEUDONYMIZED = "pseudonymized"
+"""An attribute, "yes", of files that `extract --pseudonymize` wrote; other files do not have it."""
+
+_SHOWN = 200
+"""A message shows so many characters of a value."""
 
 MATRICES, VECTORS = ("features", "logits"), ("labels", "frame_ids", "segment", "frame")
 
@@ -76,24 +83,36 @@ class FeatureFileInfo:
     attributes: dict[str, Any]
 
 
-def check_schema(path: Path, file: h5py.File) -> None:
-    """Raise SpatialfeatError unless an open HDF5 file is a whole feature file of this schema."""
-    if plain(file.attrs.get("format")) != FORMAT:
+def check_schema(path: Path, file: h5py.File) -> dict[str, Any]:
+    """The root attributes as Python values, once it is sure that the file is a whole feature file of this schema.
+
+    Raises:
+        SpatialfeatError: it is not, or holds what this program never writes.
+    """
+    try:
+        form, schema = read_attribute(file, "format"), read_attribute(file, "schema")
+    except SpatialfeatError:
+        form, schema = None, None
+    if form != FORMAT:
         raise SpatialfeatError(f"{path}: is not a feature file of spatialfeat; keep other files elsewhere")
-    schema = plain(file.attrs.get("schema"))
     if schema != SCHEMA:
         raise SpatialfeatError(
-            f"{path}: has schema {schema}, this version reads schema {SCHEMA}; "
+            f"{path}: has schema {str(schema)[:_SHOWN]}, this version reads schema {SCHEMA}; "
             "use the version of spatialfeat that made it, or extract again"
         )
-    attributes = ("video_id", "patient_id", "split", *Recipe.__dataclass_fields__)
+    required = ("video_id", "patient_id", "split", *Recipe.__dataclass_fields__)
     missing = [name for name in (*MATRICES, *VECTORS) if file.get(name, getlink=True) is None]
-    missing += [name for name in attributes if name not in file.attrs]
+    missing += [name for name in required if name not in file.attrs]
     if missing:
         raise SpatialfeatError(f"{path}: lacks {', '.join(missing)}; extract the video again")
-    problem = _problem_of_attributes(attributes_of(file)) or _problem_of_datasets(file)
+    try:
+        attributes = read_attributes(file)
+    except SpatialfeatError as error:
+        raise SpatialfeatError(f"{path}: {error}; extract the video again") from error
+    problem = _problem_of_attributes(attributes) or _problem_of_datasets(file, attributes)
     if problem:
         raise SpatialfeatError(f"{path}: {problem}; extract the video again")
+    return attributes
 
 
 def _problem_of_attributes(attributes: dict[str, Any]) -> str | None:
@@ -101,41 +120,42 @@ def _problem_of_attributes(attributes: dict[str, Any]) -> str | None:
         value = attributes[name]
         if name == "phase_names":
             right = isinstance(value, tuple) and all(isinstance(phase, str) for phase in value)
+            right = right and not any(map(label_problem, value))
         elif name == "fps":
             right = isinstance(value, float | int) and 0 < value < float("inf")
         else:
-            right = isinstance(value, str) and (name == "preprocessing" or _can_be_a_file_name(value))
+            # Exports name files by ids and splits: these must not lead to another folder.
+            right = isinstance(value, str) and (name == "preprocessing" or name_problem(value) is None)
         if not right:
-            return f"attribute {name} is {value!r}, which spatialfeat never writes"
+            return f"attribute {name} is {repr(value)[:_SHOWN]}, which spatialfeat never writes"
     layout, known = attributes["layout"], ", ".join(AXES_OF_LAYOUT)
-    return None if layout in AXES_OF_LAYOUT else f"attribute layout is {layout!r}, not one of {known}"
+    return None if layout in AXES_OF_LAYOUT else f"attribute layout is {layout[:_SHOWN]!r}, not one of {known}"
 
 
-def _can_be_a_file_name(text: str) -> bool:
-    """Exports name files by ids and splits: these must not lead to another folder."""
-    return text.strip(". ") != "" and not any(sign in "/\\\x7f" or sign < " " for sign in text)
-
-
-def _problem_of_datasets(file: h5py.File) -> str | None:
-    axes = AXES_OF_LAYOUT[file.attrs["layout"]]
+def _problem_of_datasets(file: h5py.File, attributes: dict[str, Any]) -> str | None:
+    axes = AXES_OF_LAYOUT[attributes["layout"]]
     for name in (*MATRICES, *VECTORS):
-        # A link, or storage elsewhere, would let a file from a stranger read other files of this machine.
+        # A link would let a file from a stranger read other files of this machine.
         if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
             return f"{name} is not a dataset of this file"
-        if file[name].is_virtual or file[name].external:
-            return f"{name} keeps its data in other files"
+        problem = storage_problem(file[name])
+        if problem:
+            return f"{name} {problem}"
         kinds, dimensions = ("f4", 2) if name in MATRICES else ("O" if name == "frame_ids" else "i8", 1)
         if file[name].dtype.newbyteorder("=") != np.dtype(kinds) or file[name].ndim != dimensions:
             return f"{name} is {file[name].dtype} {file[name].shape}"
-        if name in MATRICES and plain(file[name].attrs.get("axes")) != axes:
-            return f"{name} has axes {plain(file[name].attrs.get('axes'))!r}, not {axes!r}"
+        stored_axes = read_attribute(file[name], "axes") if name in MATRICES else axes
+        if stored_axes != axes:
+            return f"{name} has axes {repr(stored_axes)[:_SHOWN]}, not {axes!r}"
     if h5py.check_string_dtype(file["frame_ids"].dtype) is None:
         return "frame_ids is not text"
     lengths = {name: channels_and_frames(file[name])[1] for name in MATRICES}
     lengths |= {name: len(file[name]) for name in VECTORS}
     if len(set(lengths.values())) != 1:
         return f"datasets differ in length {lengths}"
-    scores, phases = channels_and_frames(file["logits"])[0], len(file.attrs["phase_names"])
+    if lengths["labels"] == 0:
+        return "holds no frame"
+    scores, phases = channels_and_frames(file["logits"])[0], len(attributes["phase_names"])
     return None if scores == phases else f"logits has {scores} classes for {phases} phase names"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from spatialfeat.features.featurefolder import SHORT_HASH
 from spatialfeat.features.featureschema import Recipe
 from spatialfeat.features.featuresummary import FileSummary, FolderSummary, VideoSummary
+from spatialfeat.files import parse_json_object
 
 WIDTH = 100
 NO_BREAK = "\xa0"
@@ -188,11 +188,9 @@ def _readable(value: Any) -> str:
     """An attribute for a person: JSON objects as `key value, key value`, lists with commas."""
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
-    if isinstance(value, str) and value.startswith("{"):
-        try:
-            return ", ".join(_unbroken(f"{key} {_short_list(part)}") for key, part in json.loads(value).items())
-        except json.JSONDecodeError:
-            return value
+    content = parse_json_object(value) if isinstance(value, str) else None
+    if content is not None:
+        return ", ".join(_unbroken(f"{key} {_short_list(part)}") for key, part in content.items())
     return str(value)
 
 

@@ -24,10 +24,13 @@ from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import atomic_path, file_sha256, json_text
 from spatialfeat.network.model import BACKBONE, PhaseResNet50
+from spatialfeat.network.weightsguard import convert_exactly, refuse_odd_tensors, refuse_zip_bomb
 
 DESCRIPTION_SCHEMA = 1
+MAX_DESCRIPTION_BYTES = 10_000_000
 IMAGENET_WEIGHTS = ResNet50_Weights.IMAGENET1K_V1
 IMAGENET_CLASSES = 1000
+MAX_CLASSES = 100_000
 MORE_CLASSES = "use weights that have more classes"
 
 # What torch's restricted unpickler raises on bytes that no torch.save has written; it does not wrap them itself.
@@ -42,6 +45,7 @@ DAMAGED_FILE_ERRORS = (
     struct.error,
     AssertionError,
     ArithmeticError,
+    MemoryError,
 )
 
 logger = logging.getLogger(__name__)
@@ -141,7 +145,7 @@ def load_checkpoint(
     sha256 = file_sha256(weights_path)
     description = _read_description(weights_path, sha256, found_classes)
     check_phase_names(phase_names, found_classes)
-    names = phase_names or description.get("phase_names") or default_phase_names(found_classes)
+    names = phase_names or _described_names(weights_path, description) or default_phase_names(found_classes)
     preprocessing = _read_preprocessing(weights_path, description)
     return Checkpoint(weights_path, model.eval(), found_classes, tuple(names), preprocessing, sha256)
 
@@ -200,7 +204,10 @@ def read_state_dict(weights_path: Path) -> StateDict:
         SpatialfeatError: no such file, not a PyTorch file, or holding anything but tensors.
     """
     try:
-        state = torch.load(weights_path, map_location="cpu", weights_only=True)
+        # Mapped, not read: a record shorter than a tensor needs is then an error in every version of torch.
+        state = torch.load(weights_path, map_location="cpu", weights_only=True, mmap=refuse_zip_bomb(weights_path))
+    except SpatialfeatError:
+        raise
     except FileNotFoundError as error:
         raise SpatialfeatError(
             f"{weights_path}: no such weights file; train with `spatialfeat finetune` or pass --weights PATH"
@@ -224,6 +231,7 @@ def read_state_dict(weights_path: Path) -> StateDict:
         raise SpatialfeatError(
             f"{weights_path}: is not a plain state dict{hint}; save it with torch.save(model.state_dict(), path)"
         )
+    refuse_odd_tensors(weights_path, state)
     return state
 
 
@@ -236,7 +244,10 @@ def _save_state(state: StateDict, path: Path) -> None:
 def _count_classes(path: Path, state: StateDict) -> int:
     if "fc.weight" not in state or state["fc.weight"].ndim != 2:
         _refuse_architecture(path, "it has no classifier `fc.weight`" + _prefix_hint(state))
-    return int(state["fc.weight"].shape[0])
+    rows = int(state["fc.weight"].shape[0])
+    if not 0 < rows <= MAX_CLASSES:
+        _refuse_architecture(path, f"its classifier has {rows} rows")
+    return rows
 
 
 def _load_state(model: PhaseResNet50, state: StateDict, path: Path) -> None:
@@ -246,16 +257,12 @@ def _load_state(model: PhaseResNet50, state: StateDict, path: Path) -> None:
     missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
     surplus = [name for name in state if name not in expected]
     if missing or surplus:
-        first = f"{missing[0]} is missing" if missing else f"{surplus[0]} is surplus"
+        first = f"{missing[0]} is missing" if missing else f"{surplus[0][:80]} is surplus"
         _refuse_architecture(
             path, f"{first}, {len(missing)} missing and {len(surplus)} surplus in all" + _prefix_hint(state)
         )
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
-            _refuse_architecture(path, f"{name} is {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}")
-        if not torch.isfinite(tensor).all():
-            raise SpatialfeatError(f"{path}: {name} holds NaN or infinity; the training that made it has diverged")
-    model.load_state_dict(state, strict=False)
+    converted = {name: convert_exactly(path, name, tensor, expected[name]) for name, tensor in state.items()}
+    model.load_state_dict(converted, strict=False)
 
 
 def _refuse_architecture(path: Path, why: str) -> None:
@@ -271,11 +278,15 @@ def _prefix_hint(state: StateDict) -> str:
 def _read_description(weights_path: Path, sha256: str, num_classes: int) -> dict[str, Any]:
     path = description_path(weights_path)
     try:
+        if path.stat().st_size > MAX_DESCRIPTION_BYTES:
+            raise SpatialfeatError(f"{path}: is too large for a description of weights; restore or delete it")
         description = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         logger.info("%s has no %s beside it: taking the specification's preprocessing", weights_path, path.name)
         return {}
-    except (OSError, ValueError) as error:
+    except SpatialfeatError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise SpatialfeatError(f"{path}: is not readable JSON ({error}); restore or delete it") from error
     if not isinstance(description, dict) or description.get("weights_sha256") != sha256:
         raise SpatialfeatError(
@@ -287,11 +298,25 @@ def _read_description(weights_path: Path, sha256: str, num_classes: int) -> dict
     return description
 
 
+def _described_names(weights_path: Path, description: dict[str, Any]) -> tuple[str, ...] | None:
+    names = description.get("phase_names")
+    if names is None:
+        return None
+    path = description_path(weights_path)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise SpatialfeatError(f"{path}: phase_names is no list of texts; mend or delete it")
+    try:
+        check_phase_names(tuple(names), description["num_classes"])
+    except SpatialfeatError as error:
+        raise SpatialfeatError(f"{path}: {str(error).removeprefix('--phase-names: ')}") from error
+    return tuple(names)
+
+
 def _read_preprocessing(weights_path: Path, description: dict[str, Any]) -> Preprocessing:
     stored = description.get("preprocessing")
     if stored is None:
         return Preprocessing()
     try:
         return Preprocessing.from_dict(stored)
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, ValueError) as error:
         raise SpatialfeatError(f"{description_path(weights_path)}: unknown preprocessing ({error})") from error

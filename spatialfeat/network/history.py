@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from spatialfeat.csvout import write_csv
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.files import write_atomically
 from spatialfeat.reporting.plots import save_curves
 
 
@@ -28,7 +28,7 @@ class EpochRecord(NamedTuple):
 def write_history(out_dir: Path, history: Sequence[EpochRecord], best_epoch: int) -> None:
     """Write history.csv, loss_curves.png and accuracy_curves.png, replacing those of the epoch before."""
     frame = pd.DataFrame(list(history))
-    write_atomically(out_dir / "history.csv", lambda path: frame.to_csv(path, index=False, lineterminator="\n"))
+    write_csv(out_dir / "history.csv", frame)
     for quantity, train, val in (("loss", "train_loss", "val_loss"), ("accuracy", "train_acc", "val_acc")):
         save_curves(
             out_dir / f"{quantity}_curves.png",

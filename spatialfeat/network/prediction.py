@@ -11,13 +11,13 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from spatialfeat.csvout import write_csv
 from spatialfeat.data.dataset import FrameDataset, make_loader, refuse_failures
 from spatialfeat.data.framecache import FrameCache
 from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.transforms import Preprocessing, evaluation_transform
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluating.evaluationinput import NETWORK_NAME, FramePredictions, PredictionSet
-from spatialfeat.files import write_atomically
 from spatialfeat.network.inference import NOT_FINITE, run_inference
 from spatialfeat.network.model import PhaseResNet50
 from spatialfeat.progress import frame_bar
@@ -80,4 +80,4 @@ def write_predictions_csv(path: Path, predictions: Predictions | FramePrediction
     frame = pd.DataFrame(
         {"img_id": predictions.ids, "true_label": predictions.labels, "predicted_label": predictions.predicted}
     )
-    write_atomically(path, lambda temporary: frame.to_csv(temporary, index=False, lineterminator="\n"))
+    write_csv(path, frame)

@@ -1,0 +1,95 @@
+"""Text that others wrote, kept from doing harm as a file's name, on a terminal, or in a spreadsheet.
+
+Ids, phase names and file names come from CSVs, weights and HDF5 files of strangers. Only the standard library is used.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+MAX_NAME_BYTES = 200
+"""File systems allow 255 bytes; the rest is for suffixes such as `.png` and the temporary `.{name}.h5.partial`."""
+
+FORMULA_SIGNS = "=+-@\uff1d\uff0b\uff0d\uff20"
+"""With these a spreadsheet takes a cell for a formula and runs it; the last four are their full-width forms."""
+
+PLAIN_NAME = rf"[A-Za-z0-9_][A-Za-z0-9_-]{{0,{MAX_NAME_BYTES - 1}}}"
+"""Almost all ids are of this form, which needs no closer look by `name_problem`."""
+
+# Control characters, invisible ones (some turn the direction of writing), half characters, line and paragraph ends.
+_UNSEEN_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
+# Joiners between letters: Persian and the scripts of India are not written without them.
+_JOINERS = "\u200c\u200d"
+_KEPT_ON_TERMINALS = "\n\t" + _JOINERS
+
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+# A spreadsheet may cut a line at other signs than the comma, so a formula can also begin inside a cell.
+_FORMULA_START = re.compile(rf"(^|[,;\t\r\n])([\s\"']*)(?=[{re.escape(FORMULA_SIGNS)}])")
+
+
+def is_unseen(character: str) -> bool:
+    """Whether a person cannot see the character, or a terminal obeys it instead of showing it."""
+    return unicodedata.category(character) in _UNSEEN_CATEGORIES
+
+
+def name_problem(text: str) -> str | None:
+    """Why `text` cannot be part of a file's name, or None if it can.
+
+    What leads out of a folder, hides a file, reads as an option or a formula, or shows as something else is refused.
+    """
+    if re.fullmatch(PLAIN_NAME, text):
+        return None
+    if not text:
+        return "is empty"
+    if "/" in text or "\\" in text:
+        return "holds a slash, which separates folders"
+    if text.startswith("."):
+        return "starts with a dot, as hidden files and the folders . and .. do"
+    if text.strip() != text:
+        return "has a blank at one of its ends"
+    if any(is_unseen(character) for character in text):
+        return "holds a character that cannot be seen"
+    if text[0] in FORMULA_SIGNS or spreadsheet_cell(text) != text:
+        return f"has one of {FORMULA_SIGNS[:4]} where a spreadsheet takes it for a formula"
+    if len(text.encode("utf-8")) > MAX_NAME_BYTES:
+        return f"is longer than {MAX_NAME_BYTES} bytes"
+    return None
+
+
+def label_problem(text: str) -> str | None:
+    """Why `text` cannot be a phase's name in tables, pictures and on terminals, or None if it can."""
+    if not text.strip():
+        return "is empty"
+    if any(is_unseen(character) and character not in _JOINERS for character in text):
+        return "holds a character that cannot be seen"
+    if len(text.encode("utf-8")) > MAX_NAME_BYTES:
+        return f"is longer than {MAX_NAME_BYTES} bytes"
+    return None
+
+
+def spelling_key(text: str) -> str:
+    """Equal for texts that look alike to a person or a file system: another Unicode form, another letter case."""
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+def for_terminal(text: str) -> str:
+    r"""`text` with what a terminal would obey written out: the escape character as `\x1b`."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode("ascii")
+        if is_unseen(character) and character not in _KEPT_ON_TERMINALS
+        else character
+        for character in text
+    )
+
+
+def spreadsheet_cell(value: object) -> object:
+    """A value for a CSV cell: text that a spreadsheet would run gets an apostrophe before it, all else is unchanged.
+
+    Ids never need it, because `name_problem` refuses such ones where they are read; so no id is ever changed.
+    """
+    if not isinstance(value, str) or _NUMBER.fullmatch(value):
+        return value
+    return _FORMULA_START.sub(r"\1\2'", value)
