@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,23 @@ def test_options_cannot_change_during_a_run() -> None:
         ({"clip_grad_norm": 0.0}, "--clip-grad-norm 0.0: must be a positive number"),
         ({"clip_grad_norm": float("inf")}, "--clip-grad-norm inf: must be a positive number"),
         ({"phase_names": ("a", "b")}, "--phase-names: 2 names for 7 classes"),
+        ({"cache_limit_gb": 0.0}, "--cache-limit 0: must be a positive number of gigabytes, e.g. 100"),
+        ({"cache_size_px": 320}, "--cache-size: has no meaning without --cache"),
+        ({"cache_size_px": 223, "cache_dir": Path("cache")}, "--cache-size 223: must be at least 224"),
     ],
 )
 def test_finetune_refuses(options: dict[str, Any], message: str) -> None:
     with pytest.raises(SpatialfeatError) as caught:
         FinetuneConfig(**options)
     assert str(caught.value).startswith(message)
+
+
+def test_only_a_cache_shrinks_training_frames_in_proportion_to_the_input() -> None:
+    cached = FinetuneConfig(cache_dir=Path("cache"))
+    assert FinetuneConfig().training_frames_px is None
+    assert cached.training_frames_px == 320
+    assert replace(cached, image_size_px=448).training_frames_px == 640
+    assert replace(cached, cache_size_px=512).training_frames_px == 512
 
 
 @pytest.mark.parametrize("options", [{"freeze_until": 0}, {"freeze_until": 9}, {"workers": 0}, {"lr_patience": 0}])

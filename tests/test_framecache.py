@@ -222,6 +222,19 @@ def test_the_folder_is_private_marked_and_nobody_elses(tmp_path: Path) -> None:
         FrameCache(tmp_path / "thesis" / "chapter.txt" / "below", 1)
 
 
+def test_a_cache_that_is_deleted_during_a_run_costs_time_only(
+    table: FrameTable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    transform = evaluation_transform(SMALL)
+    cache = FrameCache(tmp_path / "cache", 1)
+    plain = samples(table, transform, cache)
+    shutil.rmtree(tmp_path / "cache")
+    again = FrameDataset.from_table(table, transform, cache=cache)
+    assert_same_images(plain, [again[row] for row in range(len(table))])
+    cache.close()
+    assert "cannot be read any more (No such file or directory)" in caplog.text
+
+
 def test_pixels_come_back_in_pillows_order(tmp_path: Path) -> None:
     cache = FrameCache(tmp_path / "cache", 1)
     pixels = torch.arange(3 * 4 * 5, dtype=torch.uint8).view(3, 4, 5)

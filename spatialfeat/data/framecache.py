@@ -108,11 +108,16 @@ class FrameCache:
     def close(self) -> dict[str, int]:
         """Give back reserved space. Returns frames_from_cache, frames_decoded and the folder's bytes."""
         self._store.close()
-        self._store.files.trim()
+        num_bytes = 0
+        try:
+            self._store.files.trim()
+            num_bytes = self._store.files.usage_bytes()
+        except OSError as error:  # A finished study is not lost because its cache is.
+            logger.warning("the frame cache %s cannot be read any more (%s)", self._cache_dir, error.strerror)
         facts = {
             "frames_from_cache": int(self._counts[_FROM_CACHE]),
             "frames_decoded": int(self._counts[_DECODED]),
-            "bytes": self._store.files.usage_bytes(),
+            "bytes": num_bytes,
         }
         logger.info(
             "frame cache %s: %s from it, %d decoded; it now holds %.2f GB",

@@ -224,8 +224,12 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _lock_of_dead_writer(slab_path: Path) -> Iterator[int | None]:
-    """The open slab, locked, if nobody writes it any more; else None."""
-    fd = os.open(slab_path, os.O_RDWR)
+    """The open slab, locked, if nobody writes it any more; None if somebody does, or its writer just removed it."""
+    try:
+        fd = os.open(slab_path, os.O_RDWR)
+    except FileNotFoundError:
+        yield None
+        return
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
