@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tinydata import make_table, png_bytes
 
 from spatialfeat.config import ExtractConfig, FinetuneConfig
+from spatialfeat.data import dataset
 from spatialfeat.data.dataset import AugmentedRow, FrameDataset, FrameSample, make_loader
 from spatialfeat.data.framecache import TAG_NAME, CachedFrame, FrameCache
 from spatialfeat.data.framecheck import check_images
@@ -130,15 +131,15 @@ def test_a_frame_that_is_replaced_while_it_is_read_is_not_kept(
     table: FrameTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transform, cache = evaluation_transform(SMALL), FrameCache(tmp_path / "cache", 1)
-    path, whole_read = table.image_path(0), Path.read_bytes
+    path, whole_read = table.image_path(0), dataset.read_image_file
 
-    def read_and_replace(self: Path) -> bytes:
-        content = whole_read(self)
-        if self == path:
-            self.write_bytes(png_bytes(seed=99, size_px=(120, 90)) + b"longer")
+    def read_and_replace(read: Path) -> bytes:
+        content = whole_read(read)
+        if read == path:
+            read.write_bytes(png_bytes(seed=99, size_px=(120, 90)) + b"longer")
         return content
 
-    monkeypatch.setattr(Path, "read_bytes", read_and_replace)
+    monkeypatch.setattr(dataset, "read_image_file", read_and_replace)
     old = samples(table, transform, cache)[0].image
     monkeypatch.undo()
     new = samples(table, transform, cache)[0].image
