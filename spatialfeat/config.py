@@ -162,6 +162,7 @@ def check_phase_names(phase_names: tuple[str, ...] | None, num_classes: int) -> 
 
 
 def check_loading(batch_size: int, workers: int | None, precision: str) -> None:
+    """Refuse impossible values of the options that all commands with a network share."""
     at_least("--batch-size", batch_size, 1)
     if workers is not None:
         at_least("--workers", workers, 0)
@@ -169,10 +170,12 @@ def check_loading(batch_size: int, workers: int | None, precision: str) -> None:
 
 
 def at_least(option: str, value: int, minimum: int) -> None:
+    """Refuse a value below the minimum, naming the option."""
     if value < minimum:
         raise SpatialfeatError(f"{option} {value}: must be at least {minimum}")
 
 
 def one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a value that is not one of these, naming the option."""
     if value not in allowed:
         raise SpatialfeatError(f"{option} {value}: must be one of {', '.join(allowed)}")

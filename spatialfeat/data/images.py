@@ -69,7 +69,6 @@ def find_broken_images(paths: Sequence[Path], *, progress: bool = True) -> dict[
     Catches empty, foreign and truncated files at about 30 us a file; damage in the middle shows when the frame is
     decoded. A file whose last bytes are unusual is decoded in full, since bytes after the image are allowed.
     """
-    broken: dict[int, str] = {}
     with ThreadPoolExecutor(max_workers=8) as pool:
         reasons = pool.map(_quick_look, paths, chunksize=256)
         bar = tqdm(
@@ -80,10 +79,7 @@ def find_broken_images(paths: Sequence[Path], *, progress: bool = True) -> dict[
             disable=None if progress else True,
             leave=False,
         )
-        for index, reason in enumerate(bar):
-            if reason is not None:
-                broken[index] = reason
-    return broken
+        return {index: reason for index, reason in enumerate(bar) if reason is not None}
 
 
 def _quick_look(path: Path) -> str | None:

@@ -62,6 +62,7 @@ class Checkpoint:
 
 
 def description_path(weights_path: Path) -> Path:
+    """The JSON file beside a weights file."""
     return weights_path.with_suffix(".json")
 
 
