@@ -25,13 +25,13 @@ from spatialfeat import __version__
 ROOT = Path(__file__).parent.parent
 WHEEL_NAME = f"spatialfeat-{__version__}-py3-none-any.whl"
 SDIST_NAME = f"spatialfeat-{__version__}.tar.gz"
-CACHES = ("__pycache__", ".pytest_cache")
+FOLDERS = [name for name in ("spatialfeat", "scripts", "tests", "docs", "benchmarks") if (ROOT / name).is_dir()]
 
 
 def call(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run a command that sees nothing of this checkout: neither by its folder nor by PYTHONPATH."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COVERAGE"))}
-    return subprocess.run([*map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run([*map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def build(target: str, source: Path, out: Path) -> None:
@@ -40,9 +40,13 @@ def build(target: str, source: Path, out: Path) -> None:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """{path in the checkout: content} of a folder's files, without what Python leaves there."""
-    paths = (path for path in folder.rglob("*") if path.is_file() and not set(CACHES) & set(path.parts))
-    return {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in paths}
+    """{path in its parent folder: content} of all files, without what Python and the tools leave there."""
+    files = {path.relative_to(folder.parent): path for path in folder.rglob("*") if path.is_file()}
+    return {
+        name.as_posix(): path.read_bytes()
+        for name, path in files.items()
+        if not any(part == "__pycache__" or part.startswith(".") for part in name.parts)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +96,12 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 
 
 def test_the_sdist_holds_what_a_checkout_holds(unpacked_sdist: Path) -> None:
-    for folder in ("spatialfeat", "scripts", "tests", "docs"):
-        expected = files_of(ROOT / folder)
-        assert expected, folder
-        for name, data in expected.items():
-            assert (unpacked_sdist / name).read_bytes() == data, name
+    for folder in FOLDERS:
+        assert files_of(unpacked_sdist / folder) == files_of(ROOT / folder)
     for name in ("pyproject.toml", "README.md", "CHANGELOG.md", ".gitignore"):
         assert (unpacked_sdist / name).read_bytes() == (ROOT / name).read_bytes()
-    assert not [path for path in unpacked_sdist.rglob("*") if set(CACHES) & set(path.parts)]
+    assert not list(unpacked_sdist.rglob("__pycache__"))
+    assert {path.name for path in unpacked_sdist.iterdir() if path.is_dir()} == set(FOLDERS)
     assert os.access(unpacked_sdist / "scripts" / "demo", os.X_OK)
 
 
