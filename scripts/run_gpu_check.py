@@ -14,7 +14,7 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
-from datetime import date
+from datetime import date, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,7 +30,7 @@ BENCHMARK_OPTIONS = {
 CANNOT_CHECK = 2
 
 
-class CannotCheck(Exception):
+class CannotCheckError(Exception):
     """This machine cannot run the check; the message says what is missing."""
 
 
@@ -40,10 +40,10 @@ def missing_packages() -> list[str]:
 
 
 def require_packages() -> None:
-    """Raises CannotCheck with a remedy that works without a network."""
+    """Raises CannotCheckError with a remedy that works without a network."""
     missing = missing_packages()
     if missing:
-        raise CannotCheck(
+        raise CannotCheckError(
             f"{sys.executable} has no {', '.join(missing)}. Install them; without a network, run `pip download "
             "--only-binary=:all: --dest wheels NAMES` elsewhere (same Python version and system), carry the folder "
             "here, run `pip install --no-index --no-deps --target site wheels/*.whl`, and set PYTHONPATH to site"
@@ -51,14 +51,16 @@ def require_packages() -> None:
 
 
 def require_device() -> str:
-    """The name of the CUDA device, after one small computation on it. Raises CannotCheck if there is none."""
+    """The name of the CUDA device, after one small computation on it. Raises CannotCheckError if there is none."""
     from spatialfeat.errors import SpatialfeatError
     from spatialfeat.runtime import describe_device, select_device
 
     try:
         return describe_device(select_device("cuda"))
     except SpatialfeatError as error:
-        raise CannotCheck(f"no CUDA device to check ({error}); this script is for machines that have one") from error
+        raise CannotCheckError(
+            f"no CUDA device to check ({error}); this script is for machines that have one"
+        ) from error
 
 
 def run_tests(work: Path) -> tuple[str, bool]:
@@ -76,7 +78,7 @@ def run_tests(work: Path) -> tuple[str, bool]:
 def judge_tests(junit_xml: str) -> tuple[str, bool]:
     """What a JUnit report says, and whether tests ran, all passed and none was skipped."""
     counts = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
-    for suite in ElementTree.fromstring(junit_xml).iter("testsuite"):
+    for suite in ElementTree.fromstring(junit_xml).iter("testsuite"):  # noqa: S314  # pytest has just written it.
         for name in counts:
             counts[name] += int(suite.get(name, "0"))
     wrong = counts["failures"] + counts["errors"]
@@ -119,10 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         require_packages()
         device = require_device()
-    except CannotCheck as error:
+    except CannotCheckError as error:
         print(f"error: {error}", file=sys.stderr)
         return CANNOT_CHECK
-    path = result_path(options.out, device, date.today())
+    today = datetime.now().astimezone().date()
+    path = result_path(options.out, device, today)
     path.parent.mkdir(parents=True, exist_ok=True)
     all_good = True
     with tempfile.TemporaryDirectory(prefix="spatialfeat-gpu-") as folder:
@@ -138,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # After each step: what has been measured is kept when a later step is cut off.
             is_new = not path.is_file()
             with path.open("a", encoding="utf-8") as file:
-                file.write((f"# {device}, {date.today().isoformat()}\n" if is_new else "") + f"\n{text}\n")
+                file.write((f"# {device}, {today.isoformat()}\n" if is_new else "") + f"\n{text}\n")
     print(f"{'all well' if all_good else 'FAILED'}: {path}")
     return 0 if all_good else 1
 

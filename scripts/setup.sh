@@ -1,8 +1,11 @@
-# Sourced by scripts/demo and scripts/test. Creates .venv with spatialfeat in it, and does nothing when that is done.
-# Usage: source scripts/setup.sh [EXTRA]   (EXTRA is an optional dependency group of pyproject.toml)
+# Sourced by other scripts. Creates an environment with spatialfeat in it, and does nothing when that is done.
+# Usage: setup_spatialfeat [EXTRA [VENV [CONSTRAINTS]]]
+#   EXTRA        an optional dependency group of pyproject.toml
+#   VENV         the folder of the environment; default .venv
+#   CONSTRAINTS  a file of versions for pip; default: whatever pip finds newest
 
 setup_spatialfeat() {
-    local extra="${1:-}" target="." python="" candidate
+    local extra="${1:-}" venv="${2:-.venv}" constraints="${3:-/dev/null}" target="." python="" candidate
     [ -n "$extra" ] && target=".[$extra]"
 
     for candidate in "${PYTHON:-python3}" python3.13 python3.12 python3.11 python3.10; do
@@ -18,18 +21,19 @@ setup_spatialfeat() {
 
     # Installed packages depend on pyproject.toml and on where this folder lies (the install is editable).
     local state
-    state="$(cat pyproject.toml; pwd; echo "$extra")"
-    if [ -x .venv/bin/python ] && [ "$(cat ".venv/installed-${extra:-base}" 2>/dev/null)" = "$state" ]; then
+    state="$(cat pyproject.toml "$constraints"; pwd; echo "$extra")"
+    if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/installed-${extra:-base}" 2>/dev/null)" = "$state" ]; then
         return 0
     fi
-    echo "== Setting up .venv (once): downloads and installs PyTorch, several GB. This says nothing for some minutes."
-    if [ ! -x .venv/bin/python ]; then
-        if ! "$python" -m venv .venv; then
-            rm -rf .venv
+    echo "== Setting up $venv (once): downloads and installs PyTorch, several GB. This says nothing for some minutes."
+    if [ ! -x "$venv/bin/python" ]; then
+        if ! "$python" -m venv "$venv"; then
+            rm -rf "$venv"
             echo "error: '$python -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2
             return 2
         fi
     fi
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable "$target" || return
-    printf '%s\n' "$state" > ".venv/installed-${extra:-base}"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+        --constraint "$constraints" --editable "$target" || return
+    printf '%s\n' "$state" > "$venv/installed-${extra:-base}"
 }

@@ -211,6 +211,7 @@ def check_phase_names(phase_names: tuple[str, ...] | None, num_classes: int) -> 
 
 
 def check_loading(batch_size: int, workers: int | None, precision: str) -> None:
+    """Refuse impossible values of the options that all commands with a network share."""
     at_least("--batch-size", batch_size, 1)
     if workers is not None:
         at_least("--workers", workers, 0)
@@ -218,15 +219,18 @@ def check_loading(batch_size: int, workers: int | None, precision: str) -> None:
 
 
 def check_cache(limit_gb: float) -> None:
+    """Refuse a --cache-limit that is no size."""
     if not 0 < limit_gb < float("inf"):
         raise SpatialfeatError(f"--cache-limit {limit_gb:g}: must be a positive number of gigabytes, e.g. 100")
 
 
 def at_least(option: str, value: int, minimum: int) -> None:
+    """Refuse a value below the minimum, naming the option."""
     if value < minimum:
         raise SpatialfeatError(f"{option} {value}: must be at least {minimum}")
 
 
 def one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a value that is not one of these, naming the option."""
     if value not in allowed:
         raise SpatialfeatError(f"{option} {value}: must be one of {', '.join(allowed)}")

@@ -68,17 +68,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
     csvs = named_csvs(config.csvs)
     unlabelled = [] if csvs else [_all_images(config.img_dir)]
     checkpoint = load_checkpoint(config.weights, num_classes=config.num_classes, phase_names=config.phase_names)
-    tables = [
-        read_frames(
-            path,
-            config.img_dir,
-            split=split,
-            num_classes=checkpoint.num_classes,
-            labels_required=False,
-            more_classes=MORE_CLASSES,
-        )
-        for split, path in csvs
-    ] + unlabelled
+    tables = [_read_table(config, checkpoint, split, path) for split, path in csvs] + unlabelled
     pseudonyms = None
     if config.pseudonymize is not None:
         tables, pseudonyms = pseudonymized(tables, config.pseudonymize, config.out_dir)
@@ -125,6 +115,17 @@ def _all_images(img_dir: Path) -> FrameTable:
     table = list_frames(img_dir, split=UNNAMED_SPLIT)
     logger.info("no CSV: extracting all %d images of %s, unlabelled, as split %r", len(table), img_dir, UNNAMED_SPLIT)
     return table
+
+
+def _read_table(config: ExtractConfig, checkpoint: Checkpoint, split: str, path: Path) -> FrameTable:
+    return read_frames(
+        path,
+        config.img_dir,
+        split=split,
+        num_classes=checkpoint.num_classes,
+        labels_required=False,
+        more_classes=MORE_CLASSES,
+    )
 
 
 def _recipe(config: ExtractConfig, checkpoint: Checkpoint, precision: str) -> Recipe:

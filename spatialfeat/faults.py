@@ -42,7 +42,7 @@ REMEDIES = {
 }
 """Errors of the operating system that no traceback would help with, and what to do about each."""
 
-SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # Only its size is asked.
 
 
 def describe_os_error(error: OSError, place: Path | str | None = None) -> str | None:

@@ -46,7 +46,7 @@ def signals_as_exceptions() -> Iterator[None]:
         return
     main_process = os.getpid()
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
         if os.getpid() != main_process:
             return  # A decoding worker that was forked a moment ago: the main process ends it.
         if _signals.received is None:
@@ -109,5 +109,5 @@ def leave_signals_to_main_process() -> None:
     signal.signal(signal.SIGTERM, _spare_one)
 
 
-def _spare_one(number: int, frame: FrameType | None) -> None:
+def _spare_one(number: int, _frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)

@@ -18,8 +18,9 @@ from torchvision.models import ResNet50_Weights, resnet18, resnet50
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.finetune import FinetuneResult
-from spatialfeat.network.checkpoint import description_path, initial_model, load_checkpoint, save_checkpoint
+from spatialfeat.network.checkpoint import initial_model, load_checkpoint, save_checkpoint
 from spatialfeat.network.model import PhaseResNet50
+from spatialfeat.network.weightsdescription import description_path
 
 
 def save(path: Path, content: Any) -> Path:

@@ -34,7 +34,7 @@ def spatialfeat(*arguments: str | Path, cwd: Path, **environment: str) -> subpro
 
 
 def test_the_three_commands_run_in_a_folder_laid_out_as_specified(
-    demo_dir: Path, plain_weights: Path, tmp_path: Path
+    demo_dir: Path, plain_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only what makes it quick is given; names and places are the specification's."""
     for path in demo_dir.iterdir():
@@ -74,32 +74,30 @@ def test_the_three_commands_run_in_a_folder_laid_out_as_specified(
             splits.add(file.attrs["split"])
     assert splits == {"train", "val", "test"}
 
-    again = spatialfeat("extract", *quick, cwd=tmp_path)
-    assert again.returncode == 0
-    assert "10 already there" in again.stdout
-    mixed = spatialfeat("extract", *quick, "--weights", plain_weights, cwd=tmp_path)
-    assert mixed.returncode == 2
-    assert "other weights" in mixed.stderr
+    monkeypatch.chdir(tmp_path)
+    again = CliRunner().invoke(app, ["extract", *quick])
+    assert again.exit_code == 0
+    assert "10 already there" in again.output
+    mixed = CliRunner().invoke(app, ["extract", *quick, "--weights", str(plain_weights)])
+    assert mixed.exit_code == 2
+    assert "other weights" in mixed.output
 
 
-def test_failed_videos_give_exit_code_1(demo_dir: Path, study: FinetuneResult, tmp_path: Path) -> None:
+def test_failed_videos_give_exit_code_1(
+    demo_dir: Path, study: FinetuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ids = [line.split(",")[0] for line in (demo_dir / "test_ResNet_DB.csv").read_text().splitlines()[1:]]
     (tmp_path / "images").mkdir()
     for frame_id in ids[1:]:
         (tmp_path / "images" / f"{frame_id}.png").symlink_to(demo_dir / "images" / f"{frame_id}.png")
-    run = spatialfeat(
-        "extract",
-        "--csv",
-        demo_dir / "test_ResNet_DB.csv",
-        "--weights",
-        study.weights_path,
-        "--workers",
-        "0",
-        cwd=tmp_path,
+    monkeypatch.chdir(tmp_path)
+    csv_path = demo_dir / "test_ResNet_DB.csv"
+    run = CliRunner().invoke(
+        app, ["extract", "--csv", str(csv_path), "--weights", str(study.weights_path), "--workers", "0"]
     )
-    assert run.returncode == 1
-    assert f"error: video {ids[0].rsplit('_', 1)[0]} has no feature file" in run.stderr
-    assert f"{ids[0]}.png: the file does not exist" in run.stderr
+    assert run.exit_code == 1
+    assert f"error: video {ids[0].rsplit('_', 1)[0]} has no feature file" in run.output
+    assert f"{ids[0]}.png: the file does not exist" in run.output
     assert list((tmp_path / "features").glob("*.h5"))
 
 
@@ -152,23 +150,31 @@ def test_an_unusable_device_named_by_the_user_is_an_error(quick_config: Finetune
 
 def test_an_unwritable_output_is_found_before_work_starts(quick_config: FinetuneConfig, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    run = spatialfeat(
-        "finetune",
-        "--train-csv",
-        quick_config.train_csv,
-        "--val-csv",
-        quick_config.val_csv,
-        "--img-dir",
-        quick_config.img_dir,
-        "--weights",
-        "random",
-        "--out",
-        tmp_path / "file" / "out",
-        cwd=tmp_path,
-    )
-    assert run.returncode == 2
-    assert "cannot write there" in run.stderr
-    assert "epoch" not in run.stderr
+    data = ["--train-csv", quick_config.train_csv, "--val-csv", quick_config.val_csv, "--img-dir", quick_config.img_dir]
+    out = tmp_path / "file" / "out"
+    run = CliRunner().invoke(app, ["finetune", *map(str, data), "--weights", "random", "--out", str(out)])
+    assert run.exit_code == 2
+    assert "cannot write there" in run.output
+    assert "epoch" not in run.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "output", "error"),
+    [
+        (["--version"], 0, f"spatialfeat {__version__}\n", ""),
+        (["--help"], 0, "finetune", ""),
+        (["finetune", "--help"], 0, "--train-csv", ""),
+        (["finetune"], 2, "", "error: train_ResNet_DB.csv: no such file"),
+        (["finetune", "--epochs", "many"], 2, "", "'many' is not a valid integer"),
+        (["finetuen"], 2, "", "finetuen"),
+    ],
+)
+def test_python_m_spatialfeat(arguments: list[str], code: int, output: str, error: str, tmp_path: Path) -> None:
+    run = spatialfeat(*arguments, cwd=tmp_path)
+    assert run.returncode == code
+    assert output in run.stdout
+    assert error in run.stderr
+    assert "Traceback" not in run.stderr
 
 
 def test_version_and_help_need_no_heavy_import() -> None:
@@ -190,6 +196,8 @@ def test_help_shows_the_defaults_of_the_config() -> None:
 
 
 def test_ctrl_c_ends_training_with_a_message(quick_config: FinetuneConfig, tmp_path: Path) -> None:
+    # A script that runs the tests in the background makes them ignore SIGINT, and with them their children.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "spatialfeat", "finetune", "--train-csv", quick_config.train_csv,
          "--val-csv", quick_config.val_csv, "--img-dir", quick_config.img_dir, "--weights", "random",
@@ -197,6 +205,7 @@ def test_ctrl_c_ends_training_with_a_message(quick_config: FinetuneConfig, tmp_p
         cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
     )  # fmt: skip
+    signal.signal(signal.SIGINT, handler)
     assert process.stdout is not None
     while "epoch" not in process.stdout.readline():
         assert process.poll() is None

@@ -154,9 +154,7 @@ def test_threads_share_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     wrong: list[object] = []
 
     def read(file: FeatureFile) -> None:
-        for _ in range(20):
-            if not np.array_equal(file.features(), expected):
-                wrong.append(file)
+        wrong.extend(file for _ in range(20) if not np.array_equal(file.features(), expected))
 
     threads = [threading.Thread(target=read, args=(file,)) for file in files]
     for thread in threads:

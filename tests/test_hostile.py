@@ -36,7 +36,8 @@ from spatialfeat.export import export
 from spatialfeat.features.featurefile import FeatureFile
 from spatialfeat.files import read_json_object
 from spatialfeat.network import checkpoint
-from spatialfeat.network.checkpoint import description_path, load_checkpoint
+from spatialfeat.network.checkpoint import load_checkpoint
+from spatialfeat.network.weightsdescription import description_path
 from spatialfeat.network.weightsguard import convert_exactly
 from spatialfeat.progress import BarSafeHandler
 from spatialfeat.safetext import for_terminal, name_problem, spreadsheet_cell

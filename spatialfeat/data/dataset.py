@@ -171,7 +171,7 @@ def make_loader(
     )
 
 
-def _start_worker(worker_id: int) -> None:
+def _start_worker(_worker_id: int) -> None:
     leave_signals_to_main_process()
 
 

@@ -142,7 +142,6 @@ def find_broken_images(
     decoded. A file whose last bytes are unusual is decoded in full, since bytes after the image are allowed.
     Files that `is_known` says yes to, called from several threads, are not opened.
     """
-    broken: dict[int, str] = {}
     clipped: list[Path] = []
     with ThreadPoolExecutor(max_workers=8) as pool:
         reasons = pool.map(partial(_quick_look, clipped=clipped, is_known=is_known), paths, chunksize=256)
@@ -155,9 +154,7 @@ def find_broken_images(
             leave=False,
         )
         try:
-            for index, reason in enumerate(bar):
-                if reason is not None:
-                    broken[index] = reason
+            broken = {index: reason for index, reason in enumerate(bar) if reason is not None}
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for the other files.
             raise

@@ -38,7 +38,7 @@ def verify_mstcn(tree: Path, *, min_videos: int = 2) -> list[str]:
             problems.append(f"groundTruth/{name}.txt: {len(lines)} lines for {num_frames} frames of features")
         unknown = set(lines) - set(phases)
         if unknown:
-            problems.append(f"groundTruth/{name}.txt: {sorted(unknown)[0]!r} is not in mapping.txt")
+            problems.append(f"groundTruth/{name}.txt: {min(unknown)!r} is not in mapping.txt")
     _check_splits(tree / "splits", videos, min_videos, problems)
     return problems
 

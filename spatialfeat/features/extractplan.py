@@ -24,6 +24,7 @@ class ExtractionPlan:
 
 
 def feature_path(out_dir: Path, video: Video) -> Path:
+    """Where the feature file of `video` lies, or will."""
     return out_dir / f"{video.video_id}{SUFFIX}"
 
 
@@ -89,6 +90,7 @@ def stat_digest(paths: Sequence[Path]) -> str:
 
 
 def image_paths(video: Video) -> list[Path]:
+    """The images of `video` in time order, T paths."""
     return [video.table.image_path(row) for row in video.rows.tolist()]
 
 

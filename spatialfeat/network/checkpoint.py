@@ -7,7 +7,6 @@ it is taken to follow the specification. Loading never unpickles arbitrary objec
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 import struct
@@ -24,10 +23,15 @@ from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import atomic_path, file_sha256, json_text
 from spatialfeat.network.model import BACKBONE, PhaseResNet50
+from spatialfeat.network.weightsdescription import (
+    DESCRIPTION_SCHEMA,
+    described_names,
+    description_path,
+    read_description,
+    read_preprocessing,
+)
 from spatialfeat.network.weightsguard import convert_exactly, refuse_odd_tensors, refuse_zip_bomb
 
-DESCRIPTION_SCHEMA = 1
-MAX_DESCRIPTION_BYTES = 10_000_000
 IMAGENET_WEIGHTS = ResNet50_Weights.IMAGENET1K_V1
 IMAGENET_CLASSES = 1000
 MAX_CLASSES = 100_000
@@ -63,10 +67,6 @@ class Checkpoint:
     phase_names: tuple[str, ...]
     preprocessing: Preprocessing
     sha256: str
-
-
-def description_path(weights_path: Path) -> Path:
-    return weights_path.with_suffix(".json")
 
 
 def save_checkpoint(
@@ -143,10 +143,10 @@ def load_checkpoint(
     model = PhaseResNet50(found_classes)
     _load_state(model, state, weights_path)
     sha256 = file_sha256(weights_path)
-    description = _read_description(weights_path, sha256, found_classes)
+    description = read_description(weights_path, sha256, found_classes)
     check_phase_names(phase_names, found_classes)
-    names = phase_names or _described_names(weights_path, description) or default_phase_names(found_classes)
-    preprocessing = _read_preprocessing(weights_path, description)
+    names = phase_names or described_names(weights_path, description) or default_phase_names(found_classes)
+    preprocessing = read_preprocessing(weights_path, description)
     return Checkpoint(weights_path, model.eval(), found_classes, tuple(names), preprocessing, sha256)
 
 
@@ -273,50 +273,3 @@ def _prefix_hint(state: StateDict) -> str:
     if any(name.startswith("module.") for name in state):
         return "; its names start with `module.`: save model.module.state_dict() instead"
     return ""
-
-
-def _read_description(weights_path: Path, sha256: str, num_classes: int) -> dict[str, Any]:
-    path = description_path(weights_path)
-    try:
-        if path.stat().st_size > MAX_DESCRIPTION_BYTES:
-            raise SpatialfeatError(f"{path}: is too large for a description of weights; restore or delete it")
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        logger.info("%s has no %s beside it: taking the specification's preprocessing", weights_path, path.name)
-        return {}
-    except SpatialfeatError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise SpatialfeatError(f"{path}: is not readable JSON ({error}); restore or delete it") from error
-    if not isinstance(description, dict) or description.get("weights_sha256") != sha256:
-        raise SpatialfeatError(
-            f"{path}: describes other weights than {weights_path} (the SHA-256 differs); "
-            "restore the file that belongs to it, or delete it to use the specification's defaults"
-        )
-    if description.get("schema") != DESCRIPTION_SCHEMA or description.get("num_classes") != num_classes:
-        raise SpatialfeatError(f"{path}: unknown schema or class count; it was made by another version of spatialfeat")
-    return description
-
-
-def _described_names(weights_path: Path, description: dict[str, Any]) -> tuple[str, ...] | None:
-    names = description.get("phase_names")
-    if names is None:
-        return None
-    path = description_path(weights_path)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise SpatialfeatError(f"{path}: phase_names is no list of texts; mend or delete it")
-    try:
-        check_phase_names(tuple(names), description["num_classes"])
-    except SpatialfeatError as error:
-        raise SpatialfeatError(f"{path}: {str(error).removeprefix('--phase-names: ')}") from error
-    return tuple(names)
-
-
-def _read_preprocessing(weights_path: Path, description: dict[str, Any]) -> Preprocessing:
-    stored = description.get("preprocessing")
-    if stored is None:
-        return Preprocessing()
-    try:
-        return Preprocessing.from_dict(stored)
-    except (TypeError, AttributeError, ValueError) as error:
-        raise SpatialfeatError(f"{description_path(weights_path)}: unknown preprocessing ({error})") from error

@@ -47,6 +47,7 @@ def save_pictures(out_dir: Path, evaluations: Sequence[Evaluation], *, fps: floa
 
 
 def confusion_title(evaluation: Evaluation) -> str:
+    """Whose predictions a confusion matrix shows, and of how many frames and videos."""
     metrics = evaluation.metrics
     frames, videos = count_text(metrics["num_frames"], "frame"), count_text(metrics["num_videos"], "video")
     return f"{evaluation.name}: {frames} of {videos}"

@@ -65,10 +65,12 @@ def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]], *,
 
 
 def section(identifier: str, title: str, *parts: str) -> str:
+    """One section of the page under a heading. title and parts are HTML."""
     return f'<section id="{identifier}">\n<h2>{title}</h2>\n{"".join(parts)}</section>\n'
 
 
 def paragraph(text: str, style: str = "") -> str:
+    """A paragraph; text is HTML, style a CSS class."""
     return f"<p{f' class={style!r}' if style else ''}>{text}</p>\n"
 
 
