@@ -84,9 +84,7 @@ def test_ids_that_are_fine(tmp_path: Path) -> None:
     assert table.ids.tolist() == ids
 
 
-@pytest.mark.parametrize(
-    "other", ["VIDEO1_2", "v\u0131deo1_2".replace("\u0131", "I"), "video\uff11_2", "vide\u006f1_2"]
-)
+@pytest.mark.parametrize("other", ["VIDEO1_2", "vIdeo1_2", "video\uff11_2", "\uff56ideo1_2"])
 def test_two_ids_that_one_disk_may_take_for_one(tmp_path: Path, other: str) -> None:
     path = write_csv(tmp_path / "train.csv", [("video1_1", 0), (other, 0)])
     with pytest.raises(SpatialfeatError, match="written differently"):
@@ -122,7 +120,7 @@ def test_cells_that_a_spreadsheet_would_run(tmp_path: Path) -> None:
     ]
     frame = pd.DataFrame({"name": texts, "score": np.linspace(-0.5, 1, len(texts)), "=head": range(len(texts))})
     write_csv_frame(tmp_path / "x.csv", frame)
-    header, *rows = csv.reader((tmp_path / "x.csv").read_text(encoding="utf-8").splitlines(keepends=True))
+    header, *rows = csv.reader(io.StringIO((tmp_path / "x.csv").read_bytes().decode("utf-8"), newline=""))
     assert header == ["name", "score", "'=head"]
     cells = [row[0] for row in rows]
     assert cells[:4] == ["'=1+1", "'+x", "'-x", "'@x"]
@@ -414,7 +412,9 @@ def flip_bytes(folder: Path) -> None:
     content = path.read_bytes()
     with h5py.File(path) as file:
         start = file["features"].id.get_chunk_info(0).byte_offset
-    places = [*range(start), *range(start + 3 * 4 * 2048, len(content))]
+    # The size of HDF5's heap of texts is left alone: up to 4 GB it believes any, and fills so much memory with zeros.
+    heap = content.index(b"GCOL")
+    places = [*range(heap + 8), *range(heap + 16, start), *range(start + 3 * 4 * 2048, len(content))]
     rng = np.random.default_rng(0)
     for _ in range(FLIPS):
         changed = bytearray(content)
