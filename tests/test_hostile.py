@@ -21,7 +21,6 @@ import pandas as pd
 import pytest
 import torch
 from feature_folders import make_video
-from test_fuzz import read_everything
 from tinydata import make_header, write_csv, write_feature_file
 from typer.testing import CliRunner
 
@@ -401,38 +400,6 @@ def test_no_plug_in_folder_is_searched(tmp_path: Path) -> None:
     environment = os.environ | {"HDF5_PLUGIN_PATH": str(tmp_path)}
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert "filter plugins disabled" in shown.stdout
-
-
-FLIPS = 300
-
-
-def flip_bytes(folder: Path) -> None:
-    """Read a file whose description, not its features, is damaged in many ways."""
-    path = write_feature_file(folder / "1050_1.h5", make_header(3))
-    content = path.read_bytes()
-    with h5py.File(path) as file:
-        start = file["features"].id.get_chunk_info(0).byte_offset
-    # The size of HDF5's heap of texts is left alone: up to 4 GB it believes any, and fills so much memory with zeros.
-    heap = content.index(b"GCOL")
-    places = [*range(heap + 8), *range(heap + 16, start), *range(start + 3 * 4 * 2048, len(content))]
-    rng = np.random.default_rng(0)
-    for _ in range(FLIPS):
-        changed = bytearray(content)
-        for place in rng.choice(places, rng.integers(1, 4)):
-            changed[place] = rng.choice([0, 1, 128, 255, rng.integers(256)])
-        path.write_bytes(changed)
-        try:
-            read_everything(path)
-        except SpatialfeatError:
-            continue
-    print("survived")
-
-
-def test_damaged_feature_files_do_not_crash_the_interpreter(tmp_path: Path) -> None:
-    code = f"from pathlib import Path; import test_hostile; test_hostile.flip_bytes(Path({str(tmp_path)!r}))"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), str(Path(__file__).parent)])}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
-    assert (done.returncode, done.stdout) == (0, "survived\n"), done.stderr[-2000:]
 
 
 def test_names_are_judged_alike() -> None:
