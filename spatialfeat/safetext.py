@@ -92,4 +92,5 @@ def spreadsheet_cell(value: object) -> object:
     """
     if not isinstance(value, str) or _NUMBER.fullmatch(value):
         return value
-    return _FORMULA_START.sub(r"\1\2'", value)
+    # Older versions of Python write a lone CR without quotes, and it would end the row.
+    return _FORMULA_START.sub(r"\1\2'", re.sub(r"\r\n?", "\n", value))

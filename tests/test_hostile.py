@@ -21,7 +21,6 @@ import pandas as pd
 import pytest
 import torch
 from feature_folders import make_video
-from test_fuzz import read_everything
 from tinydata import make_header, write_csv, write_feature_file
 from typer.testing import CliRunner
 
@@ -85,9 +84,7 @@ def test_ids_that_are_fine(tmp_path: Path) -> None:
     assert table.ids.tolist() == ids
 
 
-@pytest.mark.parametrize(
-    "other", ["VIDEO1_2", "v\u0131deo1_2".replace("\u0131", "I"), "video\uff11_2", "vide\u006f1_2"]
-)
+@pytest.mark.parametrize("other", ["VIDEO1_2", "vIdeo1_2", "video\uff11_2", "\uff56ideo1_2"])
 def test_two_ids_that_one_disk_may_take_for_one(tmp_path: Path, other: str) -> None:
     path = write_csv(tmp_path / "train.csv", [("video1_1", 0), (other, 0)])
     with pytest.raises(SpatialfeatError, match="written differently"):
@@ -123,7 +120,7 @@ def test_cells_that_a_spreadsheet_would_run(tmp_path: Path) -> None:
     ]
     frame = pd.DataFrame({"name": texts, "score": np.linspace(-0.5, 1, len(texts)), "=head": range(len(texts))})
     write_csv_frame(tmp_path / "x.csv", frame)
-    header, *rows = csv.reader((tmp_path / "x.csv").read_text(encoding="utf-8").splitlines(keepends=True))
+    header, *rows = csv.reader(io.StringIO((tmp_path / "x.csv").read_bytes().decode("utf-8"), newline=""))
     assert header == ["name", "score", "'=head"]
     cells = [row[0] for row in rows]
     assert cells[:4] == ["'=1+1", "'+x", "'-x", "'@x"]
@@ -404,36 +401,6 @@ def test_no_plug_in_folder_is_searched(tmp_path: Path) -> None:
     environment = os.environ | {"HDF5_PLUGIN_PATH": str(tmp_path)}
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert "filter plugins disabled" in shown.stdout
-
-
-FLIPS = 300
-
-
-def flip_bytes(folder: Path) -> None:
-    """Read a file whose description, not its features, is damaged in many ways."""
-    path = write_feature_file(folder / "1050_1.h5", make_header(3))
-    content = path.read_bytes()
-    with h5py.File(path) as file:
-        start = file["features"].id.get_chunk_info(0).byte_offset
-    places = [*range(start), *range(start + 3 * 4 * 2048, len(content))]
-    rng = np.random.default_rng(0)
-    for _ in range(FLIPS):
-        changed = bytearray(content)
-        for place in rng.choice(places, rng.integers(1, 4)):
-            changed[place] = rng.choice([0, 1, 128, 255, rng.integers(256)])
-        path.write_bytes(changed)
-        try:
-            read_everything(path)
-        except SpatialfeatError:
-            continue
-    print("survived")
-
-
-def test_damaged_feature_files_do_not_crash_the_interpreter(tmp_path: Path) -> None:
-    code = f"from pathlib import Path; import test_hostile; test_hostile.flip_bytes(Path({str(tmp_path)!r}))"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), str(Path(__file__).parent)])}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
-    assert (done.returncode, done.stdout) == (0, "survived\n"), done.stderr[-2000:]
 
 
 def test_names_are_judged_alike() -> None:
