@@ -220,6 +220,6 @@ def require_room(out_dir: Path, num_bytes: int, what: str, option: str = "--out"
     free = shutil.disk_usage(place).free
     if free < num_bytes:
         raise SpatialfeatError(
-            f"{option} {out_dir}: {what} about {num_bytes / 1e6:.0f} MB, but {free / 1e6:.0f} MB are free there; "
+            f"{option} {out_dir}: {what} about {num_bytes / 1e6:.1f} MB, but {free / 1e6:.1f} MB are free there; "
             "make room or choose another place"
         )

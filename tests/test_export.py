@@ -174,7 +174,7 @@ def test_an_unwritable_place_is_told(features_dir: Path) -> None:
 def test_a_full_disk_is_told_before_work_starts(features_dir: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(features_dir)._replace(free=400_000)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-    refuse(features_dir, features_dir.parent / f"deep/{OUT_NAMES[form]}", "MB, but 0 MB are free there", form)
+    refuse(features_dir, features_dir.parent / f"deep/{OUT_NAMES[form]}", "MB, but 0.4 MB are free there", form)
 
 
 def test_foreign_files_are_refused(features_dir: Path) -> None:

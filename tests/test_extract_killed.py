@@ -94,7 +94,7 @@ def test_extract_killed_at_random_moments(
     code, seconds = trials.run([*command, tmp_path / "whole"])
     assert code == 0
     whole = {name: content for name, content in contents(tmp_path / "whole").items() if name.endswith(".h5")}
-    assert len(whole) == 12
+    assert len(whole) == 10
 
     seed = 4 + workers
     moments = random.Random(seed)

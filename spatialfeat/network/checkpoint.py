@@ -107,7 +107,7 @@ def save_weights(
         training: JSON-ready facts about the training, such as epoch and validation accuracy.
     """
     with atomic_path(description_path(weights_path)) as temporary_description, atomic_path(weights_path) as temporary:
-        _save_state(weights, temporary)
+        save_tensors(weights, temporary)
         description = {
             "schema": DESCRIPTION_SCHEMA,
             "backbone": BACKBONE,
@@ -235,10 +235,11 @@ def read_state_dict(weights_path: Path) -> StateDict:
     return state
 
 
-def _save_state(state: StateDict, path: Path) -> None:
-    # Given a path, torch.save writes its name into the file; given a file object, equal weights give equal bytes.
+def save_tensors(content: Mapping[str, Any], path: Path) -> None:
+    """torch.save, so that equal content gives equal bytes and a full disk an OSError."""
+    # Given a path, it would write the name into the file, and tell of a full disk in words of its own.
     with path.open("wb") as file:
-        torch.save(state, file)
+        torch.save(content, file)
 
 
 def _count_classes(path: Path, state: StateDict) -> int:

@@ -16,7 +16,7 @@ import torch
 
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import write_atomically
-from spatialfeat.network.checkpoint import DAMAGED_FILE_ERRORS, StateDict
+from spatialfeat.network.checkpoint import DAMAGED_FILE_ERRORS, StateDict, save_tensors
 from spatialfeat.network.history import EpochRecord
 
 STATE_NAME = "training_state.pt"
@@ -54,7 +54,7 @@ def write_state(path: Path, state: TrainingState) -> None:
         "environment": state.environment,
     }
     _require_plain(content, "state")
-    write_atomically(path, lambda temporary: torch.save(content, temporary))
+    write_atomically(path, lambda temporary: save_tensors(content, temporary))
 
 
 def read_state(path: Path) -> TrainingState:
