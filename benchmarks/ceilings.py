@@ -42,7 +42,7 @@ def network_rate(weights: Path, precision: str, device: torch.device, batch_size
     """Frames/s of the network in evaluation mode, without any decoding."""
     use_true_float32()
     keep_freed_memory()
-    network = InferenceNetwork(load_checkpoint(weights).model.to(device), PREPROCESSING, precision)
+    network = InferenceNetwork(load_checkpoint(weights).model.to(device), PREPROCESSING, precision, batch_size)
     batches = cycle(_batches_in_memory(device, batch_size))
     return _rate(lambda: network(next(batches)[0]), batch_size, device, seconds)
 

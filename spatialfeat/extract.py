@@ -272,7 +272,10 @@ def _compute(
             computing_faults_told(batch_size=config.batch_size, workers=workers),
             frame_bar(len(dataset), "extract") as bar,
         ):
-            for outputs in run_inference(checkpoint.model, loader, device, checkpoint.preprocessing, precision):
+            outputs_of_batches = run_inference(
+                checkpoint.model, loader, device, checkpoint.preprocessing, precision, config.batch_size
+            )
+            for outputs in outputs_of_batches:
                 sink.take(outputs)
                 bar.advance(len(outputs.rows) + len(outputs.failures))
     except (SpatialfeatError, KeyboardInterrupt):

@@ -165,7 +165,7 @@ def test_an_unwritable_output_is_found_before_work_starts(quick_config: Finetune
         (["--help"], 0, "finetune", ""),
         (["finetune", "--help"], 0, "--train-csv", ""),
         (["finetune"], 2, "", "error: train_ResNet_DB.csv: no such file"),
-        (["finetune", "--epochs", "many"], 2, "", "'many' is not a valid integer"),
+        (["finetune", "--epochs", "many"], 2, "", "Invalid value for '--epochs'"),
         (["finetuen"], 2, "", "finetuen"),
     ],
 )

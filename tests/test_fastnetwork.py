@@ -40,7 +40,7 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 def test_float32_equals_the_plain_network(model: PhaseResNet50, images: torch.Tensor) -> None:
     with torch.no_grad():
         expected = model.features_and_logits(normalize(images, PREPROCESSING))
-    found = InferenceNetwork(model, PREPROCESSING, "fp32")(images)
+    found = InferenceNetwork(model, PREPROCESSING, "fp32", 8)(images)
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == torch.float32
         assert relative(one, other) < 1e-5
@@ -53,7 +53,7 @@ def test_bf16_is_within_a_percent(model: PhaseResNet50, images: torch.Tensor) ->
     with torch.no_grad():
         expected = model.double().features_and_logits(normalize(images, PREPROCESSING).double())[0].float()
     model.float()
-    features, logits = InferenceNetwork(model, PREPROCESSING, "bf16")(images)
+    features, logits = InferenceNetwork(model, PREPROCESSING, "bf16", 8)(images)
     assert features.dtype == logits.dtype == torch.float32
     assert 1e-4 < relative(features, expected) < 0.01  # Really computed in bf16, and well.
     assert float(nn.functional.cosine_similarity(features, expected).min()) > 0.9999
@@ -72,16 +72,31 @@ def test_the_first_stages_alone(model: PhaseResNet50, images: torch.Tensor, num_
     assert relative(rest, logits) < 1e-4
 
 
-def test_the_result_does_not_depend_on_the_batch(model: PhaseResNet50, images: torch.Tensor) -> None:
-    network = InferenceNetwork(model, PREPROCESSING, "fp32")
-    together = network(images)[0]
-    alone = torch.cat([network(images[i : i + 1])[0] for i in range(len(images))])
-    assert relative(alone, together) < 1e-5
+@pytest.mark.usefixtures("operators")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_frames_bits_do_not_depend_on_the_frames_beside_it(
+    model: PhaseResNet50, images: torch.Tensor, precision: str
+) -> None:
+    if precision == "bf16" != choose_precision("auto", CPU):
+        pytest.skip("this processor has no bf16 instructions")
+    network = InferenceNetwork(model, PREPROCESSING, precision, batch_size=5)
+    together = network(images)
+    alone = [network(images[i : i + 1]) for i in range(5)]
+    reversed_order = network(images.flip(0))
+    for index, whole in enumerate(together):
+        assert torch.equal(torch.cat([one[index] for one in alone]), whole)
+        assert torch.equal(reversed_order[index].flip(0), whole)
+
+
+def test_the_batch_size_hardly_matters(model: PhaseResNet50, images: torch.Tensor) -> None:
+    found = [InferenceNetwork(model, PREPROCESSING, "fp32", batch_size)(images)[0] for batch_size in (1, 3, 64)]
+    assert relative(found[0], found[2]) < 1e-5
+    assert relative(found[1], found[2]) < 1e-5
 
 
 def test_it_keeps_the_weights_of_its_making(images: torch.Tensor) -> None:
     model = PhaseResNet50(3).eval()
-    network = InferenceNetwork(model, PREPROCESSING, "fp32")
+    network = InferenceNetwork(model, PREPROCESSING, "fp32", 8)
     before = network(images)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -93,6 +108,6 @@ def test_it_keeps_the_weights_of_its_making(images: torch.Tensor) -> None:
 def test_it_leaves_the_model_alone(model: PhaseResNet50, images: torch.Tensor) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     copy = images.clone()
-    InferenceNetwork(model, PREPROCESSING, "fp32")(images)
+    InferenceNetwork(model, PREPROCESSING, "fp32", 8)(images)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(images, copy)

@@ -25,7 +25,7 @@ from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluateconfig import PredictionsSource
 from spatialfeat.evaluating.predictionfiles import read_prediction_files
 from spatialfeat.features.featurefile import FeatureFile
-from spatialfeat.network import checkpoint
+from spatialfeat.network import weightsdescription
 from spatialfeat.network.checkpoint import read_state_dict
 from spatialfeat.safetext import MAX_NAME_BYTES, for_terminal, name_problem, spreadsheet_cell
 
@@ -132,12 +132,12 @@ def test_description_of_weights(tmp_path: Path, changes: dict[str, Any], raw: by
     weights, path = tmp_path / "w.pth", tmp_path / "w.json"
     for data in (json.dumps(good | changes).encode(), raw, b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000):
         path.write_bytes(data)
-        description = attempt(lambda: checkpoint._read_description(weights, "a" * 64, 2))
+        description = attempt(lambda: weightsdescription.read_description(weights, "a" * 64, 2))
         if description is None:
             continue
-        names = attempt(lambda description=description: checkpoint._described_names(weights, description))
+        names = attempt(lambda description=description: weightsdescription.described_names(weights, description))
         assert names is None or len(names) == 2
-        attempt(lambda description=description: checkpoint._read_preprocessing(weights, description))
+        attempt(lambda description=description: weightsdescription.read_preprocessing(weights, description))
 
 
 def _saved(**options: Any) -> bytes:

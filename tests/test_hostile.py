@@ -34,7 +34,7 @@ from spatialfeat.errors import SpatialfeatError
 from spatialfeat.export import export
 from spatialfeat.features.featurefile import FeatureFile
 from spatialfeat.files import read_json_object
-from spatialfeat.network import checkpoint
+from spatialfeat.network import weightsdescription
 from spatialfeat.network.checkpoint import load_checkpoint
 from spatialfeat.network.weightsdescription import description_path
 from spatialfeat.network.weightsguard import convert_exactly
@@ -186,9 +186,12 @@ def test_descriptions(tmp_path: Path, change: Any, message: str) -> None:
     good = {"schema": 1, "num_classes": 2, "phase_names": ["a", "b"], "weights_sha256": "a" * 64,
             "preprocessing": Preprocessing().as_dict()}  # fmt: skip
     description_path(path).write_text(json.dumps(good | change))
-    description = checkpoint._read_description(path, "a" * 64, 2)
+    description = weightsdescription.read_description(path, "a" * 64, 2)
     with pytest.raises(SpatialfeatError, match=message) as caught:
-        (checkpoint._described_names(path, description), checkpoint._read_preprocessing(path, description))
+        (
+            weightsdescription.described_names(path, description),
+            weightsdescription.read_preprocessing(path, description),
+        )
     assert str(caught.value).startswith(str(description_path(path)))
 
 

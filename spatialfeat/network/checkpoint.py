@@ -238,8 +238,14 @@ def read_state_dict(weights_path: Path) -> StateDict:
 def save_tensors(content: Mapping[str, Any], path: Path) -> None:
     """torch.save, so that equal content gives equal bytes and a full disk an OSError."""
     # Given a path, it would write the name into the file, and tell of a full disk in words of its own.
-    with path.open("wb") as file:
-        torch.save(content, file)
+    try:
+        with path.open("wb") as file:
+            torch.save(content, file)
+    except RuntimeError as error:
+        # What torch says when it cannot end the archive, because a write before has failed.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def _count_classes(path: Path, state: StateDict) -> int:

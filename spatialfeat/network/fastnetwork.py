@@ -172,19 +172,25 @@ class FoldedStages:
 class InferenceNetwork:
     """A whole network for evaluation, as the weights are now; later changes of `model` do not reach it.
 
+    It always computes the same number of frames at once, filling up what is missing with black ones: libraries choose
+    their kernels by the size of a batch, and a frame's last bits would depend on how many frames came with it.
+
     Args:
         model: on the device to compute on. precision: "fp32", "bf16" or "fp16", of everything up to the last
-            convolution; pooling and classifier are float32.
+            convolution; pooling and classifier are float32. batch_size: the most frames of a call.
     """
 
-    def __init__(self, model: PhaseResNet50, preprocessing: Preprocessing, precision: str) -> None:
+    def __init__(self, model: PhaseResNet50, preprocessing: Preprocessing, precision: str, batch_size: int) -> None:
         self._stages = FoldedStages(model, AVGPOOL, preprocessing, precision)
-        self._frames_at_once = FRAMES_AT_ONCE[DTYPES[precision]] if model.fc.weight.device.type == "cpu" else None
+        on_cpu = model.fc.weight.device.type == "cpu"
+        self._frames_at_once = min(batch_size, FRAMES_AT_ONCE[DTYPES[precision]]) if on_cpu else batch_size
         self._weight, self._bias = model.fc.weight.detach().clone(), model.fc.bias.detach().clone()
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """images (B, 3, S, S) uint8 -> features (B, 2048) and logits (B, num_classes), both float32."""
-        at_once = self._frames_at_once or len(images)
-        features = torch.cat([self._stages(part).float().mean(dim=(2, 3)) for part in torch.split(images, at_once)])
-        return features, functional.linear(features, self._weight, self._bias)
+        missing = -len(images) % self._frames_at_once
+        parts = torch.split(functional.pad(images, (0, 0) * 3 + (0, missing)), self._frames_at_once)
+        features = [self._stages(part).float().mean(dim=(2, 3)) for part in parts]
+        logits = [functional.linear(part, self._weight, self._bias) for part in features]
+        return torch.cat(features)[: len(images)], torch.cat(logits)[: len(images)]

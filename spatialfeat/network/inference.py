@@ -44,12 +44,13 @@ def run_inference(
     device: torch.device,
     preprocessing: Preprocessing,
     precision: str,
+    batch_size: int,
 ) -> Iterator[FrameOutputs]:
     """Run the model, as its weights are now, over `batches` on `device`: one FrameOutputs per batch.
 
     The model is moved to `device`; its training mode has no influence and is left as it is.
     """
-    network = InferenceNetwork(model.to(device), preprocessing, precision)
+    network = InferenceNetwork(model.to(device), preprocessing, precision, batch_size)
     running: _Running | None = None
     for batch in batches:
         # A GPU works on this batch while the results of the one before are copied and written.

@@ -59,7 +59,7 @@ def predict_frames(
     loader = make_loader(dataset, batch_size=batch_size, workers=workers, device=device)
     logits = np.empty((len(table), model.fc.out_features), np.float32)
     with frame_bar(len(table), title) as bar:
-        for outputs in run_inference(model, loader, device, preprocessing, precision):
+        for outputs in run_inference(model, loader, device, preprocessing, precision, batch_size):
             refuse_failures(dataset, outputs.failures)
             for row in outputs.rows_not_finite():
                 raise SpatialfeatError(f"{dataset.image_path(row)}: {NOT_FINITE}")

@@ -76,6 +76,7 @@ class Trainer:
             device=self._device,
             preprocessing=self._preprocessing,
             precision=self._config.precision,
+            batch_size=self._config.batch_size,
             title=f"{title} val",
         )
         self._scheduler.step(val.accuracy)

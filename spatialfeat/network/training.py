@@ -124,13 +124,14 @@ def validate(
     device: torch.device,
     preprocessing: Preprocessing,
     precision: str,
+    batch_size: int,
     title: str,
 ) -> RunningScore:
     """Loss and accuracy in evaluation mode, each frame counted once."""
     dataset = frames_of(loader)
     score = RunningScore()
     with frame_bar(len(dataset), title) as bar:
-        for outputs in run_inference(model, loader, device, preprocessing, precision):
+        for outputs in run_inference(model, loader, device, preprocessing, precision, batch_size):
             refuse_failures(dataset, outputs.failures)
             logits, labels = torch.from_numpy(outputs.logits), torch.from_numpy(outputs.labels)
             correct = int((logits.argmax(dim=1) == labels).sum())
