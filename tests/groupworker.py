@@ -1,0 +1,153 @@
+"""What two processes of a group tell each other, for test_processgroup.py: started by torchrun, writes rank{N}.json."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from networks import settled_network, smooth_images
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from spatialfeat.data.transforms import Preprocessing
+from spatialfeat.errors import AlreadyToldError, SpatialfeatError
+from spatialfeat.network.model import freeze
+from spatialfeat.network.replicas import GlobalBatchNorm2d
+from spatialfeat.network.trainer import frame_weights
+from spatialfeat.network.trainingstep import BatchShare, TrainingStep
+from spatialfeat.processgroup import ProcessGroup, process_group
+from spatialfeat.progress import show_log_messages
+
+SHARES = (slice(0, 3), slice(3, 4)), (slice(0, 1), slice(1, 1))
+"""Rows of a batch for each rank: uneven ones, and of a batch with a single frame."""
+
+
+def images() -> torch.Tensor:
+    """(4, 3, 2, 2) float32, far from zero, where squares lose digits."""
+    return torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(5)) + 30
+
+
+def small_network(norm: nn.Module) -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(3, 3, 1), norm, nn.Flatten(), nn.Linear(12, 2))
+
+
+def messages(group: ProcessGroup) -> dict[str, Any]:
+    return {
+        "gather": group.gather({"rank": group.rank, "text": "ä" * (1 + 5 * group.rank)}),
+        "broadcast": group.broadcast(["main"] if group.is_main else ["other"]),
+        "counts": group.sum(np.array([1, 2**53 + group.rank])).tolist(),
+        "floats": [x.hex() for x in group.sum(np.array([0.1, 0.2]) * (group.rank + 1)).tolist()],
+        "count": max(group.gather(group.count(5 + group.rank))),
+        "device": str(group.device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def errors_told_together(group: ProcessGroup) -> list[str]:
+    """The messages of errors of all processes, and of one."""
+    found = []
+    for fails in (lambda rank: True, lambda rank: rank == 1):
+        try:
+            with group.together():
+                if fails(group.rank):
+                    raise SpatialfeatError("train.csv: no such file")
+        except AlreadyToldError as error:
+            found.append(str(error))
+    return found
+
+
+def first_come(group: ProcessGroup, folder: Path) -> bool:
+    """Does the main process find what the other was to do after it?"""
+    with group.main_first():
+        found = (folder / "second").exists()
+        if not group.is_main:
+            (folder / "second").touch()
+    return found
+
+
+def step_on_shares(group: ProcessGroup) -> list[dict[str, Any]]:
+    """Two training steps on shares of batches: the gradients and running statistics that they leave."""
+    norm = GlobalBatchNorm2d(3, eps=1e-5, momentum=0.1, group=group)
+    network = small_network(norm)
+    replicas = DistributedDataParallel(network, process_group=group.gradients)
+    found = []
+    for shares in SHARES:
+        network.zero_grad()
+        batch = images()[: shares[1].stop][shares[group.rank]].requires_grad_()
+        loss = replicas(batch).square().sum()
+        (loss * group.size).backward()
+        assert batch.grad is not None
+        found.append(
+            {
+                "loss": loss.item(),
+                "input": batch.grad.tolist(),
+                "gradients": [
+                    parameter.grad.tolist() for parameter in network.parameters() if parameter.grad is not None
+                ],
+                "running": [buffer.tolist() for buffer in norm.buffers()],
+            }
+        )
+    norm.eval()
+    found.append({"evaluated": norm(images()).tolist()})
+    return found
+
+
+STEP_SHARES = (slice(0, 4), slice(4, 6)), (slice(0, 1), slice(1, 1))
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def trained(group: ProcessGroup | None) -> tuple[torch.Tensor, list[float]]:
+    """A ResNet-50 after a step on six frames and one on a single frame, which one process has not: how far each number
+    of its state dict has moved, and the (shares of the) losses."""
+    preprocessing = Preprocessing.for_image_size(64)
+    frames = smooth_images(6, 64)
+    model = settled_network(3, frames, preprocessing)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    freeze(model, 6)
+    criterion = nn.CrossEntropyLoss(torch.tensor([0.5, 1.0, 2.0]), label_smoothing=0.1)
+    step = TrainingStep(
+        model,
+        torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.001),
+        criterion,
+        freeze_until=6,
+        preprocessing=preprocessing,
+        precision="fp32",
+        clip_grad_norm=0.1,
+        group=group,
+    )
+    step.start_epoch()
+    weights = frame_weights(criterion, LABELS.numpy())
+    losses = []
+    for shares in STEP_SHARES:
+        whole = slice(0, shares[1].stop)
+        mine = whole if group is None else shares[group.rank]
+        share = BatchShare(whole.stop, float(weights[mine].sum() / weights[whole].sum()))
+        losses.append(step(frames[mine], LABELS[mine], share).loss.item())
+    step.require_equal_weights()
+    after = model.state_dict()
+    assert list(after) == list(before)
+    return torch.cat([(after[name].double() - value.double()).flatten() for name, value in before.items()]), losses
+
+
+def main(folder: Path) -> None:
+    show_log_messages()
+    with process_group("cpu") as group:
+        found: dict[str, Any] = {
+            "messages": messages(group),
+            "errors": errors_told_together(group),
+            "first": first_come(group, folder),
+            "steps": step_on_shares(group),
+        }
+        moved, found["losses"] = trained(group)
+        if group.is_main:
+            torch.save(moved, folder / "moved.pt")
+    (folder / f"rank{group.rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
