@@ -154,12 +154,14 @@ def report(results: list[SizeResult], facts: str) -> str:
             [result.size, str(size), f"{mean:.2f}", f"{small:.2f}"]
             for size, (mean, small) in result.crop_difference.items()
         ]
+    header = ["frames", "--cache-size", "difference of crops, levels", "of crops < 20 %"]
+    crop_table = [markdown_table(header, crops)] if crops else []  # Small frames are not shrunk.
     return "\n\n".join(
         [
             "Median (smallest to largest) of the repeats, in seconds.",
             markdown_table(["frames", "finetune", "epoch 1", "epoch 2", "epoch 1 / epoch 2"], epochs),
             markdown_table(["frames", "decode all", "fill the cache", "read it", "decode / read"], loading),
-            markdown_table(["frames", "--cache-size", "difference of crops, levels", "of crops < 20 %"], crops),
+            *crop_table,
             facts,
         ]
     )
