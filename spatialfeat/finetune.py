@@ -16,7 +16,7 @@ from spatialfeat.config import PREDICTIONS_NAME, WEIGHTS_NAME, FinetuneConfig
 from spatialfeat.data.framecache import FrameCache, open_cache
 from spatialfeat.data.framecheck import require_images
 from spatialfeat.data.frames import FrameTable
-from spatialfeat.data.studydata import StudyData, cached_images, read_study
+from spatialfeat.data.studydata import StudyData, cached_images, read_study, warn_of_shared_patients
 from spatialfeat.evaluating.evaluationinput import evaluated_videos
 from spatialfeat.evaluating.scorefiles import score, write_scores
 from spatialfeat.evaluating.scoretables import score_tables
@@ -150,6 +150,7 @@ def _run_study(setting: _Setting, model: PhaseResNet50, state: TrainingState | N
         facts = {} if test_metrics is None else {"test": test_metrics["pooled"]}
         if setting.cache is not None:
             facts["cache"] = setting.cache.close()
+        warn_of_shared_patients(data)  # Again: hours of progress lie between the first time and the scores.
         record.finish(best_epoch=best_epoch, best_val_acc=history[best_epoch - 1].val_acc, epochs=len(history), **facts)
     return FinetuneResult(files.weights_path, history, best_epoch, test_metrics)
 
