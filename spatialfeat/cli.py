@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spatialfeat import __version__, cli_evaluate, cli_study, cli_temporal
+from spatialfeat import __version__, cli_check, cli_evaluate, cli_study, cli_temporal
 from spatialfeat.exportformats import export_help
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (cli_study.finetune, cli_evaluate.evaluate, cli_study.extract, cli_temporal.info):
+for command in (cli_check.check, cli_study.finetune, cli_evaluate.evaluate, cli_study.extract, cli_temporal.info):
     app.command()(command)
 # Its help shows the tree of every format, which a docstring would have to repeat.
 app.command(help=export_help())(cli_temporal.export)

@@ -12,7 +12,7 @@ from typing import Any
 from spatialfeat.config import WEIGHTS_NAME, FinetuneConfig
 from spatialfeat.data.framecache import FrameCache, open_cache, total_use
 from spatialfeat.data.framecheck import require_images
-from spatialfeat.data.studydata import StudyData, cached_images, read_study
+from spatialfeat.data.studydata import StudyData, cached_images, read_study, warn_of_shared_patients
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.faults import computing_faults_told
 from spatialfeat.files import move_aside, prepare_output_dir, read_json_object, require_room
@@ -163,6 +163,7 @@ def _run_study(setting: _Setting, model: PhaseResNet50, state: TrainingState | N
     ):
         result, facts = _train_and_test(setting, model, files, state)
         history, best_epoch = result.history, result.best_epoch
+        warn_of_shared_patients(data)  # Again: hours of progress lie between the first time and the scores.
         record.finish(best_epoch=best_epoch, best_val_acc=history[best_epoch - 1].val_acc, epochs=len(history), **facts)
     return result
 

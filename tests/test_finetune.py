@@ -224,7 +224,11 @@ def test_a_patient_in_two_splits_is_a_loud_warning(
 ) -> None:
     steer_training(monkeypatch, [0])
     finetune(replace(quick_config, val_csv=quick_config.train_csv, out_dir=tmp_path, epochs=1, test_csv=None))
-    assert [record.levelname for record in caplog.records if "is in train and val" in record.message] == ["WARNING"] * 2
+    # Before training, and again beside the scores.
+    told = [record for record in caplog.records if "IN MORE THAN ONE SPLIT" in record.message]
+    assert [record.levelname for record in told] == ["WARNING"] * 2
+    assert all(record.message.count("is in train and val") == 2 for record in told)
+    assert "2 PATIENTS IN MORE THAN ONE SPLIT: the scores of this study will be too good to publish" in told[0].message
 
 
 def test_a_broken_image_stops_training_before_it_starts(quick_config: FinetuneConfig, tmp_path: Path) -> None:

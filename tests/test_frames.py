@@ -223,9 +223,7 @@ def test_a_repeated_id_names_both_rows(tmp_path: Path) -> None:
 
 def test_one_frame_in_two_spellings(tmp_path: Path) -> None:
     message = _error(tmp_path, "id,label\n1_1_9,0\n1_1_009,0\n1_1_9,0\n")
-    assert (
-        message == "train.csv row 3: id 1_1_009 repeats 1_1_9 of train.csv row 2 (2 repeated rows); remove one of them"
-    )
+    assert message == "train.csv row 3: id 1_1_009 repeats 1_1_9 of train.csv row 2 (2 such rows); remove one of them"
 
 
 def test_the_same_frame_number_in_another_video_is_no_repetition(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Imports run one way: data, scores, features, reports, network, exports, then the commands, then the command line.
+"""Imports run one way: data, scores, features, reports, network, exports, checking, then the commands,
+then the command line.
 
 See docs/architecture.md.
 """
@@ -18,7 +19,7 @@ import spatialfeat
 PACKAGE = "spatialfeat"
 COMMANDS = {"finetune", "evaluate", "extract", "export", "info", "check"}
 # A package may import those before it, and the modules beside the packages (`config`, `files`, ...).
-PACKAGES = ["data", "scores", "features", "reporting", "evaluating", "network", "exports"]
+PACKAGES = ["data", "scores", "features", "reporting", "evaluating", "network", "exports", "checking"]
 # The library, and how the names of the modules begin that may import it, also inside functions.
 GATEKEEPERS = {
     "typer": ("cli",),
@@ -111,7 +112,7 @@ def test_the_package_keeps_its_layers() -> None:
     assert broken_rules(folder) == []
     # Were the names above outdated, the rules would hold for nothing.
     assert {path.parent.name for path in folder.glob("*/__init__.py")} == set(PACKAGES)
-    assert {"finetune", "evaluate", "extract", "export", "info", "cli"} <= {path.stem for path in folder.glob("*.py")}
+    assert {*COMMANDS, "cli"} <= {path.stem for path in folder.glob("*.py")}
 
 
 def test_packages_are_flat_and_none_is_a_drawer_for_everything() -> None:

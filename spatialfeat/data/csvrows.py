@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,27 +28,65 @@ class Origin:
 
 
 @dataclass(frozen=True, eq=False)
+class RowProblem:
+    """One fault that K >= 1 rows have.
+
+    kind: a short name, the same for all faults of this sort. rows: (K,) their indices. describe: makes of such an index
+    the row's place and its fault, `train.csv row 812: label 9 is outside 0..6`.
+    """
+
+    kind: str
+    rows: NDArray[np.int64]
+    describe: Callable[[int], str]
+    remedy: str
+
+
+ProblemHandler = Callable[[RowProblem], None]
+"""Is told of faulty rows: it raises, or keeps the problem, and reading goes on without the faulty values."""
+
+
+def refuse(problem: RowProblem) -> None:
+    """Raise for the first row: `train.csv row 812: label 9 is outside 0..6 (3 such rows); fix the row`."""
+    others = f" ({len(problem.rows)} such rows)" if len(problem.rows) > 1 else ""
+    raise SpatialfeatError(f"{problem.describe(int(problem.rows[0]))}{others}; {problem.remedy}")
+
+
+@dataclass(frozen=True, eq=False)
 class Rows:
     """N rows. columns: N texts per column. id_column: names a row whose origin has no row numbers."""
 
     origin: Origin
     columns: pd.DataFrame
     id_column: str = "id"
+    on_problem: ProblemHandler = refuse
 
-    def refuse(self, column: str, wrong: NDArray[np.bool_], problem: str, remedy: str) -> None:
-        """Raise for the first row where `wrong` (N,), if any: `train.csv row 812: label 9 is outside 0..6; fix it`.
+    def where(self, row: int) -> str:
+        """`train.csv row 812`."""
+        frame_id = str(self.columns[self.id_column].iloc[row]) if self.id_column in self.columns else ""
+        return self.origin.where(row, frame_id)
 
-        problem: may hold `{value}`, the text of that row in `column`.
+    def take(self, keep: NDArray[np.bool_]) -> Rows:
+        """The rows where `keep` (N,)."""
+        if keep.all():
+            return self
+        numbers = self.origin.row_numbers
+        origin = Origin(self.origin.path, None if numbers is None else numbers[keep])
+        return replace(self, origin=origin, columns=self.columns[keep])
+
+    def refuse(self, column: str, wrong: NDArray[np.bool_], problem: str, remedy: str, kind: str = "row") -> None:
+        """Tell `on_problem`, which raises unless another was given, of the rows where `wrong` (N,), if there are any.
+
+        problem: may hold `{value}`, the row's text in `column`. kind: of the RowProblem.
         """
-        if not wrong.any():
-            return
-        first = int(np.flatnonzero(wrong)[0])
-        others = f" ({int(wrong.sum())} such rows)" if wrong.sum() > 1 else ""
-        value = str(self.columns[column].iloc[first])
-        # A stray quote can make one field of thousands of lines.
-        what = problem.format(value=value if len(value) <= 80 else f"{value[:80]}...")
-        frame_id = str(self.columns[self.id_column].iloc[first]) if self.id_column in self.columns else ""
-        raise SpatialfeatError(f"{self.origin.where(first, frame_id)}: {what}{others}; {remedy}")
+
+        def describe(row: int) -> str:
+            value = str(self.columns[column].iloc[row])
+            # A stray quote can make one field of thousands of lines.
+            what = problem.format(value=value if len(value) <= 80 else f"{value[:80]}...")
+            return f"{self.where(row)}: {what}"
+
+        if wrong.any():
+            self.on_problem(RowProblem(kind, np.flatnonzero(wrong), describe, remedy))
 
     def phases(
         self,
@@ -61,6 +99,8 @@ class Rows:
     ) -> NDArray[np.int64]:
         """(N,) int64: the column's whole numbers, which must lie in 0..num_phases-1 (None: not be negative).
 
+        Where they do not and `on_problem` lets that pass, the number is -1.
+
         also: the number of an unlabelled frame, where that is allowed. name: what a message calls the value.
         more_classes: what the message for a number outside advises beside mending the row.
         """
@@ -68,27 +108,47 @@ class Rows:
         not_integer = ~texts.str.fullmatch(r"[+-]?[0-9]+").to_numpy(dtype=bool)
         hint = "" if also is None else f", or {also} for an unlabelled frame"
         self.refuse(
-            column, not_integer, f"{name} {{value!r}} is not an integer", f"write the phase's number, e.g. 3{hint}"
+            column,
+            not_integer,
+            f"{name} {{value!r}} is not an integer",
+            f"write the phase's number, e.g. 3{hint}",
+            "label-not-a-number",
         )
         # A number that does not fit in int64 is outside any range of phases, as -1 is.
-        numbers = texts.mask(texts.str.len() > 18, "-1").to_numpy(dtype=str).astype(np.int64)
+        numbers = texts.mask(not_integer | (texts.str.len() > 18), "-1").to_numpy(dtype=str).astype(np.int64)
         outside = (numbers < 0) if num_phases is None else (numbers < 0) | (numbers >= num_phases)
         if also is not None:
             outside &= numbers != also
-        if num_phases is not None and numbers.min() == 1 and numbers.max() == num_phases:
+        outside &= ~not_integer
+        whole = numbers[~not_integer]
+        if num_phases is not None and len(whole) and whole.min() == 1 and whole.max() == num_phases:
             more_classes = f"count phases from 0: these run from 1 to {num_phases}, so subtract 1 everywhere"
         allowed = "0 and above" if num_phases is None else f"0..{num_phases - 1}"
-        self.refuse(column, outside, f"{name} {{value}} is outside {allowed}", f"fix the row or {more_classes}")
-        return numbers
+        self.refuse(
+            column,
+            outside,
+            f"{name} {{value}} is outside {allowed}",
+            f"fix the row or {more_classes}",
+            "label-out-of-range",
+        )
+        return np.where(not_integer | outside, -1, numbers)
 
 
-def read_rows(csv_path: Path, header: str, required: Sequence[str], *, unit: str = "frame") -> Rows:
+def read_rows(
+    csv_path: Path,
+    header: str,
+    required: Sequence[str],
+    *,
+    unit: str = "frame",
+    on_problem: ProblemHandler = refuse,
+) -> Rows:
     """Read a CSV as text; blank lines are dropped.
 
     Args:
         header: the columns as a message shows them, e.g. "id,label"; none may be there twice.
         required: columns that must be there.
         unit: what a row stands for.
+        on_problem: is told of rows with a fault, when the cells are given a meaning.
 
     Raises:
         SpatialfeatError: no such file, not a CSV, columns missing or repeated, or no rows.
@@ -98,4 +158,4 @@ def read_rows(csv_path: Path, header: str, required: Sequence[str], *, unit: str
     csv = csv[~(csv == "").all(axis="columns")]  # A blank line is harmless, and dropping it keeps the row numbers.
     if csv.empty:
         raise SpatialfeatError(f"{csv_path}: has no rows; add one row `{header}` per {unit}")
-    return Rows(Origin(csv_path, csv.index.to_numpy(dtype=np.int64) + FIRST_ROW), csv)
+    return Rows(Origin(csv_path, csv.index.to_numpy(dtype=np.int64) + FIRST_ROW), csv, on_problem=on_problem)

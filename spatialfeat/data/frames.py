@@ -7,8 +7,8 @@ number, everything before it is the video. Fields are compared as integers, neve
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from spatialfeat.data.csvrows import Origin, Rows, read_rows
+from spatialfeat.data.csvrows import Origin, ProblemHandler, RowProblem, Rows, read_rows, refuse
 from spatialfeat.data.images import list_pngs
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.safetext import MAX_NAME_BYTES, PLAIN_NAME, name_problem, spelling_key
@@ -25,6 +25,7 @@ UNLABELLED = -100
 """The label of a frame without a phase; PyTorch's cross-entropy ignores it by default."""
 
 _ID = r"^(?P<video>.+)_(?P<frame>[0-9]{1,18})$"
+_COLUMNS = ("ids", "labels", "videos", "patients", "segments", "frames")
 _PATIENT_SEGMENT = re.compile(r"(?P<patient>.+)_(?P<segment>[0-9]{1,18})")
 
 
@@ -72,6 +73,16 @@ class FrameTable:
         """`train.csv row 812`, as every message about a row begins."""
         return self.origin.where(row, str(self.ids[row]))
 
+    def take(self, keep: NDArray[np.bool_]) -> FrameTable:
+        """The rows where `keep` (N,)."""
+        if keep.all():
+            return self
+        numbers = self.origin.row_numbers
+        columns = {name: getattr(self, name)[keep] for name in _COLUMNS}
+        if self.own_image_names is not None:
+            columns["own_image_names"] = self.own_image_names[keep]
+        return replace(self, origin=Origin(self.source, None if numbers is None else numbers[keep]), **columns)
+
 
 def read_frames(
     csv_path: Path,
@@ -82,6 +93,7 @@ def read_frames(
     labels_required: bool = True,
     allow_unlabelled: bool | None = None,
     more_classes: str = "pass --num-classes",
+    on_problem: ProblemHandler = refuse,
 ) -> FrameTable:
     """Read and validate a CSV with the columns `id` and `label`.
 
@@ -90,17 +102,21 @@ def read_frames(
         more_classes: what the message for a label outside advises beside mending the row.
         labels_required: False also takes a CSV without a `label` column.
         allow_unlabelled: True also takes the label -100 for an unlabelled frame. None: where labels are not required.
+        on_problem: is told of faulty rows. Unless it raises, the table comes without rows whose id is faulty or
+            repeated, and with UNLABELLED for a faulty label.
 
     Raises:
         SpatialfeatError: with the row, the value and the remedy.
     """
-    rows = read_rows(csv_path, "id,label", ["id", "label"] if labels_required else ["id"])
+    required = ["id", "label"] if labels_required else ["id"]
+    rows = read_rows(csv_path, "id,label", required, on_problem=on_problem)
     if allow_unlabelled is None:
         allow_unlabelled = not labels_required
     labels = None
     if "label" in rows.columns:
         also = UNLABELLED if allow_unlabelled else None
         labels = rows.phases("label", num_classes, also=also, more_classes=more_classes)
+        labels = np.where(labels < 0, UNLABELLED, labels)
     return make_table(rows, img_dir, split, labels)
 
 
@@ -123,20 +139,23 @@ def make_table(rows: Rows, img_dir: Path, split: str, labels: NDArray[np.int64] 
         SpatialfeatError: an id that cannot be a file name or does not end in a frame number, a frame that is there
             twice, or a video in two spellings.
     """
-    ids, fields = rows.columns[rows.id_column], _parse_ids(rows)
+    sound, fields = _parse_ids(rows)
+    rows = rows.take(sound)
+    ids = rows.columns[rows.id_column]
     table = FrameTable(
         origin=rows.origin,
         img_dir=img_dir,
         split=split,
         ids=ids.to_numpy(dtype=str),
-        labels=np.full(len(ids), UNLABELLED, dtype=np.int64) if labels is None else labels,
+        labels=np.full(len(ids), UNLABELLED, dtype=np.int64) if labels is None else labels[sound],
         videos=fields["video"].to_numpy(dtype=str),
         patients=fields["patient"].to_numpy(dtype=str),
         segments=fields["segment"].to_numpy(dtype=np.int64),
         frames=fields["frame"].to_numpy(dtype=np.int64),
     )
-    _refuse_repeated_frames(table)
-    refuse_two_spellings([table])
+    table = _without_repeated_frames(table, rows.on_problem)
+    for problem in two_spellings([table]):
+        rows.on_problem(problem)
     return table
 
 
@@ -151,6 +170,12 @@ def refuse_two_spellings(tables: Iterable[FrameTable]) -> None:
 
     They would become two half-empty feature files, or one file on a disk that does not tell letter cases apart.
     """
+    for problem in two_spellings(tables):
+        refuse(problem)
+
+
+def two_spellings(tables: Iterable[FrameTable]) -> Iterator[RowProblem]:
+    """One problem, with the first row, for every video that is written in another way than before."""
     spellings: dict[tuple[object, ...], tuple[str, str]] = {}
     for table in tables:
         videos, first_rows = np.unique(table.videos, return_index=True)
@@ -158,43 +183,51 @@ def refuse_two_spellings(tables: Iterable[FrameTable]) -> None:
             where = table.where(row)
             known, known_where = spellings.setdefault(natural_key(spelling_key(video)), (video, where))
             if known != video:
-                raise SpatialfeatError(
-                    f"{where}: video {video} is the same as {known} in {known_where}, written differently; "
-                    "use one spelling"
-                )
+                what = f"{where}: video {video} is the same as {known} in {known_where}, written differently"
+
+                def describe(_: int, told: str = what) -> str:
+                    return told
+
+                yield RowProblem("two-spellings", np.array([row]), describe, "use one spelling")
 
 
-def _parse_ids(rows: Rows) -> pd.DataFrame:
-    column, ids = rows.id_column, rows.columns[rows.id_column]
-    _refuse_unsafe(rows, ids, "id {value!r} cannot be a file name: it")
+def _parse_ids(rows: Rows) -> tuple[NDArray[np.bool_], pd.DataFrame]:
+    """((N,): which rows have an id that can be used, their parsed fields). `on_problem` is told of the others."""
+    ids = rows.columns[rows.id_column]
     parsed = ids.str.extract(_ID)
+    faulty = _refuse_unsafe(rows, ids, "id {value!r} cannot be a file name: it")
+    no_frame: NDArray[np.bool_] = ~faulty & parsed["frame"].isna().to_numpy(dtype=bool)
     rows.refuse(
-        column,
-        parsed["frame"].isna().to_numpy(dtype=bool),
+        rows.id_column,
+        no_frame,
         "id {value!r} does not end in _FRAME",
         "write PATIENT_SEGMENT_FRAME or VIDEO_FRAME, e.g. 1050_1_000001, without .png",
+        "bad-id",
     )
+    faulty |= no_frame
     # `a _1`: the blank is inside the id, but at an end of the video, which names a file too.
-    _refuse_unsafe(rows, parsed["video"], "the video of id {value!r} cannot be a file name: it")
+    videos = parsed["video"].mask(faulty, "refused")
+    faulty |= _refuse_unsafe(rows, videos, "the video of id {value!r} cannot be a file name: it")
     # A few hundred videos stand for hundreds of thousands of frames: split each video's name once.
-    splits = {video: _split_video(video) for video in parsed["video"].unique()}
-    parsed["patient"] = parsed["video"].map({video: patient for video, (patient, _) in splits.items()})
-    _refuse_unsafe(rows, parsed["patient"], "the patient of id {value!r} cannot be a file name: it")
-    parsed["segment"] = parsed["video"].map({video: segment for video, (_, segment) in splits.items()})
-    parsed["frame"] = parsed["frame"].astype(np.int64)
-    return parsed
+    splits = {video: _split_video(video) for video in videos.unique()}
+    parsed["patient"] = videos.map({video: patient for video, (patient, _) in splits.items()})
+    parsed["segment"] = videos.map({video: segment for video, (_, segment) in splits.items()})
+    patients = parsed["patient"].mask(faulty, "refused")
+    faulty |= _refuse_unsafe(rows, patients, "the patient of id {value!r} cannot be a file name: it")
+    parsed = parsed[~faulty]
+    return ~faulty, parsed.assign(frame=parsed["frame"].astype(np.int64))
 
 
-def _refuse_unsafe(rows: Rows, names: pd.Series[str], problem: str) -> None:
-    """Ids, videos and patients become file names; `problem` begins the message."""
-    unsafe = ~names.str.fullmatch(PLAIN_NAME).to_numpy(dtype=bool)
+def _refuse_unsafe(rows: Rows, names: pd.Series[str], problem: str) -> NDArray[np.bool_]:
+    """(N,): which names cannot be used. Ids, videos and patients become file names; `problem` begins the message."""
+    unsafe: NDArray[np.bool_] = ~names.str.fullmatch(PLAIN_NAME).to_numpy(dtype=bool)
     reasons = {name: name_problem(name) for name in names[unsafe].unique()}
+    found = names.map(reasons)
     unsafe[unsafe] = [reasons[name] is not None for name in names[unsafe]]
-    if unsafe.any():
-        reason = reasons[names[unsafe].iloc[0]]
-        rows.refuse(
-            rows.id_column, unsafe, f"{problem} {reason}", f"use at most {MAX_NAME_BYTES} letters, digits, - and _"
-        )
+    remedy = f"use at most {MAX_NAME_BYTES} letters, digits, - and _"
+    for reason in found[unsafe].unique():
+        rows.refuse(rows.id_column, (found == reason).to_numpy(dtype=bool), f"{problem} {reason}", remedy, "bad-id")
+    return unsafe
 
 
 def _split_video(video: str) -> tuple[str, int]:
@@ -202,16 +235,19 @@ def _split_video(video: str) -> tuple[str, int]:
     return (match["patient"], int(match["segment"])) if match else (video, 0)
 
 
-def _refuse_repeated_frames(table: FrameTable) -> None:
-    """Refuse an id that occurs twice, and `1_1_9` beside `1_1_09`, which name the same frame."""
+def _without_repeated_frames(table: FrameTable, on_problem: ProblemHandler) -> FrameTable:
+    """Tell of ids that occur twice, and of `1_1_9` beside `1_1_09`, which name the same frame; keep the first."""
     keys = pd.DataFrame({"video": table.videos, "frame": table.frames})
-    repeated = np.flatnonzero(keys.duplicated().to_numpy())
-    if len(repeated):
-        row = int(repeated[0])
-        same = (table.videos == table.videos[row]) & (table.frames == table.frames[row])
-        first = int(np.flatnonzero(same)[0])
-        others = f" ({len(repeated)} repeated rows)" if len(repeated) > 1 else ""
-        raise SpatialfeatError(
-            f"{table.where(row)}: id {table.ids[row]} repeats {table.ids[first]} of {table.where(first)}{others}; "
-            "remove one of them"
-        )
+    repeated = keys.duplicated().to_numpy(dtype=bool)
+    if repeated.any():
+        place = pd.Series(np.arange(len(table)))
+        first = place.groupby([table.videos, table.frames]).transform("first").to_numpy()
+
+        def describe(row: int) -> str:
+            known = int(first[row])
+            other_label = ", with another label" if table.labels[row] != table.labels[known] else ""
+            repeats = f"id {table.ids[row]} repeats {table.ids[known]} of {table.where(known)}"
+            return f"{table.where(row)}: {repeats}{other_label}"
+
+        on_problem(RowProblem("repeated-id", np.flatnonzero(repeated), describe, "remove one of them"))
+    return table.take(~repeated)

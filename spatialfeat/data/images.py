@@ -37,6 +37,9 @@ GREY_16_BIT = (16, 0)
 """(bits per channel, colour type) of the one PNG that `convert("RGB")` does not scale to 8 bits: it clips at 255."""
 
 
+COLOUR_TYPES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
+"""PNG's numbers for what a pixel holds."""
+
 EMPTY = "the file is empty"
 
 logger = logging.getLogger(__name__)
@@ -63,6 +66,17 @@ def decode_rgb(content: bytes) -> Image.Image:
     except damage as error:
         raise ImageError(f"the PNG cannot be decoded ({error})") from error
     return rgb
+
+
+def png_header(head: bytes) -> tuple[int, int, str]:
+    """(width, height, kind) of a PNG from its first bytes; kind is e.g. `RGB`, `grey, 16 bit`.
+
+    Raises ImageError where there is no such header.
+    """
+    bits, colour_type = _check_header(head)
+    _, _, width, height, _, _ = PNG_HEADER.unpack_from(head)
+    name = COLOUR_TYPES.get(colour_type, f"colour type {colour_type}")
+    return width, height, name if bits == 8 or colour_type == 3 else f"{name}, {bits} bit"
 
 
 def read_image_file(path: Path) -> bytes:
@@ -167,6 +181,11 @@ def find_broken_images(
             len(paths),
         )
     return broken
+
+
+def quick_look(path: Path) -> str | None:
+    """Why a file is no whole PNG, judged by its first and last bytes; None if nothing is wrong."""
+    return _quick_look(path, [], None)
 
 
 def _quick_look(path: Path, clipped: list[Path], is_known: Callable[[Path], bool] | None) -> str | None:

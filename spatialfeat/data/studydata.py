@@ -16,6 +16,9 @@ from spatialfeat.data.frames import FrameTable, read_frames
 from spatialfeat.data.transforms import FrameTransform, Preprocessing, evaluation_transform, training_transform
 from spatialfeat.data.videos import shared_patients
 
+SHOWN_PATIENTS = 5
+RULE = "!" * 80
+
 logger = logging.getLogger(__name__)
 
 
@@ -74,9 +77,26 @@ def read_study(config: FinetuneConfig) -> StudyData:
         read(config.train_csv, "train"), read(config.val_csv, "val"), read(test_csv, "test") if test_csv else None
     )
     _warn_of_absent_phases(data.train, config)
-    for patient, splits in shared_patients(data.tables).items():
-        logger.warning("patient %s is in %s: scores on these frames will be too good", patient, " and ".join(splits))
+    warn_of_shared_patients(data)
     return data
+
+
+def warn_of_shared_patients(data: StudyData) -> None:
+    """One warning that cannot be overlooked, if a patient is in two splits."""
+    shared = shared_patients(data.tables)
+    if not shared:
+        return
+    shown = [f"patient {patient} is in {' and '.join(splits)}" for patient, splits in shared.items()]
+    more = [f"... and {len(shown) - SHOWN_PATIENTS} more; `spatialfeat check` lists them"]
+    lines = shown[:SHOWN_PATIENTS] + (more if len(shown) > SHOWN_PATIENTS else [])
+    logger.warning(
+        "\n%s\n%s IN MORE THAN ONE SPLIT: the scores of this study will be too good to publish\n%s\n"
+        "give each patient to one CSV, with all segments\n%s",
+        RULE,
+        "1 PATIENT" if len(shared) == 1 else f"{len(shared)} PATIENTS",
+        "\n".join(f"  {line}" for line in lines),
+        RULE,
+    )
 
 
 def _warn_of_absent_phases(train: FrameTable, config: FinetuneConfig) -> None:

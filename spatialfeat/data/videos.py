@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -35,19 +35,15 @@ def group_videos(tables: Sequence[FrameTable], group_by: str = "video") -> list[
     refuse_two_spellings(tables)
     found: dict[str, Video] = {}
     for table in tables:
-        keys, key_of_row = np.unique(table.videos if group_by == "video" else table.patients, return_inverse=True)
-        # One sort for all videos: picking each video's rows out of 200,000 takes seconds when there are many.
-        order = np.lexsort((table.frames, table.segments, key_of_row))
-        ends = np.cumsum(np.bincount(key_of_row))
-        for key, rows in zip(keys.tolist(), np.split(order, ends[:-1]), strict=True):
-            if key in found:
-                other = found[key]
+        for video in videos_of(table, group_by):
+            if video.video_id in found:
+                other = found[video.video_id]
                 raise SpatialfeatError(
-                    f"{table.where(int(rows[0]))}: {group_by} {key} is listed here (split {table.split}) and in "
-                    f"{other.table.where(int(other.rows[0]))} (split {other.table.split}); "
+                    f"{table.where(int(video.rows[0]))}: {group_by} {video.video_id} is listed here (split "
+                    f"{table.split}) and in {other.table.where(int(other.rows[0]))} (split {other.table.split}); "
                     f"keep each {group_by} in one CSV"
                 )
-            found[key] = Video(key, str(table.patients[rows[0]]), table, rows)
+            found[video.video_id] = video
     videos = [found[key] for key in sorted(found, key=natural_key)]
     for before, video in pairwise(videos):
         if natural_key(before.video_id) == natural_key(video.video_id):
@@ -56,6 +52,16 @@ def group_videos(tables: Sequence[FrameTable], group_by: str = "video") -> list[
                 f"{before.video_id} in {before.table.where(int(before.rows[0]))}, written differently; use one spelling"
             )
     return videos
+
+
+def videos_of(table: FrameTable, group_by: str = "video") -> Iterator[Video]:
+    """The videos (or whole patients) of one table, each in time order, in the order of their names as text."""
+    keys, key_of_row = np.unique(table.videos if group_by == "video" else table.patients, return_inverse=True)
+    # One sort for all videos: picking each video's rows out of 200,000 takes seconds when there are many.
+    order = np.lexsort((table.frames, table.segments, key_of_row))
+    ends = np.cumsum(np.bincount(key_of_row))
+    for key, rows in zip(keys.tolist(), np.split(order, ends[:-1]), strict=True):
+        yield Video(key, str(table.patients[rows[0]]), table, rows)
 
 
 def shared_patients(tables: Sequence[FrameTable]) -> dict[str, list[str]]:

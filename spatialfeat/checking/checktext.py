@@ -1,0 +1,175 @@
+"""A check as text of at most 100 columns: what there is, what is wrong and what to do about it, and a verdict."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from spatialfeat.checking.checkreport import CheckReport
+from spatialfeat.checking.findings import ERROR, LEVELS, NOTE, WARNING, Finding
+from spatialfeat.checking.imagecheck import kind_counts, size_counts
+from spatialfeat.features.infotext import format_duration, format_size
+from spatialfeat.scores.timeline import duration_text
+from spatialfeat.wording import count_text
+
+WIDTH = 100
+SHOWN_PLACES = 4
+TITLES = {
+    ERROR: "ERRORS: a run would stop, or its numbers would be worthless",
+    WARNING: "WARNINGS: look at these before you trust a result",
+    NOTE: "NOTES: normal in many data sets; know that it is so",
+}
+
+
+def render(report: CheckReport) -> str:
+    """The report without a final newline."""
+    blocks = [_data_lines(report)]
+    if report.estimate is not None:
+        blocks.append(_estimate_lines(report))
+    # The worst last: a terminal shows the end.
+    blocks += [_level_lines(report, level) for level in reversed(LEVELS) if report.of_level(level)]
+    blocks.append(_verdict(report))
+    return "\n\n".join("\n".join(lines) for lines in blocks)
+
+
+def _data_lines(report: CheckReport) -> list[str]:
+    rows = [("split", "rows", "videos", "patients", "time", "CSV")]
+    rows += [
+        (
+            split.split,
+            str(split.num_rows),
+            str(split.num_videos),
+            str(split.num_patients),
+            format_duration(split.seconds),
+            split.csv,
+        )
+        for split in report.splits
+    ]
+    lines = _columns(rows, left=(0, 5)) if report.splits else ["no CSV could be read"]
+    if sum(map(sum, report.phase_counts.values())):
+        lines += ["", *_columns(_phase_rows(report), left=(0,))]
+    if report.scan is not None:
+        sizes, kinds = size_counts(report.scan), kind_counts(report.scan)
+        lines += [
+            "",
+            *_wrapped(
+                f"{count_text(len(report.scan.ids), 'image')}, {format_size(int(report.scan.sizes_bytes.sum()))}: "
+                f"{_short_counts(sizes)}; {_short_counts(kinds)}",
+                "",
+            ),
+        ]
+    return lines
+
+
+def _phase_rows(report: CheckReport) -> list[tuple[str, ...]]:
+    rows = [("frames per phase", *report.phase_counts)]
+    totals = [sum(frames) for frames in report.phase_counts.values()]
+    for phase, name in enumerate(report.phase_names):
+        counts = [frames[phase] for frames in report.phase_counts.values()]
+        cells = [
+            f"{count} ({count / total:.1%})" if total else "0" for count, total in zip(counts, totals, strict=True)
+        ]
+        rows.append((f"{phase} {textwrap.shorten(name, 32, placeholder='...')}", *cells))
+    return rows
+
+
+def _short_counts(counts: dict[str, int]) -> str:
+    shown = [f"{name} ({count})" if len(counts) > 1 else name for name, count in list(counts.items())[:3]]
+    return ", ".join(shown) + (f" and {len(counts) - 3} more" if len(counts) > 3 else "")
+
+
+def _columns(rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if index in left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _level_lines(report: CheckReport, level: str) -> list[str]:
+    lines = [TITLES[level]]
+    findings = report.of_level(level)
+    for finding, following in zip(findings, [*findings[1:], None], strict=True):
+        lines += _finding_lines(finding)
+        if following is None or following.remedy != finding.remedy:
+            lines += _wrapped(finding.remedy, "    -> ")
+    return lines
+
+
+def _finding_lines(finding: Finding) -> list[str]:
+    many = f" ({count_text(finding.count, finding.unit)})" if finding.count > 1 else ""
+    lines = [f"  {finding.code}{many}", *_wrapped(finding.message, "    ")]
+    told = [place for place in finding.places if place not in finding.message]
+    others = told[: SHOWN_PLACES - 1] if finding.level != NOTE else []
+    lines += [line for place in others for line in _wrapped(place, "    ")]
+    left = finding.count - len(others) - (len(finding.places) - len(told))
+    if others and left > 0:
+        lines.append(f"    ... and {left} more, in check.json")
+    return lines
+
+
+def _estimate_lines(report: CheckReport) -> list[str]:
+    estimate, machine, config = report.estimate, report.machine, report.config
+    assert estimate is not None
+    assert machine is not None
+    where = f"{machine.device}, {count_text(machine.workers, 'decoding process')}".replace("processs", "processes")
+    lines = [f"ESTIMATE for this machine as it is now: {where}"]
+    if estimate.epoch_s is not None and estimate.first_stop_s is not None and estimate.most_s is not None:
+        least = min(config.patience + 1, config.epochs)
+        lines += _wrapped(
+            f"finetune  {duration_text(estimate.epoch_s)} an epoch of train and val; "
+            f"{duration_text(estimate.first_stop_s)} if it stops after {least}, "
+            f"{duration_text(estimate.most_s)} for {config.epochs} epochs",
+            "  ",
+            hang=10,
+        )
+        lines.append(
+            "            "
+            + _needs(estimate.finetune_memory_bytes, estimate.finetune_gpu_bytes, estimate.finetune_disk_bytes)
+        )
+    lines.append(f"  extract   {duration_text(estimate.extract_s)} for all frames")
+    lines.append(
+        "            " + _needs(estimate.extract_memory_bytes, estimate.extract_gpu_bytes, estimate.extract_disk_bytes)
+    )
+    return lines + _wrapped(
+        "Measured in a few seconds, while the files were in memory: expect it to be off by a third, and by more where "
+        "a disk is slow or other programs run.",
+        "  ",
+    )
+
+
+def _needs(memory: int | None, gpu: int | None, disk: int | None) -> str:
+    parts = [
+        f"{format_size(size)} of {what}"
+        for size, what in ((memory, "memory"), (gpu, "GPU memory"), (disk, "disk"))
+        if size
+    ]
+    return ", ".join(parts)
+
+
+def _verdict(report: CheckReport) -> list[str]:
+    counts = {level: len(report.of_level(level)) for level in LEVELS}
+    tally = f"{count_text(counts[ERROR], 'error')}, {count_text(counts[WARNING], 'warning')}, " + count_text(
+        counts[NOTE], "note"
+    )
+    if report.failed:
+        codes = ", ".join(finding.code for finding in report.of_level(ERROR))
+        return [f"NOT READY: {tally}", *_wrapped(f"mend {codes}, then check again", "  ")]
+    if counts[WARNING]:
+        return [f"READY, with doubts: {tally}", "  nothing here would stop a run; read the warnings first"]
+    return [f"READY: {tally}"]
+
+
+def _wrapped(text: str, indent: str, hang: int = 0) -> list[str]:
+    """The text indented; its further lines begin under its first letter. A path is never cut."""
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=" " * (len(indent) + hang),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
