@@ -69,7 +69,7 @@ def measure_speeds(config: FinetuneConfig, tables: Sequence[FrameTable], device:
     images = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
     labels = torch.arange(batch, device=device) % config.num_classes
     model = PhaseResNet50(config.num_classes).to(device)
-    network = InferenceNetwork(model, preprocessing, config.precision)
+    network = InferenceNetwork(model, preprocessing, config.precision, batch)
     inference_s = _seconds_per_call(lambda: network(images), device) / batch
     inference_bytes = _peak_bytes(device)
     step, num_trained = _training_step(config, model, preprocessing)
