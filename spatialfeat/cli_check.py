@@ -100,7 +100,8 @@ def check(
 
         report = run_check(options)
         typer.echo(for_terminal(render(report)))
-        typer.echo(f"\nAll of it: {out / 'check.json'}; frames per phase: {out / 'class_balance.png'}")
+        picture = out / "class_balance.png"
+        typer.echo(f"\nAll of it: {out / 'check.json'}" + (f"; the classes: {picture}" if picture.exists() else ""))
         if report.failed:
             raise typer.Exit(1)
 

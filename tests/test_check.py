@@ -152,7 +152,7 @@ def other_rate(data: DataSet) -> None:
     data.add_video("train", "13_1", frames=range(0, 225, 25))
 
 
-@plants("label-flicker", 1, "between two of another phase: 11_1_0002 (0 2 0)", "slips")
+@plants("label-flicker", 1, "video 11_1: 1 flicker, first 11_1_0002 (0 2 0)", "slips")
 def flicker(data: DataSet) -> None:
     data.rows["train"][1][1] = "2"
 

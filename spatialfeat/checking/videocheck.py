@@ -139,19 +139,18 @@ def _flicker(videos: Sequence[VideoFacts]) -> list[Finding]:
     shaky = [video for video in videos if video.flickers]
     if not shaky:
         return []
-    total = sum(len(video.flickers) for video in shaky)
+    places = first_places(
+        f"video {video.video_id}: {count_text(len(video.flickers), 'flicker')}, first {video.flickers[0]}"
+        for video in sorted(shaky, key=lambda video: -len(video.flickers))
+    )
     return [
         Finding(
             code="label-flicker",
-            message=f"{count_text(total, 'time')} a label lasts fewer than {SHORT_RUN} frames between two of another "
-            f"phase: {shaky[0].flickers[0]}",
+            message=f"{places[0]}: fewer than {SHORT_RUN} frames of a phase between two of one other phase",
             remedy="look at these frames: such labels are often slips, and every one costs segmental scores",
             count=len(shaky),
             unit="video",
-            places=first_places(
-                f"video {video.video_id}: {count_text(len(video.flickers), 'flicker')}, first {video.flickers[0]}"
-                for video in sorted(shaky, key=lambda video: -len(video.flickers))
-            ),
+            places=places,
         )
     ]
 
