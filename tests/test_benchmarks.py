@@ -125,7 +125,7 @@ def test_the_plain_way_and_spatialfeat_write_the_same_features(frames: FrameSet,
     assert difference.frames == 4
     assert difference.allowed("fp32"), difference
     # Pillow's own resizing rounds a few pixels the other way.
-    assert compare_features(plain_dir, fast_dir).max_relative < 0.01
+    assert compare_features(plain_dir, fast_dir).max_relative < 0.02
     plain_dir = reference_dir
     # The comparison sees a difference where there is one, and a missing frame.
     victim = next(plain_dir.glob("*.npy"))

@@ -164,7 +164,7 @@ def test_an_unwritable_output_is_found_before_work_starts(quick_config: Finetune
         (["--version"], 0, f"spatialfeat {__version__}\n", ""),
         (["--help"], 0, "finetune", ""),
         (["finetune", "--help"], 0, "--train-csv", ""),
-        (["finetune"], 2, "", "error: train_ResNet_DB.csv: no such file"),
+        (["finetune", "--batch-size", "0"], 2, "", "error: --batch-size 0: must be at least 1"),
         (["finetune", "--epochs", "many"], 2, "", "Invalid value for '--epochs'"),
         (["finetuen"], 2, "", "finetuen"),
     ],

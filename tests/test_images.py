@@ -227,7 +227,7 @@ def test_huge_text_beside_the_pixels_is_refused() -> None:
     whole = png_bytes()
     cut = whole.index(b"IDAT") - 4
     text = _chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(5_000_000)))
-    with pytest.raises(ImageError, match="too large"):
+    with pytest.raises(ImageError, match=r"(?i)too large"):  # Pillow's words, which Pillow 10 wrote with capitals.
         decode_rgb(whole[:cut] + text + whole[cut:])
 
 
