@@ -30,7 +30,7 @@ from spatialfeat.network.checkpoint import load_checkpoint
 from spatialfeat.network.fastnetwork import InferenceNetwork
 from spatialfeat.network.model import freeze
 from spatialfeat.network.trainingstep import TrainingStep
-from spatialfeat.runtime import DTYPES, keep_freed_memory, usable_cores, use_true_float32
+from spatialfeat.runtime import DTYPES, prepare_processor, usable_cores, use_true_float32
 
 PREPROCESSING = Preprocessing()
 NUM_BATCHES_IN_MEMORY = 4
@@ -41,7 +41,7 @@ MIN_CALLS = 3
 def network_rate(weights: Path, precision: str, device: torch.device, batch_size: int, seconds: float) -> float:
     """Frames/s of the network in evaluation mode, without any decoding."""
     use_true_float32()
-    keep_freed_memory()
+    prepare_processor()
     network = InferenceNetwork(load_checkpoint(weights).model.to(device), PREPROCESSING, precision, batch_size)
     batches = cycle(_batches_in_memory(device, batch_size))
     return _rate(lambda: network(next(batches)[0]), batch_size, device, seconds)
@@ -52,7 +52,7 @@ def training_rate(
 ) -> float:
     """Frames/s of training steps, without any decoding or augmentation."""
     use_true_float32()
-    keep_freed_memory()
+    prepare_processor()
     model = load_checkpoint(weights).model.to(device)
     freeze(model, freeze_until)
     step = TrainingStep(

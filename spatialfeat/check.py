@@ -34,7 +34,7 @@ from spatialfeat.runrecord import RunRecord
 from spatialfeat.runtime import (
     MAX_WORKERS,
     choose_precision,
-    keep_freed_memory,
+    prepare_processor,
     select_device,
     usable_cores,
     use_true_float32,
@@ -129,7 +129,7 @@ def _speeds(
 ) -> Speeds | None:
     logger.info("measuring how fast this machine trains: a few seconds")
     use_true_float32()
-    keep_freed_memory()
+    prepare_processor()
     try:
         return measure_speeds(config.study(), tables, device)
     except torch.OutOfMemoryError:

@@ -33,7 +33,7 @@ from spatialfeat.runtime import (
     choose_workers,
     describe_arithmetic,
     describe_device,
-    keep_freed_memory,
+    prepare_processor,
     select_device,
     use_true_float32,
 )
@@ -245,7 +245,7 @@ def _open_weights(source: WeightsSource, config: EvaluateConfig) -> EvaluationIn
 
     def predict() -> tuple[PredictionSet, ...]:
         use_true_float32()
-        keep_freed_memory()
+        prepare_processor()
         logger.info("evaluating %s: %d frames on %s", source.csv, len(table), describe_arithmetic(device, precision))
         workers = choose_workers(source.workers, device)
         with computing_faults_told(batch_size=source.batch_size, workers=workers):

@@ -39,7 +39,7 @@ from spatialfeat.runtime import (
     choose_precision,
     choose_workers,
     describe_arithmetic,
-    keep_freed_memory,
+    prepare_processor,
     use_true_float32,
 )
 from spatialfeat.wording import count_text
@@ -57,7 +57,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
         SpatialfeatError: anything that the user can mend, before the first frame is computed where possible.
     """
     use_true_float32()
-    keep_freed_memory()
+    prepare_processor()
     with process_group(config.device) as group:
         with group.together():
             job = _read_job(config, group)

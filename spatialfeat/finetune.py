@@ -32,8 +32,8 @@ from spatialfeat.runtime import (
     choose_precision,
     choose_workers,
     describe_arithmetic,
-    keep_freed_memory,
     library_versions,
+    prepare_processor,
     seed_everything,
     use_true_float32,
 )
@@ -77,7 +77,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         SpatialfeatError: anything that the user can mend, before training starts where possible.
     """
     use_true_float32()
-    keep_freed_memory()
+    prepare_processor()
     with process_group(config.device) as group:
         with group.together():
             setting = _read_setting(config, group)

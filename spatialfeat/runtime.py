@@ -23,6 +23,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Precision by name, as options and files say it."""
 
 FREED_MEMORY_TO_KEEP = 1 << 30
+CGROUPS = Path("/sys/fs/cgroup")
+"""Where Linux tells what a container may use."""
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +116,13 @@ def _processor_flags() -> set[str]:
     return set(flags.partition(":")[2].split())
 
 
-def keep_freed_memory() -> None:
+def prepare_processor() -> None:
+    """Compute on the cores that are granted, not on all that show, and keep memory between batches."""
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
     """Let the C library keep freed memory for the next batch instead of handing it back to the system each time.
 
     Activations are tens of megabytes; fresh pages for each of them cost 5 to 40 % of a network's time on a CPU.
@@ -139,12 +147,21 @@ def describe_arithmetic(device: torch.device, precision: str) -> str:
 def usable_cores() -> int:
     """Processor cores that this process may use: its affinity, and a container's CPU quota where there is one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota_path = Path("/sys/fs/cgroup/cpu.max")
-    if quota_path.is_file():
-        quota, period = quota_path.read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
+    quota, period = _processor_quota()
+    return min(cores, max(1, quota // period)) if quota > 0 else cores
+
+
+def _processor_quota() -> tuple[int, int]:
+    """Microseconds of processor time that a container grants per period, and the period; quota -1 without a limit."""
+    version_2, version_1 = CGROUPS / "cpu.max", CGROUPS / "cpu"
+    if version_2.is_file():
+        quota, period = version_2.read_text().split()
+        return -1 if quota == "max" else int(quota), int(period)
+    if (version_1 / "cpu.cfs_quota_us").is_file():
+        texts = ((version_1 / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        quota_us, period_us = (int(text) for text in texts)
+        return quota_us, period_us
+    return -1, 1
 
 
 def choose_workers(requested: int | None, device: torch.device, *, processes: int = 1) -> int:

@@ -22,6 +22,7 @@ from spatialfeat.runtime import (
     describe_arithmetic,
     describe_device,
     library_versions,
+    prepare_processor,
     random_state,
     restore_random_state,
     seed_everything,
@@ -125,7 +126,7 @@ def test_the_cuda_initialization_warning_is_silenced_and_only_that(monkeypatch: 
 
 def _pretend_cores(monkeypatch: pytest.MonkeyPatch, cores: int, cpu_max: Path) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
-    monkeypatch.setattr(runtime, "Path", lambda path: cpu_max)
+    monkeypatch.setattr(runtime, "CGROUPS", cpu_max.parent)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no processor affinity")
@@ -156,6 +157,28 @@ def test_usable_cores_respect_a_containers_quota(
         (tmp_path / "cpu.max").write_text(cpu_max)
     _pretend_cores(monkeypatch, 12, tmp_path / "cpu.max")
     assert usable_cores() == expected
+
+
+@pytest.mark.parametrize(("quota_us", "expected"), [(250_000, 2), (-1, 12), (1_000, 1)])
+def test_usable_cores_respect_an_older_containers_quota(
+    quota_us: int, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota_us}\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    _pretend_cores(monkeypatch, 12, tmp_path / "cpu.max")
+    assert usable_cores() == expected
+
+
+def test_computing_takes_the_granted_cores_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    _pretend_cores(monkeypatch, 12, tmp_path / "cpu.max")
+    try:
+        prepare_processor()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(("cpu_count", "expected"), [(6, 6), (None, 1)])
