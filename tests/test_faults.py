@@ -286,6 +286,41 @@ def test_a_killed_decoding_process_ends_the_run(
     assert len(list(tmp_path.glob("*.h5"))) == 3
 
 
+@pytest.mark.usefixtures("handler_of_dead_children")
+@pytest.mark.timeout(120)
+def test_shared_memory_that_runs_out_ends_the_run(
+    demo_dir: Path, small_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container with the usual 64 MB of it. A batch that is lost on its way would be waited for without end."""
+
+    def refuse(tensor: torch.Tensor) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_7_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    done = _extract(demo_dir, small_weights, tmp_path, "--workers", "1")
+    assert done.exit_code == 2
+    assert "error: the decoding processes ran out of shared memory" in done.stderr
+    assert "pass --workers 0" in done.stderr
+
+
+class _Unsendable:
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+
+@pytest.mark.usefixtures("handler_of_dead_children")
+@pytest.mark.timeout(120)
+def test_a_batch_that_cannot_be_sent_ends_the_run(
+    demo_dir: Path, small_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset_module, "content_digest", lambda content: _Unsendable())
+    monkeypatch.setattr(InferenceNetwork, "__call__", _given_outputs)
+    done = _extract(demo_dir, small_weights, tmp_path, "--workers", "1")
+    assert done.exit_code == 2
+    assert "error: a decoding process was killed" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
 def test_a_stream_without_reader_falls_silent() -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator, Sequence
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from spatialfeat.data.framecache import CachedFrame, FrameCache
 from spatialfeat.data.frames import FrameTable
@@ -179,10 +182,28 @@ def make_loader(
 
 def _start_worker(_worker_id: int) -> None:
     leave_signals_to_main_process()
+    # A batch that cannot be sent would only be reported, and the main process would wait for it for ever.
+    Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
+
+
+def _end_worker(error: Exception, _batch: object) -> None:
+    sys.stderr.write(f"a decoding process cannot hand over its frames: {error}\n")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def collate(samples: list[FrameSample]) -> FrameBatch:
     """Stack the decoded frames and list the others."""
+    batch = _collate(samples)
+    if get_worker_info() is not None:
+        # They travel in shared memory. Put there here, and not on sending, a lack of it is an error of this batch.
+        for tensor in (batch.images, batch.labels, batch.rows):
+            if tensor.numel():
+                tensor.share_memory_()  # type: ignore[no-untyped-call]
+    return batch
+
+
+def _collate(samples: list[FrameSample]) -> FrameBatch:
     good = [sample for sample in samples if sample.image is not None]
     images = [sample.image for sample in good if sample.image is not None]
     return FrameBatch(
