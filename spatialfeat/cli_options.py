@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from spatialfeat.errors import Interrupted, SpatialfeatError
+from spatialfeat.errors import AlreadyToldError, Interrupted, SpatialfeatError
 from spatialfeat.faults import describe_os_error
 from spatialfeat.interruption import interruption_first, signals_as_exceptions
+from spatialfeat.ranks import name_rank, own_rank, ranks_of_environment
 from spatialfeat.safetext import for_terminal
 
 SIGNAL_EXIT_CODE = 128
@@ -62,11 +63,12 @@ def unless_given(help_text: str, default: object) -> Any:
     return typer.Option(help=f"{help_text} [default: {default}]", show_default=False)
 
 
-def run_command(command: Callable[[], None], *, after_interruption: str = "") -> None:
+def run_command(command: Callable[[], None], *, after_interruption: str = "", shares_work: bool = False) -> None:
     """Run a command: its log goes to the terminal, what the user can mend becomes one message and exit code 2.
 
     Args:
         after_interruption: what to do next when a signal has stopped the command.
+        shares_work: whether several processes under torchrun may run the command together.
     """
     from spatialfeat.progress import lasting_streams, show_log_messages
 
@@ -74,23 +76,29 @@ def run_command(command: Callable[[], None], *, after_interruption: str = "") ->
     message, exit_code = "", 0
     with signals_as_exceptions():
         try:
+            if not shares_work and ranks_of_environment().size > 1:
+                raise SpatialfeatError("torchrun shares out finetune and extract only; run this command without it")
             with lasting_streams(), interruption_first():
                 command()
+        except AlreadyToldError:
+            exit_code = 2
         except SpatialfeatError as error:
-            message, exit_code = f"error: {error}", 2
+            message, exit_code = f"error: {name_rank(own_rank())}{error}", 2
         except KeyboardInterrupt as error:
             number = error.signal_number if isinstance(error, Interrupted) else signal.SIGINT
-            message = f"interrupted; every file that stands under its final name is whole{after_interruption}"
+            if own_rank() == 0:
+                message = f"interrupted; every file that stands under its final name is whole{after_interruption}"
             exit_code = SIGNAL_EXIT_CODE + number
         except OSError as error:
             fault = describe_os_error(error)
             if fault is None:
                 raise
-            message, exit_code = f"error: {fault}", 2
+            message, exit_code = f"error: {name_rank(own_rank())}{fault}", 2
     if exit_code:
         # Here and not above: an exception that is being handled keeps everything of the command alive, decoding
         # workers too, which could then not be told to end.
-        typer.echo(for_terminal(message), err=True)
+        if message:
+            typer.echo(for_terminal(message), err=True)
         sys.exit(exit_code)
 
 

@@ -24,6 +24,7 @@ from spatialfeat.cli_options import (
     run_command,
 )
 from spatialfeat.config import ExtractConfig, FinetuneConfig
+from spatialfeat.ranks import own_rank
 
 
 def finetune(
@@ -142,7 +143,7 @@ def finetune(
 
         run_finetune(study)
 
-    run_command(run)
+    run_command(run, shares_work=True)
 
 
 def extract(
@@ -173,6 +174,15 @@ def extract(
         bool, typer.Option("--overwrite", help="Replace files made by other weights, options or frames.")
     ] = ExtractConfig.overwrite,
     pseudonymize: Pseudonymize = ExtractConfig.pseudonymize,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Only the I-th of N shares of the videos, for job arrays: 1/4 to 4/4 write what one run without it "
+            "writes. [default: all videos]",
+            metavar="I/N",
+            show_default=False,
+        ),
+    ] = ExtractConfig.shard,
     num_classes: NumClassesOfWeights = None,
     phase_names: PhaseNames = None,
     batch_size: BatchSize = ExtractConfig.batch_size,
@@ -198,6 +208,7 @@ def extract(
             fps=fps,
             overwrite=overwrite,
             pseudonymize=pseudonymize,
+            shard=shard,
             num_classes=num_classes,
             phase_names=read_phase_names(phase_names),
             batch_size=batch_size,
@@ -209,7 +220,12 @@ def extract(
         )
         from spatialfeat.extract import extract as run_extract
 
-        if run_extract(options).failed:
+        # Of several processes only the main one reports, and so fails: torchrun passes its failure on.
+        if run_extract(options).failed and own_rank() == 0:
             raise typer.Exit(1)
 
-    run_command(run, after_interruption="; finished videos are kept, run the same command again for the others")
+    run_command(
+        run,
+        after_interruption="; finished videos are kept, run the same command again for the others",
+        shares_work=True,
+    )

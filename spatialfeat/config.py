@@ -5,6 +5,7 @@ Only the standard library is imported, so that `spatialfeat --help` stays fast.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,19 @@ CACHE_SIZE_RATIO = 320 / 224
 
 NUM_CHILDREN = 10
 """Children of a torchvision ResNet: conv1, bn1, relu, maxpool, layer1..layer4, avgpool, fc."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The share `index` of `count` of an extraction, counted from 1 as job arrays are."""
+
+    index: int = 1
+    count: int = 1
+
+    @property
+    def run_record_name(self) -> str:
+        """`run.json` of a whole extraction, `run-2of4.json` of a share, so that shares do not overwrite each other."""
+        return "run.json" if self.count == 1 else f"run-{self.index}of{self.count}.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +130,10 @@ class FinetuneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractConfig:
-    """What to extract. `csvs` holds `PATH` or `SPLIT=PATH`; empty means the specification's three files."""
+    """What to extract. `csvs` holds `PATH` or `SPLIT=PATH`; empty means the specification's three files.
+
+    `shard` is `I/N`: only the I-th of N shares of the videos.
+    """
 
     csvs: tuple[str, ...] = ()
     img_dir: Path = IMG_DIR
@@ -127,6 +144,7 @@ class ExtractConfig:
     fps: float = 1.0
     overwrite: bool = False
     pseudonymize: Path | None = None
+    shard: str | None = None
     num_classes: int | None = None
     phase_names: tuple[str, ...] | None = None
     batch_size: int = 32
@@ -143,6 +161,7 @@ class ExtractConfig:
             raise SpatialfeatError(f"--fps {self.fps}: must be a positive number of frames per second, e.g. 1")
         check_loading(self.batch_size, self.workers, self.precision)
         check_cache(self.cache_limit_gb)
+        parse_shard(self.shard)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +227,22 @@ def check_phase_names(phase_names: tuple[str, ...] | None, num_classes: int) -> 
             raise SpatialfeatError(f"--phase-names: {name[:80]!r} {problem}; every name must be present and unique")
     if len(set(phase_names)) != num_classes:
         raise SpatialfeatError(f"--phase-names: {', '.join(phase_names)}: every name must be present and unique")
+
+
+def parse_shard(text: str | None) -> Shard:
+    """`2/4` as the second of four, and a whole extraction as 1 of 1."""
+    if text is None:
+        return Shard()
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
+    if match is None or int(match[2]) == 0:
+        raise SpatialfeatError(f"--shard {text}: must be I/N, the I-th of N shares, e.g. 1/4")
+    shard = Shard(int(match[1]), int(match[2]))
+    if not 1 <= shard.index <= shard.count:
+        raise SpatialfeatError(
+            f"--shard {text}: shares count from 1, so pass 1/{shard.count} to {shard.count}/{shard.count} "
+            f"(Slurm: --array=1-{shard.count})"
+        )
+    return shard
 
 
 def check_loading(batch_size: int, workers: int | None, precision: str) -> None:

@@ -1,4 +1,4 @@
-"""The exception that means "the user can mend this", and the one that means "the user, or the machine, says stop"."""
+"""The exceptions that mean "the user can mend this", and the one that means "the user, or the machine, says stop"."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ class SpatialfeatError(ValueError):
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+
+class AlreadyToldError(SpatialfeatError):
+    """A mistake whose message another process, or this one, has shown: it only ends the run."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -2,45 +2,44 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from spatialfeat.config import ExtractConfig
+from spatialfeat.config import ExtractConfig, parse_shard
 from spatialfeat.data.dataset import FrameDataset, make_loader
-from spatialfeat.data.framecache import FrameCache, open_cache
+from spatialfeat.data.framecache import FrameCache, open_cache, total_use
 from spatialfeat.data.framecheck import IsCached, check_images, describe_broken_image
 from spatialfeat.data.frames import FrameTable, list_frames, read_frames
-from spatialfeat.data.pseudonyms import pseudonymized
+from spatialfeat.data.pseudonyms import Pseudonyms, pseudonymized
 from spatialfeat.data.splits import UNNAMED_SPLIT, named_csvs
 from spatialfeat.data.transforms import evaluation_transform
 from spatialfeat.data.videos import Video, group_videos
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.faults import computing_faults_told
-from spatialfeat.features.extractplan import feature_path, image_paths, plan_extraction, stat_digest, video_header
-from spatialfeat.features.featureschema import PSEUDONYMIZED, Recipe
-from spatialfeat.features.featurewriter import FeatureFileWriter, remove_partial_files
+from spatialfeat.features.extractplan import feature_path, plan_extraction
+from spatialfeat.features.extractresult import ExtractIntent, ExtractResult, merge_results
+from spatialfeat.features.featureschema import Recipe
+from spatialfeat.features.featurewriter import remove_partial_files
+from spatialfeat.features.sharing import share_out
 from spatialfeat.files import prepare_output_dir, require_room
 from spatialfeat.network.checkpoint import MORE_CLASSES, Checkpoint, load_checkpoint
-from spatialfeat.network.inference import NOT_FINITE, FrameOutputs, run_inference
+from spatialfeat.network.featuresink import FeatureSink
+from spatialfeat.network.inference import run_inference
 from spatialfeat.network.model import BACKBONE, FEATURE_LAYER, NUM_FEATURES
+from spatialfeat.processgroup import ProcessGroup, process_group
 from spatialfeat.progress import frame_bar
 from spatialfeat.runrecord import RunRecord
 from spatialfeat.runtime import (
     choose_precision,
     choose_workers,
     describe_arithmetic,
-    describe_device,
     keep_freed_memory,
-    library_versions,
-    select_device,
     use_true_float32,
 )
 from spatialfeat.wording import count_text
@@ -48,23 +47,46 @@ from spatialfeat.wording import count_text
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class ExtractResult:
-    """Video ids by what became of them; `failed` maps an id to the reason."""
-
-    written: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-
-
 def extract(config: ExtractConfig) -> ExtractResult:
-    """Write the feature files of all videos of all CSVs to `config.out_dir`.
+    """Write the feature files of all videos of all CSVs, or of one shard of them, to `config.out_dir`.
 
-    A video with an unreadable frame gets no file and is listed in the result; the others are written.
+    A video with an unreadable frame gets no file and is listed in the result; the others are written. Processes that
+    torchrun has started share out the videos; the result is that of all of them.
 
     Raises:
         SpatialfeatError: anything that the user can mend, before the first frame is computed where possible.
     """
+    use_true_float32()
+    keep_freed_memory()
+    with process_group(config.device) as group:
+        with group.together():
+            job = _read_job(config, group)
+            # Looking at every image and feature file is left to one process.
+            intent = _look(job) if group.is_main else None
+        group.require_same("--precision", job.recipe.precision, "pass the one that all devices have")
+        intent = ExtractIntent(**group.broadcast(asdict(intent) if intent else None))
+        return _run(job, intent, group)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """An extraction as its options and CSVs describe it. `videos` are those of this shard.
+
+    elsewhere: the feature files of the other shards. pseudonyms: None if the ids are real ones.
+    """
+
+    config: ExtractConfig
+    checkpoint: Checkpoint
+    recipe: Recipe
+    csv_paths: list[Path]
+    tables: list[FrameTable]
+    videos: list[Video]
+    elsewhere: frozenset[Path]
+    pseudonyms: Pseudonyms | None
+    cache: FrameCache | None
+
+
+def _read_job(config: ExtractConfig, group: ProcessGroup) -> _Job:
     csvs = named_csvs(config.csvs)
     unlabelled = [] if csvs else [_all_images(config.img_dir)]
     checkpoint = load_checkpoint(config.weights, num_classes=config.num_classes, phase_names=config.phase_names)
@@ -73,41 +95,80 @@ def extract(config: ExtractConfig) -> ExtractResult:
     if config.pseudonymize is not None:
         tables, pseudonyms = pseudonymized(tables, config.pseudonymize, config.out_dir)
     videos = group_videos(tables, config.group_by)
+    shard = parse_shard(config.shard)
+    shares = share_out(videos, shard.count)
+    others = [video for index, share in enumerate(shares, start=1) if index != shard.index for video in share]
+    return _Job(
+        config=config,
+        checkpoint=checkpoint,
+        recipe=_recipe(config, checkpoint, choose_precision(config.precision, group.device)),
+        csv_paths=[path for _, path in csvs],
+        tables=tables,
+        videos=shares[shard.index - 1],
+        elsewhere=frozenset(feature_path(config.out_dir, video) for video in others),
+        pseudonyms=pseudonyms,
+        cache=open_cache(config.cache_dir, config.cache_limit_gb),
+    )
+
+
+def _look(job: _Job) -> ExtractIntent:
+    """Look at the images, and at what is in the folder already."""
+    config = job.config
     prepare_output_dir(config.out_dir)
     remove_partial_files(config.out_dir)
-    result = ExtractResult()
-    cache = open_cache(config.cache_dir, config.cache_limit_gb)
-    result.failed = _videos_with_broken_images(videos, tables, _is_cached(checkpoint, cache))
-    device = select_device(config.device)
-    precision = choose_precision(config.precision, device)
-    recipe = _recipe(config, checkpoint, precision)
-    sound = [video for video in videos if video.video_id not in result.failed]
-    plan = plan_extraction(sound, config.out_dir, recipe, overwrite=config.overwrite, pseudonyms=pseudonyms)
-    result.skipped = [video.video_id for video in plan.done]
-    use_true_float32()
-    keep_freed_memory()
-    with RunRecord(
+    failed = _videos_with_broken_images(job)
+    sound = [video for video in job.videos if video.video_id not in failed]
+    plan = plan_extraction(
+        sound,
         config.out_dir,
-        "extract",
-        config,
-        [path for _, path in csvs],
-        private=pseudonyms is not None,
-        device=describe_device(device),
-        precision=precision,
-        weights_sha256=checkpoint.sha256,
-    ) as record:
-        _announce(config, videos, device, precision)
-        if plan.to_compute:
-            require_room(config.out_dir, _num_bytes(plan.to_compute, checkpoint), "the feature files take")
-            sink = _FeatureSink(plan.to_compute, config.out_dir, recipe, result, private=pseudonyms is not None)
-            _compute(config, checkpoint, plan.to_compute, device, precision, sink, cache)
-        status = "incomplete" if result.failed else "complete"
-        facts = {} if cache is None else {"cache": cache.close()}
-        # Reasons name images, and so patients.
-        failed = result.failed if pseudonyms is None else dict.fromkeys(result.failed, "told on the terminal only")
-        record.finish(status, written=result.written, skipped=result.skipped, failed=failed, **facts)
-    _report(config.out_dir, result)
+        job.recipe,
+        overwrite=config.overwrite,
+        pseudonyms=job.pseudonyms,
+        elsewhere=job.elsewhere,
+    )
+    if plan.to_compute:
+        require_room(config.out_dir, _num_bytes(plan.to_compute, job.checkpoint), "the feature files take")
+    return ExtractIntent([video.video_id for video in plan.to_compute], [video.video_id for video in plan.done], failed)
+
+
+def _run(job: _Job, intent: ExtractIntent, group: ProcessGroup) -> ExtractResult:
+    """Compute this process's share; the main process keeps the record and reports for all."""
+    record = _start_record(job, group) if group.is_main else None
+    with record or nullcontext():
+        _announce(job, group)
+        chosen = set(intent.to_compute)
+        to_compute = [video for video in job.videos if video.video_id in chosen]
+        result = ExtractResult()
+        if share := share_out(to_compute, group.size)[group.rank]:
+            sink = FeatureSink(share, job.config.out_dir, job.recipe, result, private=job.pseudonyms is not None)
+            _compute(job, share, group, sink, num_frames=sum(map(len, to_compute)))
+        result = merge_results(intent, group.gather(asdict(result)))
+        facts = {} if job.cache is None else {"cache": total_use(group.gather(job.cache.close()))}
+        if record:
+            status = "incomplete" if result.failed else "complete"
+            # Reasons name images, and so patients.
+            private = job.pseudonyms is not None
+            failed = dict.fromkeys(result.failed, "told on the terminal only") if private else result.failed
+            record.finish(status, written=result.written, skipped=result.skipped, failed=failed, **facts)
+    if group.is_main:
+        _report(job.config.out_dir, result)
+    # The first process to end with an error makes torchrun end the others: everything is on disk and said by then.
+    group.wait()
     return result
+
+
+def _start_record(job: _Job, group: ProcessGroup) -> RunRecord:
+    return RunRecord(
+        job.config.out_dir,
+        "extract",
+        job.config,
+        job.csv_paths,
+        private=job.pseudonyms is not None,
+        file_name=parse_shard(job.config.shard).run_record_name,
+        device=group.description,
+        precision=job.recipe.precision,
+        weights_sha256=job.checkpoint.sha256,
+    )
 
 
 def _all_images(img_dir: Path) -> FrameTable:
@@ -149,18 +210,19 @@ def _is_cached(checkpoint: Checkpoint, cache: FrameCache | None) -> IsCached | N
     return lambda _, path: cache.holds(path, recipe)
 
 
-def _videos_with_broken_images(
-    videos: Sequence[Video], tables: Sequence[FrameTable], is_cached: IsCached | None
-) -> dict[str, str]:
+def _videos_with_broken_images(job: _Job) -> dict[str, str]:
     """{video id: its first broken image}. Refuses a run in which no video is left."""
-    broken = check_images(tables, is_cached=is_cached)
+    videos, tables = job.videos, job.tables
+    of_table = [[video.rows for video in videos if video.table is table] for table in tables]
+    rows = [np.sort(np.concatenate(found)).tolist() if found else [] for found in of_table]
+    broken = check_images(tables, rows=rows, is_cached=_is_cached(job.checkpoint, job.cache))
     reasons = {(id(table), row): describe_broken_image(table, row, reason) for table, row, reason in broken}
     failed: dict[str, str] = {}
     for video in videos:
         found = [reasons[key] for row in video.rows.tolist() if (key := (id(video.table), row)) in reasons]
         if found:
             failed[video.video_id] = found[0] + (f" ({len(found)} such images)" if len(found) > 1 else "")
-    if len(failed) == len(videos):
+    if failed and len(failed) == len(videos):
         raise SpatialfeatError(f"{next(iter(failed.values()))}; no video is left to extract: check --img-dir")
     return failed
 
@@ -170,111 +232,31 @@ def _num_bytes(videos: Sequence[Video], checkpoint: Checkpoint) -> int:
     return sum(map(len, videos)) * (NUM_FEATURES + checkpoint.num_classes) * np.dtype(np.float32).itemsize
 
 
-class _FeatureSink:
-    """Takes the network's outputs in the order of the frames and cuts them into one file per video."""
-
-    def __init__(
-        self, videos: Sequence[Video], out_dir: Path, recipe: Recipe, result: ExtractResult, *, private: bool
-    ) -> None:
-        self._attributes = {PSEUDONYMIZED: "yes"} if private else {}
-        self._videos, self._out_dir, self._recipe, self._result = videos, out_dir, recipe, result
-        self._ends = np.cumsum([len(video) for video in videos])
-        self._versions = library_versions()
-        self._writer: FeatureFileWriter | None = None
-        self._images_digest = hashlib.sha256()
-
-    def take(self, outputs: FrameOutputs) -> None:
-        """Write the frames of one batch. A frame without features fails its video, never a single row."""
-        for row, reason in outputs.failures:
-            video, table_row = self._locate(row)
-            self._fail(video, describe_broken_image(video.table, table_row, reason))
-        for row in outputs.rows_not_finite():
-            video, table_row = self._locate(row)
-            self._fail(video, f"{video.table.where(table_row)}: {NOT_FINITE}")
-        video_of_row = np.searchsorted(self._ends, outputs.rows, side="right")
-        for index in np.unique(video_of_row).tolist():
-            mine = np.flatnonzero(video_of_row == index)
-            video = self._videos[index]
-            if video.video_id not in self._result.failed:
-                self._append(video, outputs.features[mine], outputs.logits[mine], [outputs.digests[i] for i in mine])
-            if outputs.rows[mine[-1]] == self._ends[index] - 1:
-                self._finish(video)
-
-    def progress(self) -> str:
-        """`2 of 7 videos are finished and kept: 1050_1, 1050_2`."""
-        written = self._result.written
-        names = f": {', '.join(written)}" if written else ""
-        return f"{len(written)} of {count_text(len(self._videos), 'video')} are finished and kept{names}"
-
-    def close(self) -> None:
-        """Remove the file of the video that was not finished."""
-        if self._writer is not None:
-            self._writer.discard()
-            self._writer = None
-
-    def _append(
-        self, video: Video, features: NDArray[np.float32], logits: NDArray[np.float32], digests: list[bytes]
-    ) -> None:
-        if self._writer is None:
-            path = feature_path(self._out_dir, video)
-            self._writer = FeatureFileWriter(path, video_header(video), self._recipe, self._versions)
-            self._images_digest = hashlib.sha256()
-        self._writer.append(features, logits)
-        self._images_digest.update(b"".join(digests))
-
-    def _finish(self, video: Video) -> None:
-        if self._writer is None:
-            return
-        try:
-            images_stat = stat_digest(image_paths(video))
-        except FileNotFoundError as error:
-            self._fail(video, f"{error.filename}: was removed while the video was extracted")
-            return
-        content = self._images_digest.hexdigest()
-        self._writer.finish(images_stat=images_stat, images_content=content, **self._attributes)
-        self._writer = None
-        self._result.written.append(video.video_id)
-
-    def _locate(self, row: int) -> tuple[Video, int]:
-        """The video that a row of the dataset belongs to, and the row of the video's table."""
-        index = int(np.searchsorted(self._ends, row, side="right"))
-        video = self._videos[index]
-        return video, int(video.rows[row - (self._ends[index] - len(video))])
-
-    def _fail(self, video: Video, reason: str) -> None:
-        self._result.failed.setdefault(video.video_id, reason)
-        if self._writer is not None and self._writer.video_id == video.video_id:
-            self.close()
-
-
-def _compute(
-    config: ExtractConfig,
-    checkpoint: Checkpoint,
-    videos: Sequence[Video],
-    device: torch.device,
-    precision: str,
-    sink: _FeatureSink,
-    cache: FrameCache | None,
-) -> None:
-    """Run the network over all frames of `videos`, one video after the other."""
+def _compute(job: _Job, videos: Sequence[Video], group: ProcessGroup, sink: FeatureSink, *, num_frames: int) -> None:
+    """Run the network over all frames of `videos`, one video after the other; all processes have `num_frames`."""
+    config, checkpoint, device = job.config, job.checkpoint, group.device
     dataset = FrameDataset(
         np.concatenate([np.full(len(video), str(video.table.img_dir)) for video in videos]),
         np.concatenate([video.table.image_names[video.rows] for video in videos]),
         np.concatenate([video.table.labels[video.rows] for video in videos]),
         evaluation_transform(checkpoint.preprocessing),
-        cache=cache,
+        cache=job.cache,
         with_digests=True,
     )
-    workers = choose_workers(config.workers, device)
+    workers = choose_workers(config.workers, device, processes=group.local_size)
     loader = make_loader(dataset, batch_size=config.batch_size, workers=workers, device=device)
+    shown = 0
     try:
         with (
             computing_faults_told(batch_size=config.batch_size, workers=workers),
-            frame_bar(len(dataset), "extract") as bar,
+            frame_bar(num_frames, "extract") as bar,
         ):
-            for outputs in run_inference(checkpoint.model, loader, device, checkpoint.preprocessing, precision):
+            batches = run_inference(checkpoint.model, loader, device, checkpoint.preprocessing, job.recipe.precision)
+            for outputs in batches:
                 sink.take(outputs)
-                bar.advance(len(outputs.rows) + len(outputs.failures))
+                done = group.count(len(outputs.rows) + len(outputs.failures))
+                bar.advance(done - shown)
+                shown = done
     except (SpatialfeatError, KeyboardInterrupt):
         logger.info("%s; run the same command again for the others", sink.progress())
         raise
@@ -282,10 +264,12 @@ def _compute(
         sink.close()
 
 
-def _announce(config: ExtractConfig, videos: Sequence[Video], device: torch.device, precision: str) -> None:
-    what = count_text(len(videos), config.group_by)
-    arithmetic = describe_arithmetic(device, precision)
-    logger.info("%s, %s; computing on %s", what, count_text(sum(map(len, videos)), "frame"), arithmetic)
+def _announce(job: _Job, group: ProcessGroup) -> None:
+    what = count_text(len(job.videos), job.config.group_by)
+    frames = count_text(sum(map(len, job.videos)), "frame")
+    where = f"shard {job.config.shard}: " if job.config.shard else ""
+    arithmetic = describe_arithmetic(group.device, job.recipe.precision)
+    logger.info("%s%s, %s; computing on %s%s", where, what, frames, arithmetic, group.processes_text)
 
 
 def _report(out_dir: Path, result: ExtractResult) -> None:

@@ -203,7 +203,8 @@ def prepare_output_dir(out_dir: Path, option: str = "--out") -> None:
         out_dir.mkdir(parents=True, exist_ok=True)
         probe_path = out_dir / f".spatialfeat-probe-{os.getpid()}"
         probe_path.write_bytes(b"")
-        probe_path.unlink()
+        # Jobs on several machines may have the same process id, and have removed it already.
+        probe_path.unlink(missing_ok=True)
     except OSError as error:
         raise SpatialfeatError(
             f"{option} {out_dir}: cannot write there ({error.strerror}); choose a folder that you may write to"

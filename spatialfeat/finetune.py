@@ -9,53 +9,36 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from spatialfeat.config import PREDICTIONS_NAME, WEIGHTS_NAME, FinetuneConfig
-from spatialfeat.data.framecache import FrameCache, open_cache
+from spatialfeat.config import WEIGHTS_NAME, FinetuneConfig
+from spatialfeat.data.framecache import FrameCache, open_cache, total_use
 from spatialfeat.data.framecheck import require_images
-from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.studydata import StudyData, cached_images, read_study
-from spatialfeat.evaluating.evaluationinput import evaluated_videos
-from spatialfeat.evaluating.scorefiles import score, write_scores
-from spatialfeat.evaluating.scoretables import score_tables
+from spatialfeat.errors import SpatialfeatError
 from spatialfeat.faults import computing_faults_told
 from spatialfeat.files import move_aside, prepare_output_dir, read_json_object, require_room
 from spatialfeat.interruption import is_interruption
-from spatialfeat.network.checkpoint import initial_model, load_checkpoint
+from spatialfeat.network.checkpoint import initial_model
 from spatialfeat.network.history import EpochRecord, epoch_line, read_history
 from spatialfeat.network.model import PhaseResNet50, num_bytes
-from spatialfeat.network.prediction import as_set, predict_frames, write_predictions_csv
 from spatialfeat.network.resuming import Resumption, is_trained, look_for_study, study_identity
 from spatialfeat.network.studyfiles import TRAINING_NAMES, StudyFiles
+from spatialfeat.network.studytest import TEST_NAMES, run_test_stage
 from spatialfeat.network.trainer import Trainer
 from spatialfeat.network.training import EarlyStopping
 from spatialfeat.network.trainingstate import STATE_NAME, TrainingState
-from spatialfeat.reporting.pictures import confusion_title
-from spatialfeat.reporting.plots import save_confusion_matrix
+from spatialfeat.processgroup import ProcessGroup, process_group
 from spatialfeat.runrecord import RECORD_NAME, RunRecord, earlier_sessions
 from spatialfeat.runtime import (
     choose_precision,
     choose_workers,
     describe_arithmetic,
-    describe_device,
     keep_freed_memory,
     library_versions,
     seed_everything,
-    select_device,
     use_true_float32,
 )
 from spatialfeat.wording import count_text
 
-TEST_NAMES = (
-    PREDICTIONS_NAME,
-    "metrics.json",
-    "per_video.csv",
-    "per_phase.csv",
-    "confusion_matrix.png",
-    "confusion_matrix.svg",
-)
 RESULT_NAMES = (STATE_NAME, RECORD_NAME, *(name for name in TRAINING_NAMES if name != STATE_NAME), *TEST_NAMES)
 """What a study leaves in its folder. Results of an earlier study there are moved aside as a whole."""
 
@@ -78,7 +61,7 @@ class _Setting:
 
     config: FinetuneConfig
     data: StudyData
-    device: torch.device
+    group: ProcessGroup
     workers: int
     identity: dict[str, Any]
     environment: dict[str, str]
@@ -88,44 +71,81 @@ class _Setting:
 def finetune(config: FinetuneConfig) -> FinetuneResult:
     """Run the whole study, or with `config.resume` the rest of it, and write its files to `config.out_dir`.
 
+    Processes that torchrun has started train together; the main one writes the files, and alone has test metrics.
+
     Raises:
         SpatialfeatError: anything that the user can mend, before training starts where possible.
     """
-    data = read_study(config)
-    prepare_output_dir(config.out_dir)
-    device = select_device(config.device)
-    config = replace(
-        config, precision=choose_precision(config.precision, device), cache_size_px=config.training_frames_px
-    )
-    setting = _Setting(
-        config,
-        data,
-        device,
-        choose_workers(config.workers, device),
-        study_identity(config, data),
-        {"device": describe_device(device), **library_versions()},
-        open_cache(config.cache_dir, config.cache_limit_gb),
-    )
-    found = look_for_study(config, data, setting.identity, setting.environment) if config.resume else Resumption()
-    if found.is_finished:
-        return _finished_study(config)
     use_true_float32()
     keep_freed_memory()
-    seed_everything(config.seed)
-    model = PhaseResNet50(config.num_classes) if found.state else _initial_model(config)
+    with process_group(config.device) as group:
+        with group.together():
+            setting = _read_setting(config, group)
+            found = _look_for_study(setting)
+        config = setting.config
+        group.require_same("--precision", config.precision, "pass the one that all devices have")
+        if found.is_finished:
+            return _finished_study(setting)
+        seed_everything(config.seed)
+        with group.together(), group.main_first():  # ImageNet weights are downloaded once.
+            model = PhaseResNet50(config.num_classes) if found.state else _initial_model(config)
+        with group.together():
+            if group.is_main:
+                _check_and_clear(setting, model, found.state)
+        result = _run_study(setting, model, found.state)
+        _remove_state(setting)
+        return result
+
+
+def _read_setting(config: FinetuneConfig, group: ProcessGroup) -> _Setting:
+    if config.batch_size < group.size:
+        raise SpatialfeatError(
+            f"--batch-size {config.batch_size}: is the batch of all {group.size} processes together, and each needs a "
+            f"frame; pass at least {group.size}, or start fewer processes"
+        )
+    data = read_study(config)
+    if group.is_main:
+        prepare_output_dir(config.out_dir)
+    config = replace(
+        config, precision=choose_precision(config.precision, group.device), cache_size_px=config.training_frames_px
+    )
+    return _Setting(
+        config,
+        data,
+        group,
+        choose_workers(config.workers, group.device, processes=group.local_size),
+        study_identity(config, data),
+        {"device": group.description, **library_versions()},
+        open_cache(config.cache_dir, config.cache_limit_gb),
+    )
+
+
+def _look_for_study(setting: _Setting) -> Resumption:
+    if not setting.config.resume:
+        return Resumption()
+    return look_for_study(setting.config, setting.data, setting.identity, setting.environment)
+
+
+def _check_and_clear(setting: _Setting, model: PhaseResNet50, state: TrainingState | None) -> None:
+    """The last checks, which one process makes for all, and the way cleared for the results."""
+    config, data = setting.config, setting.data
     # While state and weights are written, those of the epoch before are still there.
     require_room(config.out_dir, 4 * num_bytes(model), "state and weights take")
     # Last of the checks: it takes seconds, the others do not.
     require_images(data.tables, cached_images(config, data, setting.cache))
-    _announce(setting, found.state)
-    _move_aside(config, found.state)
-    result = _run_study(setting, model, found.state)
-    _remove_state(config)
-    return result
+    _announce(setting, state)
+    _move_aside(config, state)
 
 
 def _run_study(setting: _Setting, model: PhaseResNet50, state: TrainingState | None) -> FinetuneResult:
+    """Train and test; of several processes, the main one keeps the record."""
     config, data = setting.config, setting.data
+    faults_told = computing_faults_told(
+        batch_size=config.batch_size, workers=setting.workers, image_size_px=config.image_size_px
+    )
+    if not setting.group.is_main:
+        with faults_told:
+            return _train_and_test(setting, model, None, state)[0]
     resumed = {} if state is None else {"resumed_after_epoch": len(state.history)} | earlier_sessions(config.out_dir)
     with (
         RunRecord(
@@ -137,21 +157,31 @@ def _run_study(setting: _Setting, model: PhaseResNet50, state: TrainingState | N
             workers=setting.workers,
             **resumed,
         ) as record,
-        computing_faults_told(
-            batch_size=config.batch_size, workers=setting.workers, image_size_px=config.image_size_px
-        ),
+        faults_told,
         closing(StudyFiles(config)) as files,
         _advice_after_interruption(files),
     ):
-        history = _train(setting, model.to(setting.device), files, state)
-        best_epoch = EarlyStopping.after(history, config.patience).best_epoch
-        logger.info("kept the weights of epoch %d: %s", best_epoch, files.weights_path)
-        test_metrics = _test(setting, data.test) if data.test is not None else None
-        facts = {} if test_metrics is None else {"test": test_metrics["pooled"]}
-        if setting.cache is not None:
-            facts["cache"] = setting.cache.close()
+        result, facts = _train_and_test(setting, model, files, state)
+        history, best_epoch = result.history, result.best_epoch
         record.finish(best_epoch=best_epoch, best_val_acc=history[best_epoch - 1].val_acc, epochs=len(history), **facts)
-    return FinetuneResult(files.weights_path, history, best_epoch, test_metrics)
+    return result
+
+
+def _train_and_test(
+    setting: _Setting, model: PhaseResNet50, files: StudyFiles | None, state: TrainingState | None
+) -> tuple[FinetuneResult, dict[str, Any]]:
+    """The result, and facts for the record. `files` are those of the main process."""
+    config, group, test = setting.config, setting.group, setting.data.test
+    history = _train(setting, model.to(group.device), files, state)
+    best_epoch = EarlyStopping.after(history, config.patience).best_epoch
+    weights_path = config.out_dir / WEIGHTS_NAME
+    logger.info("kept the weights of epoch %d: %s", best_epoch, weights_path)
+    group.wait()  # Until the main process has written them.
+    test_metrics = None if test is None else run_test_stage(config, test, group, setting.workers, setting.cache)
+    facts = {} if test_metrics is None else {"test": test_metrics["pooled"]}
+    if setting.cache is not None:
+        facts["cache"] = total_use(group.gather(setting.cache.close()))
+    return FinetuneResult(weights_path, history, best_epoch, test_metrics), facts
 
 
 @contextmanager
@@ -168,14 +198,18 @@ def _advice_after_interruption(files: StudyFiles) -> Iterator[None]:
 
 
 def _train(
-    setting: _Setting, model: PhaseResNet50, files: StudyFiles, state: TrainingState | None
+    setting: _Setting, model: PhaseResNet50, files: StudyFiles | None, state: TrainingState | None
 ) -> tuple[EpochRecord, ...]:
-    """Train until the last epoch or until validation accuracy stops improving, from `state` on if there is one."""
+    """Train until the last epoch or until validation accuracy stops improving, from `state` on if there is one.
+
+    Every process decides for itself when to stop and what is best: they have the same numbers to decide by.
+    """
     config = setting.config
-    trainer = Trainer(config, setting.data, model, setting.device, setting.workers, setting.cache)
+    trainer = Trainer(config, setting.data, model, setting.group, setting.workers, setting.cache)
     if state is not None:
         trainer.load_state_dict(state.training)
-        files.restore(state)
+        if files:
+            files.restore(state)
     history = () if state is None else state.history
     stopping = EarlyStopping.after(history, config.patience)
     best_weights = {} if state is None else state.best_weights
@@ -183,47 +217,23 @@ def _train(
         record = trainer.run_epoch(len(history) + 1)
         history = (*history, record)
         is_best = stopping.update(record.epoch, record.val_acc)
-        training = trainer.state_dict()
-        if is_best:
-            best_weights = training["model"]
-        files.save_epoch(
-            TrainingState(
-                history=history,
-                training=training,
-                best_weights=best_weights,
-                identity=setting.identity,
-                environment=setting.environment,
+        if files:
+            training = trainer.state_dict()
+            if is_best:
+                best_weights = training["model"]
+            files.save_epoch(
+                TrainingState(
+                    history=history,
+                    training=training,
+                    best_weights=best_weights,
+                    identity=setting.identity,
+                    environment=setting.environment,
+                )
             )
-        )
         logger.info("%s", epoch_line(record, config.epochs, is_best))
     if stopping.should_stop:
         logger.info("stopping early: no better validation accuracy for %d epochs", config.patience)
     return history
-
-
-def _test(setting: _Setting, table: FrameTable) -> dict[str, Any]:
-    """Score the saved weights, read back from their file, on the test frames."""
-    out_dir = setting.config.out_dir
-    checkpoint = load_checkpoint(out_dir / WEIGHTS_NAME)
-    predictions = predict_frames(
-        checkpoint.model,
-        table,
-        checkpoint.preprocessing,
-        device=setting.device,
-        precision=setting.config.precision,
-        batch_size=setting.config.batch_size,
-        workers=setting.workers,
-        title="test",
-        cache=setting.cache,
-    )
-    write_predictions_csv(out_dir / PREDICTIONS_NAME, predictions)
-    evaluation = score("test", evaluated_videos(as_set(table, predictions), "video"), checkpoint.phase_names)
-    write_scores(out_dir, evaluation)
-    counts = np.asarray(evaluation.metrics["confusion_matrix"], dtype=np.int64)
-    title = confusion_title(evaluation)
-    save_confusion_matrix(out_dir / "confusion_matrix.png", counts, checkpoint.phase_names, title)
-    logger.info("\n%s\n", score_tables(evaluation))
-    return evaluation.metrics
 
 
 def _initial_model(config: FinetuneConfig) -> PhaseResNet50:
@@ -247,16 +257,18 @@ def _move_aside(config: FinetuneConfig, state: TrainingState | None) -> None:
     move_aside(config.out_dir, RESULT_NAMES)
 
 
-def _remove_state(config: FinetuneConfig) -> None:
+def _remove_state(setting: _Setting) -> None:
     """A finished study needs no state, which takes three to four times the space of the weights."""
-    if not config.keep_state:
+    config = setting.config
+    if setting.group.is_main and not config.keep_state:
         (config.out_dir / STATE_NAME).unlink(missing_ok=True)
 
 
-def _finished_study(config: FinetuneConfig) -> FinetuneResult:
+def _finished_study(setting: _Setting) -> FinetuneResult:
     """What a finished study has left; nothing is computed."""
+    config = setting.config
     logger.info("the study in %s is finished: nothing to do", config.out_dir)
-    _remove_state(config)
+    _remove_state(setting)
     history = read_history(config.out_dir)
     best_epoch = EarlyStopping.after(history, config.patience).best_epoch
     metrics = read_json_object(config.out_dir / "metrics.json") or None
@@ -268,8 +280,8 @@ def _announce(setting: _Setting, state: TrainingState | None) -> None:
     frames = ", ".join(f"{len(table)} {table.split}" for table in setting.data.tables)
     logger.info("fine-tuning a ResNet-50 on %s frames, %d phases", frames, config.num_classes)
     workers = count_text(setting.workers, "decoding worker")
-    arithmetic = describe_arithmetic(setting.device, config.precision)
-    logger.info("computing on %s", arithmetic)
+    arithmetic = describe_arithmetic(setting.group.device, config.precision)
+    logger.info("computing on %s%s", arithmetic, setting.group.processes_text)
     logger.info("%s, seed %d", workers, config.seed)
     if state is not None:
         logger.info("resuming after epoch %d of at most %d", len(state.history), config.epochs)

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from spatialfeat.interruption import raise_if_interrupted
+from spatialfeat.ranks import name_rank, own_rank
 from spatialfeat.safetext import for_terminal
 
 SECONDS_BETWEEN_LOG_FILE_UPDATES = 30
@@ -79,10 +80,19 @@ class FrameBar:
 
 @contextmanager
 def frame_bar(total: int, title: str) -> Iterator[FrameBar]:
-    """A bar over `total` frames on standard error; in a log file it speaks only every half minute."""
+    """A bar over `total` frames on standard error; in a log file it speaks only every half minute.
+
+    Of several processes under torchrun only the main one shows it.
+    """
     interval = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LOG_FILE_UPDATES
     bar: tqdm[Any] = tqdm(
-        total=total, desc=title, unit=" frames", leave=False, mininterval=interval, dynamic_ncols=True
+        total=total,
+        desc=title,
+        unit=" frames",
+        leave=False,
+        mininterval=interval,
+        dynamic_ncols=True,
+        disable=own_rank() > 0,
     )
     with bar:
         yield FrameBar(bar)
@@ -92,15 +102,18 @@ class BarSafeHandler(logging.Handler):
     """Prints log records above a running progress bar; warnings and errors go to standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {name_rank(own_rank())}"
         stream = sys.stdout if record.levelno <= logging.INFO else sys.stderr
         tqdm.write(prefix + for_terminal(self.format(record)), file=stream)
         stream.flush()
 
 
 def show_log_messages() -> None:
-    """Print this package's log messages for a person at a terminal."""
+    """Print this package's log messages for a person at a terminal.
+
+    Of several processes under torchrun the main one tells how the work goes; the others only what is wrong with them.
+    """
     package_logger = logging.getLogger("spatialfeat")
-    package_logger.setLevel(logging.INFO)
+    package_logger.setLevel(logging.WARNING if own_rank() else logging.INFO)
     package_logger.handlers = [BarSafeHandler()]
     package_logger.propagate = False

@@ -33,14 +33,25 @@ class RunRecord:
     """
 
     def __init__(
-        self, out_dir: Path, command: str, config: Any, data: Iterable[Path], *, private: bool = False, **facts: Any
+        self,
+        out_dir: Path,
+        command: str,
+        config: Any,
+        data: Iterable[Path],
+        *,
+        private: bool = False,
+        file_name: str = RECORD_NAME,
+        **facts: Any,
     ) -> None:
-        """private: leave out what could tell a patient's real id: paths, hashes of CSVs, reasons of failure."""
+        """private: leave out what could tell a patient's real id: paths, hashes of CSVs, reasons of failure.
+
+        file_name: another one than run.json for runs that share a folder.
+        """
         self._private = private
         options = recorded_options(config)
         if private:
             options = {name: LEFT_OUT if isinstance(value, str | list) else value for name, value in options.items()}
-        self._path = out_dir / RECORD_NAME
+        self._path = out_dir / file_name
         self._start = time.monotonic()
         self._content: dict[str, Any] = {
             "schema": RUN_SCHEMA,

@@ -147,11 +147,15 @@ def usable_cores() -> int:
     return cores
 
 
-def choose_workers(requested: int | None, device: torch.device) -> int:
-    """Decoding processes: as asked, else all cores beside a GPU, or half of them where the CPU also computes."""
+def choose_workers(requested: int | None, device: torch.device, *, processes: int = 1) -> int:
+    """Decoding processes: as asked, else all cores beside a GPU, or half of them where the CPU also computes.
+
+    Args:
+        processes: so many processes on this machine ask for theirs; each gets its share of the cores.
+    """
     if requested is not None:
         return requested
-    cores = usable_cores()
+    cores = max(1, usable_cores() // processes)
     return min(cores if device.type == "cuda" else max(1, cores // 2), MAX_WORKERS)
 
 

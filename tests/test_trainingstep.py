@@ -73,7 +73,7 @@ def our_steps(
         clip_grad_norm=clip,
     )
     step.start_epoch()
-    return [step(*batch).mean_loss.item() for _ in range(2)]
+    return [step(*batch).loss.item() for _ in range(2)]
 
 
 def moved(model: PhaseResNet50, initial: PhaseResNet50) -> torch.Tensor:

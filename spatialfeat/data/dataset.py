@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,14 +152,20 @@ def make_loader(
     batch_size: int,
     workers: int,
     device: torch.device,
-    sampler: EpochSampler | None = None,
+    rows: Sequence[int] | None = None,
+    batches: Sampler[list[AugmentedRow]] | None = None,
 ) -> DataLoader[FrameSample]:
-    """Batches in row order, or in the order of `sampler`. Iterating yields FrameBatch."""
+    """Iterating yields FrameBatch.
+
+    Args:
+        batch_size: frames per batch, unless `batches` are given.
+        rows: the rows to load, in this order; None loads all.
+        batches: the rows of every batch, for training; they may change from epoch to epoch.
+    """
+    order: dict[str, Any] = {"batch_sampler": batches} if batches else {"batch_size": batch_size, "sampler": rows}
     return DataLoader(
         dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        shuffle=False,
+        **order,
         num_workers=workers,
         collate_fn=collate,
         worker_init_fn=_start_worker,
@@ -167,7 +173,7 @@ def make_loader(
         # its state after an epoch does not depend on workers.
         generator=torch.Generator(),
         pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0 and sampler is not None,
+        persistent_workers=workers > 0 and batches is not None,
     )
 
 

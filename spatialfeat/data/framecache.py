@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import secrets
 import struct
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
@@ -136,6 +137,11 @@ class FrameCache:
         with self._counts.get_lock():
             self._counts[_NOTICE_GIVEN] += 1
             return bool(self._counts[_NOTICE_GIVEN] == 1)
+
+
+def total_use(uses: Sequence[dict[str, int]]) -> dict[str, int]:
+    """What processes that share one folder tell at `close`, as one: frames add up, the folder's bytes do not."""
+    return {name: (max if name == "bytes" else sum)(use[name] for use in uses) for name in uses[0]}
 
 
 def open_cache(cache_dir: Path | None, limit_gb: float) -> FrameCache | None:

@@ -15,11 +15,18 @@ IsCached = Callable[[FrameTable, Path], bool]
 
 
 def check_images(
-    tables: Sequence[FrameTable], *, progress: bool = True, is_cached: IsCached | None = None
+    tables: Sequence[FrameTable],
+    *,
+    rows: Sequence[Sequence[int]] | None = None,
+    progress: bool = True,
+    is_cached: IsCached | None = None,
 ) -> list[tuple[FrameTable, int, str]]:
     """Find rows whose image is missing or not a whole PNG, without decoding: seconds for 200,000 frames.
 
     Images that are cached were decoded before and are not opened.
+
+    Args:
+        rows: for each table the rows to look at, in ascending order; None looks at all.
 
     Returns:
         (table, row, reason) per broken row, in the order of the tables.
@@ -28,13 +35,13 @@ def check_images(
     """
     present_by_dir = {img_dir: list_pngs(img_dir) for img_dir in {table.img_dir for table in tables}}
     broken: list[tuple[FrameTable, int, str]] = []
-    for table in tables:
-        present = present_by_dir[table.img_dir]
-        there = [row for row, name in enumerate(table.image_names.tolist()) if name in present]
+    for table, chosen in zip(tables, rows or [range(len(table)) for table in tables], strict=True):
+        present, names = present_by_dir[table.img_dir], table.image_names.tolist()
+        there = [row for row in chosen if names[row] in present]
         known = None if is_cached is None else partial(is_cached, table)
         reasons = find_broken_images([table.image_path(row) for row in there], progress=progress, is_known=known)
         unreadable = {there[index]: reason for index, reason in reasons.items()}
-        missing = dict.fromkeys(set(range(len(table))) - set(there), "the file does not exist")
+        missing = dict.fromkeys(set(chosen) - set(there), "the file does not exist")
         broken += [(table, row, reason) for row, reason in sorted((unreadable | missing).items())]
     return broken
 

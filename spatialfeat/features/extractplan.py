@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,7 @@ def plan_extraction(
     *,
     overwrite: bool,
     pseudonyms: Pseudonyms | None = None,
+    elsewhere: Collection[Path] = (),
 ) -> ExtractionPlan:
     """Compare the videos with the feature files that stand in `out_dir`.
 
@@ -57,6 +58,8 @@ def plan_extraction(
 
     Args:
         pseudonyms: those that the ids of `videos` are of, None if they are real ids.
+        elsewhere: the files of other shares of the same extraction, which see to them: with `overwrite` they may be
+            anything yet.
 
     Raises:
         SpatialfeatError: with the file and what differs.
@@ -66,7 +69,8 @@ def plan_extraction(
     for path in sorted(out_dir.glob(f"*{SUFFIX}")):
         video = by_path.get(path)
         if video is None:
-            _refuse_stranger(path, recipe, pseudonyms)
+            if not (overwrite and path in elsewhere):
+                _refuse_stranger(path, recipe, pseudonyms)
             continue
         problem = _why_not_reusable(path, video, recipe)
         if problem is None:

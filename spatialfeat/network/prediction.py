@@ -20,6 +20,7 @@ from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluating.evaluationinput import NETWORK_NAME, FramePredictions, PredictionSet
 from spatialfeat.network.inference import NOT_FINITE, run_inference
 from spatialfeat.network.model import PhaseResNet50
+from spatialfeat.processgroup import ProcessGroup
 from spatialfeat.progress import frame_bar
 from spatialfeat.scores.calibration import softmax
 
@@ -53,18 +54,27 @@ def predict_frames(
     workers: int,
     title: str,
     cache: FrameCache | None = None,
+    group: ProcessGroup | None = None,
 ) -> Predictions:
-    """Run the network over every row of `table`. Raises SpatialfeatError for an image that cannot be decoded."""
+    """Run the network over every row of `table`. Raises SpatialfeatError for an image that cannot be decoded.
+
+    Args:
+        group: processes that share the work, each of which gets all predictions; None is this one alone.
+    """
+    rank, size = (group.rank, group.size) if group else (0, 1)
     dataset = FrameDataset.from_table(table, evaluation_transform(preprocessing), cache=cache)
-    loader = make_loader(dataset, batch_size=batch_size, workers=workers, device=device)
-    logits = np.empty((len(table), model.fc.out_features), np.float32)
+    rows = range(rank, len(table), size)
+    loader = make_loader(dataset, batch_size=batch_size, rows=rows, workers=workers, device=device)
+    logits = np.zeros((len(table), model.fc.out_features), np.float32)
     with frame_bar(len(table), title) as bar:
         for outputs in run_inference(model, loader, device, preprocessing, precision):
             refuse_failures(dataset, outputs.failures)
             for row in outputs.rows_not_finite():
                 raise SpatialfeatError(f"{dataset.image_path(row)}: {NOT_FINITE}")
             logits[outputs.rows] = outputs.logits
-            bar.advance(len(outputs.rows))
+            bar.advance(len(outputs.rows) * size)
+    if group:
+        logits = group.sum(logits)  # Every row is zero in all processes but one.
     return Predictions(table.ids, table.labels, logits.argmax(axis=1), logits)
 
 

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.data import DataLoader
 
 from spatialfeat.config import FinetuneConfig
 from spatialfeat.data.dataset import EpochSampler, FrameDataset, make_loader
 from spatialfeat.data.framecache import FrameCache
+from spatialfeat.data.sharedbatches import SharedBatches
 from spatialfeat.data.studydata import StudyData, study_transforms
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.network.checkpoint import StateDict, snapshot
 from spatialfeat.network.history import EpochRecord
 from spatialfeat.network.model import PhaseResNet50, freeze
 from spatialfeat.network.training import train_one_epoch, validate
-from spatialfeat.network.trainingstep import TrainingStep
+from spatialfeat.network.trainingstep import BatchShare, TrainingStep
+from spatialfeat.processgroup import ProcessGroup
 from spatialfeat.runtime import random_state, restore_random_state
 
 
@@ -35,18 +37,31 @@ class Trainer:
         config: FinetuneConfig,
         data: StudyData,
         model: PhaseResNet50,
-        device: torch.device,
+        group: ProcessGroup,
         workers: int,
         cache: FrameCache | None = None,
     ) -> None:
-        self._config, self._model, self._device, self._workers = config, model, device, workers
+        self._config, self._model, self._group = config, model, group
         self._preprocessing = Preprocessing.for_image_size(config.image_size_px)
         transforms = study_transforms(config)
         self._sampler = EpochSampler(len(data.train), config.seed)
-        self._train_loader = self._loader(
-            FrameDataset.from_table(data.train, transforms.train, cache=cache), self._sampler
+        self._batches = SharedBatches(self._sampler, config.batch_size, rank=group.rank, size=group.size)
+        self._train_loader = make_loader(
+            FrameDataset.from_table(data.train, transforms.train, cache=cache),
+            batch_size=config.batch_size,
+            batches=self._batches,
+            workers=workers,
+            device=group.device,
         )
-        self._val_loader = self._loader(FrameDataset.from_table(data.val, transforms.evaluation, cache=cache))
+        self._val_loader = make_loader(
+            FrameDataset.from_table(data.val, transforms.evaluation, cache=cache),
+            batch_size=group.share(config.batch_size),
+            rows=range(group.rank, len(data.val), group.size),
+            workers=workers,
+            device=group.device,
+        )
+        criterion = training_loss(config, data.train.labels)
+        self._loss_weights = frame_weights(criterion, data.train.labels)
         freeze(model, config.freeze_until)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.Adam(trainable, lr=config.lr)
@@ -56,11 +71,12 @@ class Trainer:
         self._step = TrainingStep(
             model,
             self._optimizer,
-            training_loss(config, data.train.labels).to(device),
+            criterion.to(group.device),
             freeze_until=config.freeze_until,
             preprocessing=self._preprocessing,
             precision=config.precision,
             clip_grad_norm=config.clip_grad_norm,
+            group=group,
         )
 
     def run_epoch(self, epoch: int) -> EpochRecord:
@@ -69,11 +85,14 @@ class Trainer:
         lr = float(self._optimizer.param_groups[0]["lr"])
         self._sampler.epoch = epoch
         title = f"epoch {epoch}/{self._config.epochs}"
-        train = train_one_epoch(self._step, self._train_loader, title=f"{title} train")
+        train = train_one_epoch(
+            self._step, self._train_loader, shares=self._shares(), group=self._group, title=f"{title} train"
+        )
+        self._step.require_equal_weights()
         val = validate(
             self._model,
             self._val_loader,
-            device=self._device,
+            group=self._group,
             preprocessing=self._preprocessing,
             precision=self._config.precision,
             title=f"{title} val",
@@ -93,7 +112,7 @@ class Trainer:
             "optimizer": self._optimizer.state_dict(),
             "scheduler": self._scheduler.state_dict(),
             "step": self._step.state_dict(),
-            "random": random_state(self._device),
+            "random": random_state(self._group.device),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -101,22 +120,26 @@ class Trainer:
         self._optimizer.load_state_dict(state["optimizer"])
         self._scheduler.load_state_dict(state["scheduler"])
         self._step.load_state_dict(state["step"])
-        restore_random_state(state["random"], self._device)
+        restore_random_state(state["random"], self._group.device)
 
-    def _loader(self, dataset: FrameDataset, sampler: EpochSampler | None = None) -> DataLoader[Any]:
-        return make_loader(
-            dataset,
-            batch_size=self._config.batch_size,
-            workers=self._workers,
-            device=self._device,
-            sampler=sampler,
-        )
+    def _shares(self) -> Iterator[BatchShare]:
+        """What this process has of each batch of this epoch."""
+        for batch in self._batches.whole():
+            mine, whole = ([row.row for row in rows] for rows in (self._batches.share(batch), batch))
+            yield BatchShare(len(batch), float(self._loss_weights[mine].sum() / self._loss_weights[whole].sum()))
 
 
 def training_loss(config: FinetuneConfig, labels: NDArray[np.int64]) -> nn.CrossEntropyLoss:
     """The loss that training minimizes: plain cross-entropy, unless options weight the phases or smooth the labels."""
     weights = balanced_weights(labels, config.num_classes) if config.class_weights == "balanced" else None
     return nn.CrossEntropyLoss(weight=weights, label_smoothing=config.label_smoothing)
+
+
+def frame_weights(criterion: nn.CrossEntropyLoss, labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(N,) float64: what each frame counts in the mean that `criterion` takes of the losses. labels: (N,) int64."""
+    if criterion.weight is None:
+        return np.ones(len(labels))
+    return criterion.weight.numpy().astype(np.float64)[labels]
 
 
 def balanced_weights(labels: NDArray[np.int64], num_classes: int) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ from spatialfeat.errors import SpatialfeatError
 from spatialfeat.network.history import EpochRecord
 from spatialfeat.network.inference import run_inference
 from spatialfeat.network.model import PhaseResNet50
-from spatialfeat.network.trainingstep import StepScore, TrainingStep
+from spatialfeat.network.trainingstep import BatchShare, StepScore, TrainingStep
+from spatialfeat.processgroup import ProcessGroup
 from spatialfeat.progress import frame_bar
 
 STEPS_BETWEEN_LOOKS = 10
@@ -32,11 +33,17 @@ class RunningScore:
     correct: int = 0
     frames: int = 0
 
-    def add(self, mean_loss: float, correct: int, frames: int) -> None:
-        """A batch: its mean loss, how many frames were right, how many there were."""
-        self.loss_sum += mean_loss * frames
+    def add(self, loss_sum: float, correct: int, frames: int) -> None:
+        """Frames: their losses added up, how many were right, how many there were."""
+        self.loss_sum += loss_sum
         self.correct += correct
         self.frames += frames
+
+    def of_all(self, group: ProcessGroup) -> RunningScore:
+        """The score of the frames of all processes: the same bits in each, as decisions hang on them."""
+        losses, counts = np.array([self.loss_sum]), np.array([self.correct, self.frames])
+        correct, frames = group.sum(counts).tolist()
+        return RunningScore(group.sum(losses).item(), correct, frames)
 
     @property
     def loss(self) -> float:
@@ -77,8 +84,13 @@ class EarlyStopping:
         return self.epochs_since_best >= self.patience
 
 
-def train_one_epoch(step: TrainingStep, loader: DataLoader[Any], *, title: str) -> RunningScore:
+def train_one_epoch(
+    step: TrainingStep, loader: DataLoader[Any], *, shares: Iterable[BatchShare], group: ProcessGroup, title: str
+) -> RunningScore:
     """Update the model once per batch. The score is that of the augmented frames while the weights still move.
+
+    Args:
+        loader: this process's shares of the batches. shares: what each of them is of the whole batch.
 
     Raises:
         SpatialfeatError: a frame that cannot be decoded, or a loss that is no number any more.
@@ -92,50 +104,49 @@ def train_one_epoch(step: TrainingStep, loader: DataLoader[Any], *, title: str) 
     step.start_epoch()
     with frame_bar(len(dataset), title) as bar:
         batch: FrameBatch
-        for number, batch in enumerate(loader, start=1):
+        for number, (batch, share) in enumerate(zip(loader, shares, strict=True), start=1):
             refuse_failures(dataset, batch.failures)
             images, labels = batch.images.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
-            unseen.append(step(images, labels))
+            unseen.append(step(images, labels, share))
             if len(unseen) == steps_between_looks or number == len(loader):
                 for seen in unseen:
                     _add_step(score, seen, title)
                 unseen.clear()
-            bar.advance(len(labels), **({} if unseen else _shown(score)))
-    return score
+            bar.advance(share.whole_frames, **({} if unseen else _shown(score)))
+    return score.of_all(group)
 
 
 def _add_step(score: RunningScore, step: StepScore, title: str) -> None:
-    mean_loss = step.mean_loss.item()
-    if not math.isfinite(mean_loss):
-        raise SpatialfeatError(
-            f"{title}: the training loss became {mean_loss}; lower --lr, or start from other --weights"
-        )
-    score.add(mean_loss, int(step.correct), step.frames)
+    loss = step.loss.item()
+    if not math.isfinite(loss):
+        raise SpatialfeatError(f"{title}: the training loss became {loss}; lower --lr, or start from other --weights")
+    score.add(loss * step.whole_frames, int(step.correct), step.frames)
 
 
 def _shown(score: RunningScore) -> dict[str, str]:
-    return {"loss": f"{score.loss:.4f}", "acc": f"{score.accuracy:.4f}"}
+    return {"loss": f"{score.loss:.4f}", "acc": f"{score.accuracy:.4f}"} if score.frames else {}
 
 
 def validate(
     model: PhaseResNet50,
     loader: DataLoader[Any],
     *,
-    device: torch.device,
+    group: ProcessGroup,
     preprocessing: Preprocessing,
     precision: str,
     title: str,
 ) -> RunningScore:
-    """Loss and accuracy in evaluation mode, each frame counted once."""
+    """Loss and accuracy in evaluation mode, each frame counted once. `loader` has this process's share of the rows."""
     dataset = frames_of(loader)
     score = RunningScore()
     with frame_bar(len(dataset), title) as bar:
-        for outputs in run_inference(model, loader, device, preprocessing, precision):
+        for outputs in run_inference(model, loader, group.device, preprocessing, precision):
             refuse_failures(dataset, outputs.failures)
             logits, labels = torch.from_numpy(outputs.logits), torch.from_numpy(outputs.labels)
             correct = int((logits.argmax(dim=1) == labels).sum())
-            score.add(float(nn.functional.cross_entropy(logits, labels)), correct, len(labels))
-            bar.advance(len(labels), **_shown(score))
+            score.add(float(nn.functional.cross_entropy(logits, labels)) * len(labels), correct, len(labels))
+            bar.advance(len(labels) * group.size, **_shown(score))
+    score = score.of_all(group)
     if not np.isfinite(score.loss):
         raise SpatialfeatError(f"{title}: the validation loss became {score.loss}; lower --lr")
     return score

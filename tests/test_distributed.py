@@ -1,0 +1,206 @@
+"""finetune and extract by two processes under torchrun give what one process gives, and end cleanly when one fails."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torchrun import TORCHRUN, environment, torchrun
+
+from spatialfeat.config import ExtractConfig, FinetuneConfig
+from spatialfeat.extract import extract
+from spatialfeat.finetune import FinetuneResult, finetune
+
+TWO_EPOCHS = 2
+
+
+def damage(image_path: Path) -> None:
+    """Zeros in the middle: the quick look at both ends passes, decoding does not."""
+    content = bytearray(image_path.read_bytes())
+    content[60:-20] = bytes(len(content) - 80)
+    image_path.write_bytes(content)
+
+
+def ids_of(csv_path: Path) -> list[str]:
+    with csv_path.open() as file:
+        return [row["id"] for row in csv.DictReader(file)]
+
+
+def option_list(config: FinetuneConfig) -> list[str]:
+    """The command line of what differs from the defaults."""
+    return [
+        "--train-csv", str(config.train_csv), "--val-csv", str(config.val_csv), "--test-csv", str(config.test_csv),
+        "--img-dir", str(config.img_dir), "--weights", config.weights, "--image-size", "64", "--device", "cpu",
+        "--epochs", str(config.epochs), "--batch-size", str(config.batch_size), "--workers", "0", "--no-tensorboard",
+        "--class-weights", config.class_weights, "--label-smoothing", str(config.label_smoothing),
+        "--clip-grad-norm", str(config.clip_grad_norm),
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def recipe(quick_config: FinetuneConfig) -> FinetuneConfig:
+    """28 training frames in batches of 9, 9, 9 and 1: uneven shares, and one without a frame."""
+    return replace(
+        quick_config,
+        batch_size=9,
+        epochs=TWO_EPOCHS,
+        tensorboard=False,
+        class_weights="balanced",
+        label_smoothing=0.1,
+        clip_grad_norm=1.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(recipe: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study by one process."""
+    out_dir = tmp_path_factory.mktemp("alone")
+    finetune(replace(recipe, out_dir=out_dir))
+    return out_dir
+
+
+@pytest.fixture(scope="module")
+def together(recipe: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """The folder of the same study by two processes, and what they printed."""
+    out_dir = tmp_path_factory.mktemp("together")
+    run = torchrun("-m", "spatialfeat", "finetune", *option_list(recipe), "--out", out_dir, cwd=out_dir)
+    assert run.returncode == 0, run.stderr
+    return out_dir, run.stdout, run.stderr
+
+
+def history_of(out_dir: Path) -> list[dict[str, float]]:
+    with (out_dir / "history.csv").open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def test_two_processes_train_as_one(alone: Path, together: tuple[Path, str, str]) -> None:
+    one, two = history_of(alone), history_of(together[0])
+    assert len(one) == len(two) == TWO_EPOCHS
+    for mine, theirs in zip(one, two, strict=True):
+        for name in ("epoch", "train_acc", "val_acc", "lr"):
+            assert theirs[name] == mine[name], name
+        for name in ("train_loss", "val_loss"):
+            assert theirs[name] == pytest.approx(mine[name], rel=1e-4), name
+
+
+def test_their_weights_are_those_of_one_process(alone: Path, together: tuple[Path, str, str]) -> None:
+    one, two = (
+        torch.load(folder / "best_spatial_study_weights.pth", weights_only=True) for folder in (alone, together[0])
+    )
+    assert list(one) == list(two)
+    steps = 4 * TWO_EPOCHS
+    for name, weights in one.items():
+        difference = (two[name] - weights).abs()
+        # Adam makes a step of the learning rate from a gradient of nearly zero, whose sign is anybody's guess.
+        assert float(difference.max()) <= 2 * steps * FinetuneConfig.lr, name
+        assert float(difference.to(torch.float64).mean()) < 0.02 * FinetuneConfig.lr, name
+
+
+def test_the_test_stage_keeps_every_frame_in_the_csvs_order(alone: Path, together: tuple[Path, str, str]) -> None:
+    one, two = ((folder / "predictions_resnet.csv").read_text() for folder in (alone, together[0]))
+    assert two == one
+    scores = [json.loads((folder / "metrics.json").read_text()) for folder in (alone, together[0])]
+    assert scores[0]["pooled"]["accuracy"] == scores[1]["pooled"]["accuracy"]
+
+
+def test_one_process_speaks_and_writes_for_both(alone: Path, together: tuple[Path, str, str]) -> None:
+    folder, stdout, stderr = together
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in alone.iterdir())
+    assert stdout.count("epoch 1/2  train loss") == 1
+    assert stdout.count("kept the weights of epoch") == 1
+    assert stdout.count("all frames together") == 1
+    assert stderr.count("random weights with 6 frozen children") == 1
+    assert "28/28" in stderr
+    assert json.loads((folder / "run.json").read_text())["device"].endswith("2 processes")
+
+
+@pytest.fixture(scope="module")
+def broken_images(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images of the demo, one training frame and one test frame damaged."""
+    img_dir = tmp_path_factory.mktemp("broken") / "images"
+    shutil.copytree(demo_dir / "images", img_dir)
+    for split in ("train", "test"):
+        damage(img_dir / f"{ids_of(demo_dir / f'{split}_ResNet_DB.csv')[5]}.png")
+    return img_dir
+
+
+def test_a_bad_image_in_one_process_ends_all(recipe: FinetuneConfig, broken_images: Path, tmp_path: Path) -> None:
+    config = replace(recipe, img_dir=broken_images, batch_size=14)
+    run = torchrun("-m", "spatialfeat", "finetune", *option_list(config), "--out", tmp_path, cwd=tmp_path)
+    assert run.returncode != 0
+    name = ids_of(recipe.train_csv)[5]
+    messages = [line for line in run.stderr.splitlines() if "cannot read" in line]
+    assert len(messages) == 1
+    assert f"{name}.png: the PNG cannot be decoded" in messages[0]
+    assert "Traceback" not in run.stderr.split("torch/distributed")[0]
+    assert json.loads((tmp_path / "run.json").read_text())["status"] in ("failed", "interrupted")
+    assert not (tmp_path / "history.csv").exists()
+
+
+def test_a_shard_under_torchrun_and_another_alone_give_the_files_of_one_run(
+    demo_dir: Path, study: FinetuneResult, broken_images: Path, tmp_path: Path
+) -> None:
+    csvs = tuple(str(demo_dir / f"{split}_ResNet_DB.csv") for split in ("train", "val", "test"))
+    whole = ExtractConfig(
+        csvs=csvs,
+        img_dir=broken_images,
+        weights=study.weights_path,
+        out_dir=tmp_path / "whole",
+        workers=0,
+        device="cpu",
+    )
+    expected = extract(whole)
+    assert len(expected.failed) == 2
+    options = [option for csv_path in csvs for option in ("--csv", csv_path)]
+    run = torchrun(
+        "-m", "spatialfeat", "extract", *options, "--img-dir", broken_images, "--weights", study.weights_path,
+        "--out", tmp_path / "shared", "--workers", "0", "--device", "cpu", "--shard", "1/2", cwd=tmp_path,
+    )  # fmt: skip
+    rest = extract(replace(whole, out_dir=tmp_path / "shared", shard="2/2"))
+    record = json.loads((tmp_path / "shared" / "run-1of2.json").read_text())
+    failed = record["failed"] | rest.failed
+    assert failed == expected.failed
+    assert record["status"] == ("incomplete" if record["failed"] else "complete")
+    assert (run.returncode != 0) == bool(record["failed"]), run.stderr
+    for video, reason in record["failed"].items():
+        assert run.stderr.count(f"error: video {video} has no feature file: {reason}") == 1
+    assert sorted(record["written"] + rest.written) == sorted(expected.written)
+    assert len(record["written"]) >= 2
+    for video in expected.written:
+        with (
+            h5py.File(tmp_path / "whole" / f"{video}.h5") as one,
+            h5py.File(tmp_path / "shared" / f"{video}.h5") as two,
+        ):
+            assert dict(one.attrs).keys() == dict(two.attrs).keys()
+            assert one["frame_ids"][()].tolist() == two["frame_ids"][()].tolist()
+            for name in ("features", "logits", "labels"):
+                np.testing.assert_allclose(two[name][()], one[name][()], rtol=1e-4, atol=1e-5)
+    assert not list((tmp_path / "shared").glob(".*"))
+
+
+def test_sigterm_to_torchrun_ends_both_processes_cleanly(recipe: FinetuneConfig, tmp_path: Path) -> None:
+    options = option_list(replace(recipe, epochs=1000, freeze_until=9))
+    process = subprocess.Popen(
+        [*TORCHRUN, "-m", "spatialfeat", "finetune", *options, "--freeze-until", "9", "--out", tmp_path],
+        cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    while "epoch" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode != 0
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["status"] in ("interrupted", "failed")
+    assert not [path for path in tmp_path.iterdir() if ".partial" in path.name]
+    assert "interrupted" in stderr or "lost contact" in stderr
+    assert (tmp_path / "best_spatial_study_weights.pth").is_file()

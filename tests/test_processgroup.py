@@ -1,0 +1,175 @@
+"""Processes of one job: what they tell each other, and that two of them learn what one would."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from groupworker import SHARES, images, small_network
+from torch import nn
+from torchrun import torchrun
+
+from spatialfeat import processgroup
+from spatialfeat.errors import SpatialfeatError
+from spatialfeat.processgroup import ProcessGroup, process_group
+from spatialfeat.ranks import Ranks, name_rank, own_rank, ranks_of_environment
+
+ENVIRONMENT = {
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "localhost",
+    "MASTER_PORT": "29500",
+}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], str]:
+    """What each of two processes found, and what they printed."""
+    folder = tmp_path_factory.mktemp("group")
+    run = torchrun(Path(__file__).parent / "groupworker.py", folder, cwd=folder)
+    assert run.returncode == 0, run.stderr
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)], run.stdout + run.stderr
+
+
+def test_messages_reach_all_processes_in_the_order_of_ranks(told: tuple[list[dict[str, Any]], str]) -> None:
+    first, second = (found["messages"] for found in told[0])
+    assert first == second
+    assert first["gather"] == [{"rank": 0, "text": "ä"}, {"rank": 1, "text": "ääääää"}]
+    assert first["broadcast"] == ["main"]
+    # float64 could not hold the second: counts are summed as integers.
+    assert first["counts"] == [2, 2**54 + 1]
+    assert first["floats"] == [(0.1 + 0.1 * 2).hex(), (0.2 + 0.2 * 2).hex()]
+    assert first["count"] == 11
+    assert first["device"] == "cpu"
+    assert first["threads"] == processgroup.share_of_cores(2)
+
+
+def test_an_error_is_everybodys_and_told_once(told: tuple[list[dict[str, Any]], str]) -> None:
+    found, printed = told
+    expected = ["train.csv: no such file", "rank 1: train.csv: no such file"]
+    assert [rank["errors"] for rank in found] == [expected, expected]
+    assert printed.count("error: train.csv: no such file") == 1
+    assert printed.count("error: rank 1: train.csv: no such file") == 1
+
+
+def test_the_main_process_goes_first(told: tuple[list[dict[str, Any]], str]) -> None:
+    assert [rank["first"] for rank in told[0]] == [False, False]
+
+
+def test_a_step_on_shares_is_the_step_on_the_whole_batch(told: tuple[list[dict[str, Any]], str]) -> None:
+    """Uneven shares, and a last batch of which one process has nothing, against torch's own BatchNorm."""
+    norm = nn.BatchNorm2d(3)
+    network = small_network(norm)
+    for step, shares in enumerate(SHARES):
+        network.zero_grad()
+        batch = images()[: shares[1].stop].requires_grad_()
+        loss = network(batch).square().sum()
+        loss.backward()
+        assert batch.grad is not None
+        found = [rank["steps"][step] for rank in told[0]]
+        assert found[0]["loss"] + found[1]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        inputs = [np.array(rank["input"]).reshape(-1, 3, 2, 2) for rank in found]
+        np.testing.assert_allclose(np.concatenate(inputs), batch.grad.numpy() * 2, rtol=1e-4, atol=1e-4)
+        for rank in found:
+            for mine, parameter in zip(rank["gradients"], network.parameters(), strict=True):
+                assert parameter.grad is not None
+                np.testing.assert_allclose(mine, parameter.grad.numpy(), rtol=1e-4, atol=1e-4)
+            for mine, buffer in zip(rank["running"], norm.buffers(), strict=True):
+                np.testing.assert_allclose(mine, buffer.numpy(), rtol=1e-6)
+    norm.eval()
+    for rank in told[0]:
+        np.testing.assert_allclose(rank["steps"][2]["evaluated"], norm(images()).detach().numpy(), rtol=1e-4)
+
+
+def test_a_single_process_is_a_group_of_one() -> None:
+    with process_group("cpu") as group:
+        assert not torch.distributed.is_initialized()
+        assert group.is_main
+        assert group.gradients is None
+        assert group.gather({"a": 1}) == [{"a": 1}]
+        assert group.broadcast("text") == "text"
+        assert group.sum(np.array([1.5])).tolist() == [1.5]
+        assert [group.count(2), group.count(3)] == [2, 5]
+        group.wait()
+        with pytest.raises(SpatialfeatError, match=r"^mine$"), group.together(), group.main_first():
+            raise SpatialfeatError("mine")
+
+
+def test_ranks_are_those_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ranks_of_environment({}) == Ranks() == (0, 1, 0, 1)
+    # Job schedulers set a RANK of their own; torchrun always sets both.
+    assert ranks_of_environment({"RANK": "2"}) == Ranks()
+    assert ranks_of_environment(ENVIRONMENT) == (3, 4, 1, 2)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("RANK", "2")
+    assert own_rank() == 0
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert own_rank() == 2
+    assert [name_rank(0), name_rank(2)] == ["", "rank 2: "]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("RANK", None),
+        ("RANK", "4"),
+        ("WORLD_SIZE", "zero"),
+        ("LOCAL_RANK", "2"),
+        ("LOCAL_WORLD_SIZE", "5"),
+        ("MASTER_ADDR", None),
+        ("MASTER_PORT", ""),
+    ],
+)
+def test_a_half_made_environment_is_refused(name: str, value: str | None) -> None:
+    environment = {key: text for key, text in (ENVIRONMENT | {name: value}).items() if text is not None}
+    with pytest.raises(
+        SpatialfeatError, match=rf"{name}={value or ('' if value == '' else '.unset.')}.*start them with"
+    ):
+        ranks_of_environment(environment)
+
+
+def _pretend_cuda(monkeypatch: pytest.MonkeyPatch, devices: int) -> None:
+    monkeypatch.setattr(processgroup, "select_device", lambda name: torch.device("cuda" if name == "auto" else name))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+
+
+@pytest.mark.parametrize("requested", ["auto", "cuda"])
+def test_gpus_are_dealt_out_by_local_rank(monkeypatch: pytest.MonkeyPatch, requested: str) -> None:
+    _pretend_cuda(monkeypatch, devices=2)
+    ranks = ranks_of_environment(ENVIRONMENT)
+    assert processgroup._device_of_rank(ranks, requested) == torch.device("cuda:1")
+    assert processgroup._device_of_rank(ranks, "cpu") == torch.device("cpu")
+
+
+def test_devices_that_torchrun_cannot_use_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = ranks_of_environment(ENVIRONMENT)
+    with pytest.raises(
+        SpatialfeatError, match=r"--device cuda:1: torchrun gives each process its own.*VISIBLE_DEVICES"
+    ):
+        processgroup._device_of_rank(ranks, "cuda:1")
+    _pretend_cuda(monkeypatch, devices=1)
+    with pytest.raises(SpatialfeatError, match=r"--device cuda: torchrun started 2 processes here for 1 visible CUDA"):
+        processgroup._device_of_rank(ranks, "cuda")
+
+
+def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processgroup, "usable_cores", lambda: 7)
+    assert [processgroup.share_of_cores(size) for size in (1, 2, 4, 8)] == [7, 3, 1, 1]
+
+
+def test_batches_of_evaluation_are_shared_out() -> None:
+    group = ProcessGroup(Ranks(0, 8, 0, 8), torch.device("cpu"))
+    assert [group.share(size) for size in (32, 20, 4)] == [4, 2, 1]
+
+
+def test_only_gloos_and_nccls_own_errors_mean_lost_contact() -> None:
+    lost = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]")
+    assert processgroup._is_lost_contact(lost)
+    assert processgroup._is_lost_contact(torch.distributed.DistBackendError("NCCL communicator was aborted"))
+    assert not processgroup._is_lost_contact(RuntimeError("CUDA out of memory"))
