@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import subprocess
 import sys
@@ -232,6 +233,26 @@ def test_an_unfinished_extraction_is_pointed_out(features_dir: Path) -> None:
     (features_dir / "run.json").write_text('{"status": "incomplete"}')
     result = export(ExportConfig(format="ms-tcn", features_dir=features_dir, out=features_dir.parent / "out"))
     assert any("says that the extraction is incomplete" in notice for notice in result.notices)
+
+
+def test_shards_that_are_missing_are_pointed_out(features_dir: Path) -> None:
+    """Of the last extraction only: what an earlier one says is out of date."""
+    for age, (name, status) in enumerate(
+        [
+            ("run.json", "failed"),
+            ("run-1of2.json", "failed"),
+            ("run-1of3.json", "complete"),
+            ("run-3of3.json", "running"),
+        ]
+    ):
+        (features_dir / name).write_text(f'{{"status": "{status}"}}')
+        os.utime(features_dir / name, (age, age))
+    config = ExportConfig(format="ms-tcn", features_dir=features_dir, out=features_dir.parent / "out")
+    notices = [notice for notice in export(config).notices if "says that the extraction is" in notice]
+    assert [notice.split("/")[-1].split(":")[0] for notice in notices] == [
+        "run-2of3.json says that the extraction is not begun",
+        "run-3of3.json says that the extraction is running",
+    ]
 
 
 def peak_bytes(form: str, features_dir: Path, out: Path) -> int:

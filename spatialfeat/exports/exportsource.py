@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialfeat.config import ExportConfig
+from spatialfeat.config import ExportConfig, Shard
 from spatialfeat.data.frames import UNLABELLED, natural_key
 from spatialfeat.data.pseudonyms import Pseudonyms, open_pseudonyms
 from spatialfeat.errors import SpatialfeatError
@@ -247,7 +247,19 @@ def _notice_shared_patients(videos: list[ExportVideo]) -> list[str]:
 def _notice_unfinished(features_dir: Path) -> list[str]:
     """A run record that is not complete means that videos are missing, which the feature files cannot tell."""
     # The record is no part of the contract: folders put together by hand have none.
-    status = read_json_object(features_dir / "run.json").get("status", "complete")
-    if status == "complete":
+    notices = []
+    for path in _latest_records(features_dir):
+        status = read_json_object(path).get("status", "complete") if path.exists() else "not begun"
+        if status != "complete":
+            notices.append(f"{path} says that the extraction is {status}: videos may be missing here")
+    return notices
+
+
+def _latest_records(features_dir: Path) -> list[Path]:
+    """The record of the last extraction: run.json, or one for each of the shards, also of those that never ran."""
+    records = sorted(features_dir.glob("run*.json"), key=lambda path: path.stat().st_mtime_ns)
+    matches = [match for path in records if (match := re.fullmatch(r"run(?:-\d+of(\d+))?\.json", path.name))]
+    if not matches:
         return []
-    return [f"{features_dir / 'run.json'} says that the extraction is {status}: videos may be missing here"]
+    count = int(matches[-1][1] or 1)
+    return [features_dir / Shard(index, count).run_record_name for index in range(1, count + 1)]
