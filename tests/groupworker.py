@@ -9,11 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from networks import settled_network, smooth_images
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import AlreadyToldError, SpatialfeatError
+from spatialfeat.network.model import freeze
 from spatialfeat.network.replicas import GlobalBatchNorm2d
+from spatialfeat.network.trainer import frame_weights
+from spatialfeat.network.trainingstep import BatchShare, TrainingStep
 from spatialfeat.processgroup import ProcessGroup, process_group
 from spatialfeat.progress import show_log_messages
 
@@ -92,15 +97,55 @@ def step_on_shares(group: ProcessGroup) -> list[dict[str, Any]]:
     return found
 
 
+STEP_SHARES = (slice(0, 4), slice(4, 6)), (slice(0, 1), slice(1, 1))
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def trained(group: ProcessGroup | None) -> tuple[torch.Tensor, list[float]]:
+    """A ResNet-50 after a step on six frames and one on a single frame, which one process has not: how far each number
+    of its state dict has moved, and the (shares of the) losses."""
+    preprocessing = Preprocessing.for_image_size(64)
+    frames = smooth_images(6, 64)
+    model = settled_network(3, frames, preprocessing)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    freeze(model, 6)
+    criterion = nn.CrossEntropyLoss(torch.tensor([0.5, 1.0, 2.0]), label_smoothing=0.1)
+    step = TrainingStep(
+        model,
+        torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.001),
+        criterion,
+        freeze_until=6,
+        preprocessing=preprocessing,
+        precision="fp32",
+        clip_grad_norm=0.1,
+        group=group,
+    )
+    step.start_epoch()
+    weights = frame_weights(criterion, LABELS.numpy())
+    losses = []
+    for shares in STEP_SHARES:
+        whole = slice(0, shares[1].stop)
+        mine = whole if group is None else shares[group.rank]
+        share = BatchShare(whole.stop, float(weights[mine].sum() / weights[whole].sum()))
+        losses.append(step(frames[mine], LABELS[mine], share).loss.item())
+    step.require_equal_weights()
+    after = model.state_dict()
+    assert list(after) == list(before)
+    return torch.cat([(after[name].double() - value.double()).flatten() for name, value in before.items()]), losses
+
+
 def main(folder: Path) -> None:
     show_log_messages()
     with process_group("cpu") as group:
-        found = {
+        found: dict[str, Any] = {
             "messages": messages(group),
             "errors": errors_told_together(group),
             "first": first_come(group, folder),
             "steps": step_on_shares(group),
         }
+        moved, found["losses"] = trained(group)
+        if group.is_main:
+            torch.save(moved, folder / "moved.pt")
     (folder / f"rank{group.rank}.json").write_text(json.dumps(found))
 
 

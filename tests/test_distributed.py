@@ -42,15 +42,20 @@ def option_list(config: FinetuneConfig) -> list[str]:
         "--img-dir", str(config.img_dir), "--weights", config.weights, "--image-size", "64", "--device", "cpu",
         "--epochs", str(config.epochs), "--batch-size", str(config.batch_size), "--workers", "0", "--no-tensorboard",
         "--class-weights", config.class_weights, "--label-smoothing", str(config.label_smoothing),
-        "--clip-grad-norm", str(config.clip_grad_norm),
+        "--clip-grad-norm", str(config.clip_grad_norm), "--freeze-until", str(config.freeze_until),
     ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def recipe(quick_config: FinetuneConfig) -> FinetuneConfig:
-    """28 training frames in batches of 9, 9, 9 and 1: uneven shares, and one without a frame."""
+    """28 training frames in batches of 9, 9, 9 and 1: uneven shares, and one without a frame.
+
+    The classifier alone is trained. In a deep network Adam makes a whole step of gradients that are zero but for
+    rounding, and two runs that add in another order drift apart; test_processgroup has the deep network's steps.
+    """
     return replace(
         quick_config,
+        freeze_until=9,
         batch_size=9,
         epochs=TWO_EPOCHS,
         tensorboard=False,
@@ -89,7 +94,7 @@ def test_two_processes_train_as_one(alone: Path, together: tuple[Path, str, str]
         for name in ("epoch", "train_acc", "val_acc", "lr"):
             assert theirs[name] == mine[name], name
         for name in ("train_loss", "val_loss"):
-            assert theirs[name] == pytest.approx(mine[name], rel=1e-4), name
+            assert theirs[name] == pytest.approx(mine[name], rel=1e-5), name
 
 
 def test_their_weights_are_those_of_one_process(alone: Path, together: tuple[Path, str, str]) -> None:
@@ -97,12 +102,9 @@ def test_their_weights_are_those_of_one_process(alone: Path, together: tuple[Pat
         torch.load(folder / "best_spatial_study_weights.pth", weights_only=True) for folder in (alone, together[0])
     )
     assert list(one) == list(two)
-    steps = 4 * TWO_EPOCHS
     for name, weights in one.items():
-        difference = (two[name] - weights).abs()
-        # Adam makes a step of the learning rate from a gradient of nearly zero, whose sign is anybody's guess.
-        assert float(difference.max()) <= 2 * steps * FinetuneConfig.lr, name
-        assert float(difference.to(torch.float64).mean()) < 0.02 * FinetuneConfig.lr, name
+        # A hundredth of one of Adam's steps.
+        torch.testing.assert_close(two[name], weights, rtol=1e-5, atol=FinetuneConfig.lr / 100, msg=name)
 
 
 def test_the_test_stage_keeps_every_frame_in_the_csvs_order(alone: Path, together: tuple[Path, str, str]) -> None:
@@ -118,7 +120,7 @@ def test_one_process_speaks_and_writes_for_both(alone: Path, together: tuple[Pat
     assert stdout.count("epoch 1/2  train loss") == 1
     assert stdout.count("kept the weights of epoch") == 1
     assert stdout.count("all frames together") == 1
-    assert stderr.count("random weights with 6 frozen children") == 1
+    assert stderr.count("random weights with 9 frozen children") == 1
     assert "28/28" in stderr
     assert json.loads((folder / "run.json").read_text())["device"].endswith("2 processes")
 
@@ -141,7 +143,7 @@ def test_a_bad_image_in_one_process_ends_all(recipe: FinetuneConfig, broken_imag
     messages = [line for line in run.stderr.splitlines() if "cannot read" in line]
     assert len(messages) == 1
     assert f"{name}.png: the PNG cannot be decoded" in messages[0]
-    assert "Traceback" not in run.stderr.split("torch/distributed")[0]
+    assert "spatialfeat/finetune.py" not in run.stderr  # torchrun's traceback is its own; ours has none.
     assert json.loads((tmp_path / "run.json").read_text())["status"] in ("failed", "interrupted")
     assert not (tmp_path / "history.csv").exists()
 
@@ -188,9 +190,9 @@ def test_a_shard_under_torchrun_and_another_alone_give_the_files_of_one_run(
 
 
 def test_sigterm_to_torchrun_ends_both_processes_cleanly(recipe: FinetuneConfig, tmp_path: Path) -> None:
-    options = option_list(replace(recipe, epochs=1000, freeze_until=9))
+    options = option_list(replace(recipe, epochs=1000))
     process = subprocess.Popen(
-        [*TORCHRUN, "-m", "spatialfeat", "finetune", *options, "--freeze-until", "9", "--out", tmp_path],
+        [*TORCHRUN, "-m", "spatialfeat", "finetune", *options, "--out", tmp_path],
         cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from groupworker import SHARES, images, small_network
+from groupworker import SHARES, images, small_network, trained
 from torch import nn
 from torchrun import torchrun
 
@@ -29,9 +29,13 @@ ENVIRONMENT = {
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], str]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("group")
+
+
+@pytest.fixture(scope="module")
+def told(folder: Path) -> tuple[list[dict[str, Any]], str]:
     """What each of two processes found, and what they printed."""
-    folder = tmp_path_factory.mktemp("group")
     run = torchrun(Path(__file__).parent / "groupworker.py", folder, cwd=folder)
     assert run.returncode == 0, run.stderr
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)], run.stdout + run.stderr
@@ -85,6 +89,16 @@ def test_a_step_on_shares_is_the_step_on_the_whole_batch(told: tuple[list[dict[s
     norm.eval()
     for rank in told[0]:
         np.testing.assert_allclose(rank["steps"][2]["evaluated"], norm(images()).detach().numpy(), rtol=1e-4)
+
+
+def test_two_processes_train_a_resnet_as_one_does(told: tuple[list[dict[str, Any]], str], folder: Path) -> None:
+    """With class weights, smoothed labels and clipping; all that a step changes, running statistics included."""
+    moved, losses = trained(None)
+    found = torch.load(folder / "moved.pt", weights_only=True)
+    assert [sum(shares) for shares in zip(*(rank["losses"] for rank in told[0]), strict=True)] == pytest.approx(
+        losses, rel=1e-4
+    )
+    assert float((found - moved).norm() / moved.norm()) < 1e-3
 
 
 def test_a_single_process_is_a_group_of_one() -> None:
