@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import islice
 
@@ -20,7 +21,7 @@ class SharedBatches(Sampler[list[AugmentedRow]]):
         self._sampler, self._batch_size, self._rank, self._size = sampler, batch_size, rank, size
 
     def __len__(self) -> int:
-        return -(-len(self._sampler) // self._batch_size)
+        return math.ceil(len(self._sampler) / self._batch_size)
 
     def __iter__(self) -> Iterator[list[AugmentedRow]]:
         for batch in self.whole():
