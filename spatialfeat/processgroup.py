@@ -193,12 +193,9 @@ def process_group(requested_device: str) -> Iterator[ProcessGroup]:
     dist.init_process_group("gloo", store=store, rank=ranks.rank, world_size=ranks.size, timeout=WAIT_FOR_WORK)
     failed = True
     try:
-        yield _group_on_devices(ranks, requested_device, store)
+        with lost_contact_told():
+            yield _group_on_devices(ranks, requested_device, store)
         failed = False
-    except RuntimeError as error:
-        if not _is_lost_contact(error):
-            raise
-        raise SpatialfeatError("lost contact with another process, whose own message tells why") from error
     finally:
         # NCCL would wait for work that the failed process never gave to it; the end of the process frees all.
         if not (failed and torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
@@ -238,6 +235,17 @@ def _device_of_rank(ranks: Ranks, requested: str) -> torch.device:
         torch.cuda.set_device(ranks.local_rank)
     device = select_device(requested)
     return torch.device("cuda", ranks.local_rank) if device.type == "cuda" else device
+
+
+@contextmanager
+def lost_contact_told() -> Iterator[None]:
+    """Raise SpatialfeatError when another process of the group has ended: also inside whatever records the failure."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_lost_contact(error):
+            raise
+        raise SpatialfeatError("lost contact with another process, whose own message tells why") from error
 
 
 def _is_lost_contact(error: RuntimeError) -> bool:
