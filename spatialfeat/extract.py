@@ -32,7 +32,7 @@ from spatialfeat.network.checkpoint import MORE_CLASSES, Checkpoint, load_checkp
 from spatialfeat.network.featuresink import FeatureSink
 from spatialfeat.network.inference import run_inference
 from spatialfeat.network.model import BACKBONE, FEATURE_LAYER, NUM_FEATURES
-from spatialfeat.processgroup import ProcessGroup, process_group
+from spatialfeat.processgroup import ProcessGroup, lost_contact_told, process_group
 from spatialfeat.progress import frame_bar
 from spatialfeat.runrecord import RunRecord
 from spatialfeat.runtime import (
@@ -134,7 +134,7 @@ def _look(job: _Job) -> ExtractIntent:
 def _run(job: _Job, intent: ExtractIntent, group: ProcessGroup) -> ExtractResult:
     """Compute this process's share; the main process keeps the record and reports for all."""
     record = _start_record(job, group) if group.is_main else None
-    with record or nullcontext():
+    with record or nullcontext(), lost_contact_told():
         _announce(job, group)
         chosen = set(intent.to_compute)
         to_compute = [video for video in job.videos if video.video_id in chosen]

@@ -26,7 +26,7 @@ from spatialfeat.network.studytest import TEST_NAMES, run_test_stage
 from spatialfeat.network.trainer import Trainer
 from spatialfeat.network.training import EarlyStopping
 from spatialfeat.network.trainingstate import STATE_NAME, TrainingState
-from spatialfeat.processgroup import ProcessGroup, process_group
+from spatialfeat.processgroup import ProcessGroup, lost_contact_told, process_group
 from spatialfeat.runrecord import RECORD_NAME, RunRecord, earlier_sessions
 from spatialfeat.runtime import (
     choose_precision,
@@ -157,6 +157,7 @@ def _run_study(setting: _Setting, model: PhaseResNet50, state: TrainingState | N
             workers=setting.workers,
             **resumed,
         ) as record,
+        lost_contact_told(),
         faults_told,
         closing(StudyFiles(config)) as files,
         _advice_after_interruption(files),

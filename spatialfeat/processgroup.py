@@ -193,12 +193,9 @@ def process_group(requested_device: str) -> Iterator[ProcessGroup]:
     dist.init_process_group("gloo", store=store, rank=ranks.rank, world_size=ranks.size, timeout=WAIT_FOR_WORK)
     failed = True
     try:
-        yield _group_on_devices(ranks, requested_device, store)
+        with lost_contact_told():
+            yield _group_on_devices(ranks, requested_device, store)
         failed = False
-    except RuntimeError as error:
-        if not _is_lost_contact(error):
-            raise
-        raise SpatialfeatError("lost contact with another process, whose own message tells why") from error
     finally:
         # NCCL would wait for work that the failed process never gave to it; the end of the process frees all.
         if not (failed and torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
@@ -210,9 +207,7 @@ def _group_on_devices(ranks: Ranks, requested_device: str, store: _Counter) -> P
     with group.together():
         group.device = _device_of_rank(ranks, requested_device)
     group.require_same("--device", group.device.type, "pass cpu or cuda")
-    if group.device.type == "cuda":
-        torch.cuda.set_device(group.device)
-    elif os.environ.get("OMP_NUM_THREADS", "1") == "1":
+    if group.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS", "1") == "1":
         # torchrun gives each process one thread where nobody has asked for more. The cores are shared out instead.
         torch.set_num_threads(share_of_cores(ranks.local_size))
     return group
@@ -229,15 +224,28 @@ def _device_of_rank(ranks: Ranks, requested: str) -> torch.device:
             f"--device {requested}: torchrun gives each process its own device; pass --device cuda, "
             "and choose the devices by CUDA_VISIBLE_DEVICES"
         )
-    device = select_device(requested)
-    if device.type != "cuda":
-        return device
-    if ranks.local_size > torch.cuda.device_count():
+    num_devices = 0 if requested == "cpu" else torch.cuda.device_count()
+    if 0 < num_devices < ranks.local_size:
         raise SpatialfeatError(
             f"--device {requested}: torchrun started {ranks.local_size} processes here for "
-            f"{torch.cuda.device_count()} visible CUDA device(s); start one per device, or pass --device cpu"
+            f"{num_devices} visible CUDA device(s); start one per device, or pass --device cpu"
         )
-    return select_device(f"cuda:{ranks.local_rank}")
+    if num_devices:
+        # Before anything is computed: each process would otherwise take memory of the first GPU, too.
+        torch.cuda.set_device(ranks.local_rank)
+    device = select_device(requested)
+    return torch.device("cuda", ranks.local_rank) if device.type == "cuda" else device
+
+
+@contextmanager
+def lost_contact_told() -> Iterator[None]:
+    """Raise SpatialfeatError when another process of the group has ended: also inside whatever records the failure."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_lost_contact(error):
+            raise
+        raise SpatialfeatError("lost contact with another process, whose own message tells why") from error
 
 
 def _is_lost_contact(error: RuntimeError) -> bool:

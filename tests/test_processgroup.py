@@ -148,17 +148,29 @@ def test_a_half_made_environment_is_refused(name: str, value: str | None) -> Non
         ranks_of_environment(environment)
 
 
-def _pretend_cuda(monkeypatch: pytest.MonkeyPatch, devices: int) -> None:
-    monkeypatch.setattr(processgroup, "select_device", lambda name: torch.device("cuda" if name == "auto" else name))
+def _pretend_cuda(monkeypatch: pytest.MonkeyPatch, devices: int) -> list[object]:
+    """Let torch see that many CUDA devices. Returns what is done with them, in order."""
+    done: list[object] = []
+
+    def select(name: str) -> torch.device:
+        done.append(name)
+        return torch.device("cuda" if name == "auto" else name)
+
+    monkeypatch.setattr(processgroup, "select_device", select)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.setattr(torch.cuda, "set_device", done.append)
+    return done
 
 
 @pytest.mark.parametrize("requested", ["auto", "cuda"])
 def test_gpus_are_dealt_out_by_local_rank(monkeypatch: pytest.MonkeyPatch, requested: str) -> None:
-    _pretend_cuda(monkeypatch, devices=2)
+    done = _pretend_cuda(monkeypatch, devices=2)
     ranks = ranks_of_environment(ENVIRONMENT)
     assert processgroup._device_of_rank(ranks, requested) == torch.device("cuda:1")
+    # It is the current device before the first kernel, which would else open a context on the first GPU.
+    assert done == [1, requested]
     assert processgroup._device_of_rank(ranks, "cpu") == torch.device("cpu")
+    assert done == [1, requested, "cpu"]
 
 
 def test_devices_that_torchrun_cannot_use_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
