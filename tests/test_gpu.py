@@ -12,14 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import settled_network, smooth_images
 from numpy.typing import NDArray
 from torch import nn
 
 from spatialfeat import read_features
-from spatialfeat.config import PRECISIONS, ExtractConfig, FinetuneConfig
+from spatialfeat.config import PRECISIONS, ExtractConfig, FinetuneConfig, default_phase_names
+from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.extract import extract
 from spatialfeat.finetune import FinetuneResult, finetune
+from spatialfeat.network.checkpoint import save_checkpoint
 from spatialfeat.runtime import describe_device, select_device, use_true_float32
 
 pytestmark = pytest.mark.gpu
@@ -38,12 +41,19 @@ def features_of(folder: Path) -> dict[str, NDArray[np.float32]]:
 
 
 @pytest.fixture(scope="module")
-def extraction(study: FinetuneResult, demo_dir: Path) -> ExtractConfig:
-    """The test frames of the tiny data set, in batches that do not divide them. `out_dir` must be replaced."""
+def extraction(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> ExtractConfig:
+    """The test frames of the tiny data set, in batches that do not divide them. `out_dir` must be replaced.
+
+    The network rounds as trained ones do; one that two epochs have hardly trained would magnify every rounding.
+    """
+    weights = tmp_path_factory.mktemp("settled") / "weights.pth"
+    preprocessing = Preprocessing.for_image_size(64)
+    model = settled_network(7, smooth_images(8, 64), preprocessing)
+    save_checkpoint(weights, model, phase_names=default_phase_names(7), preprocessing=preprocessing, training={})
     return ExtractConfig(
         csvs=(str(demo_dir / "test_ResNet_DB.csv"),),
         img_dir=demo_dir / "images",
-        weights=study.weights_path,
+        weights=weights,
         batch_size=5,
         workers=0,
         device="cpu",
@@ -162,3 +172,31 @@ def test_the_gpu_trains_the_same_network_as_the_cpu(
     """Same frames, same augmentation, same start: after one epoch only rounding lies between the two."""
     on_cpu = finetune(replace(quick_config, device="cpu", precision="fp32", epochs=1, out_dir=tmp_path))
     assert gpu_study.history[0].train_loss == pytest.approx(on_cpu.history[0].train_loss, rel=0.02)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_resumed_study_ends_as_one_that_was_never_interrupted(
+    quick_config: FinetuneConfig, precision: str, tmp_path: Path
+) -> None:
+    """Optimizer, schedule, CUDA's random numbers and fp16's gradient scale come back from the state."""
+    config = replace(quick_config, device="cuda", precision=precision, keep_state=True)
+    whole = finetune(replace(config, out_dir=tmp_path / "whole"))
+    finetune(replace(config, out_dir=tmp_path / "parts", epochs=1))
+    parts = finetune(replace(config, out_dir=tmp_path / "parts", resume=True))
+    assert [record._replace(seconds=0) for record in parts.history] == [
+        record._replace(seconds=0) for record in whole.history
+    ]
+    first, second = (torch.load(run.weights_path, weights_only=True) for run in (whole, parts))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_batch_that_does_not_fit_is_told_with_what_to_lower(quick_config: FinetuneConfig, tmp_path: Path) -> None:
+    """The allocator is held to 150 MB, which a ResNet-50 with gradients exceeds."""
+    torch.cuda.empty_cache()
+    total_bytes = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(150e6 / total_bytes)
+    try:
+        with pytest.raises(SpatialfeatError, match="--batch-size"):
+            finetune(replace(quick_config, device="cuda", precision="fp32", freeze_until=0, out_dir=tmp_path))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
