@@ -36,6 +36,7 @@ from spatialfeat.data.dataset import EpochSampler, FrameDataset, make_loader
 from spatialfeat.data.framecache import FrameCache
 from spatialfeat.data.frames import read_frames
 from spatialfeat.data.images import decode_rgb
+from spatialfeat.data.sharedbatches import SharedBatches
 from spatialfeat.data.transforms import Preprocessing, training_transform
 from spatialfeat.runtime import usable_cores
 
@@ -107,7 +108,7 @@ def _pass_seconds(setup: Setup, frames: FrameSet, cache: FrameCache | None) -> f
         batch_size=setup.batch_size,
         workers=usable_cores(),
         device=torch.device("cpu"),
-        sampler=EpochSampler(len(table), seed=0),
+        batches=SharedBatches(EpochSampler(len(table), seed=0), setup.batch_size),
     )
     start = time.perf_counter()
     loaded = sum(len(batch.labels) for batch in loader)

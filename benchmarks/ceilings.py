@@ -25,6 +25,7 @@ from torch import nn
 
 from spatialfeat.data.dataset import EpochSampler, FrameDataset, make_loader
 from spatialfeat.data.frames import FrameTable, read_frames
+from spatialfeat.data.sharedbatches import SharedBatches
 from spatialfeat.data.transforms import Preprocessing, evaluation_transform, training_transform
 from spatialfeat.network.checkpoint import load_checkpoint
 from spatialfeat.network.fastnetwork import InferenceNetwork
@@ -87,7 +88,7 @@ def _decode(table: FrameTable, device: torch.device, batch_size: int, *, trainin
         batch_size=batch_size,
         workers=usable_cores(),
         device=device,
-        sampler=EpochSampler(len(dataset), seed=0) if training else None,
+        batches=SharedBatches(EpochSampler(len(dataset), seed=0), batch_size) if training else None,
     )
     start = time.perf_counter()
     frames = sum(len(batch.labels) for batch in loader)
