@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-SAMPLING_SECONDS = 0.1
+SAMPLING_SECONDS = 1.0
+"""Not oftener: the kernel holds up a process while it adds up its pages."""
 MESSAGE_LINES = 12
 
 
@@ -112,7 +113,7 @@ def run_measured(command: Sequence[str], *, cwd: Path) -> Measured:
 
 
 class _PeakSampler(threading.Thread):
-    """Adds up the PSS of a process and all its descendants, ten times a second."""
+    """Adds up the PSS of a process and all its descendants, once a second."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
