@@ -156,7 +156,7 @@ def _verdict(report: CheckReport) -> list[str]:
         counts[NOTE], "note"
     )
     if report.failed:
-        codes = ", ".join(finding.code for finding in report.of_level(ERROR))
+        codes = ", ".join(dict.fromkeys(finding.code for finding in report.of_level(ERROR)))
         return [f"NOT READY: {tally}", *_wrapped(f"mend {codes}, then check again", "  ")]
     if counts[WARNING]:
         return [f"READY, with doubts: {tally}", "  nothing here would stop a run; read the warnings first"]

@@ -65,7 +65,11 @@ def _where_else(img_dir: Path, missing: Sequence[str], names: set[str]) -> str:
     found = [others[frame_id] for frame_id in missing if frame_id in others]
     if found:
         how = "rename to .png, in small letters," if found[0].lower().endswith(".png") else "convert to PNG"
-        return f"{how} the {count_text(len(found), 'file')} such as {img_dir / found[0]}"
+        others_missing = len(missing) - len(found)
+        rest = (
+            f"; the other {others_missing} have no such file: restore it, or remove the row" if others_missing else ""
+        )
+        return f"{how} the {count_text(len(found), 'file')} such as {img_dir / found[0]}{rest}"
     spellings = {natural_key(name): name for name in names}
     respelt = [(frame_id, spellings[key]) for frame_id in missing if (key := natural_key(frame_id)) in spellings]
     if respelt:
