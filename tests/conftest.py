@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # As the command line does; before torch is imported.
 
@@ -19,6 +20,10 @@ from spatialfeat.config import FinetuneConfig
 from spatialfeat.finetune import FinetuneResult, finetune
 
 SCRIPTS_DIR = Path(__file__).parent.parent / "scripts"
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
