@@ -19,6 +19,9 @@ from types import FrameType
 from spatialfeat.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SECONDS_TO_LIVE = 10
+"""A decoding worker ends so long after its first SIGTERM: by then the main process needs no more frames."""
+
 SECONDS_OF_ECHO = 1.0
 """Programs that pass a signal on to their children make two of one; within this time the second means nothing."""
 
@@ -103,6 +106,7 @@ def leave_signals_to_main_process() -> None:
     """For decoding workers: a signal to all processes of a job must not end them while the main process needs them.
 
     The first SIGTERM is spared, a second one works: the main process uses it on a worker that does not end by itself.
+    At its exit Python sends one only, and waits for the worker: so it is obeyed a little later.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -111,3 +115,4 @@ def leave_signals_to_main_process() -> None:
 
 def _spare_one(number: int, _frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)
+    signal.alarm(SECONDS_TO_LIVE)

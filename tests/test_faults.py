@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -132,15 +134,16 @@ def test_os_errors_name_place_reason_and_remedy(number: int) -> None:
 # From here on: commands as a user runs them.
 
 
+def _extraction(demo_dir: Path, weights: Path, out: Path, *more: str) -> list[str]:
+    return [
+        *("extract", "--csv", str(demo_dir / "test_ResNet_DB.csv"), "--img-dir", str(demo_dir / "images")),
+        *("--weights", str(weights), "--out", str(out), "--device", "cpu", "--batch-size", "4", "--workers", "0"),
+        *more,
+    ]
+
+
 def _extract(demo_dir: Path, weights: Path, out: Path, *more: str) -> Result:
-    return CliRunner().invoke(
-        app,
-        [
-            *("extract", "--csv", str(demo_dir / "test_ResNet_DB.csv"), "--img-dir", str(demo_dir / "images")),
-            *("--weights", str(weights), "--out", str(out), "--device", "cpu", "--batch-size", "4", "--workers", "0"),
-            *more,
-        ],
-    )
+    return CliRunner().invoke(app, _extraction(demo_dir, weights, out, *more))
 
 
 def _evaluate(demo_dir: Path, weights: Path, out: Path) -> Result:
@@ -286,21 +289,38 @@ def test_a_killed_decoding_process_ends_the_run(
     assert len(list(tmp_path.glob("*.h5"))) == 3
 
 
-@pytest.mark.usefixtures("handler_of_dead_children")
-@pytest.mark.timeout(120)
-def test_shared_memory_that_runs_out_ends_the_run(
-    demo_dir: Path, small_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+WITHOUT_SHARED_MEMORY = """
+import sys
+from pathlib import Path
+import torch
+from spatialfeat.cli import main
+
+def refuse(tensor):
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_7_1>: No space left on device (28)")
+
+torch.Tensor.share_memory_ = refuse
+if sys.argv.pop(1) == "as a library":
+    from spatialfeat.extract import ExtractConfig, extract
+
+    csv, images, weights, out = map(Path, sys.argv[3:11:2])
+    extract(ExtractConfig(csvs=(str(csv),), img_dir=images, weights=weights, out_dir=out, device="cpu", workers=2))
+main()
+"""
+
+
+@pytest.mark.parametrize("way", ["as a command", "as a library"])
+def test_shared_memory_that_runs_out_ends_the_process(
+    way: str, demo_dir: Path, small_weights: Path, tmp_path: Path
 ) -> None:
-    """As in a container with the usual 64 MB of it. A batch that is lost on its way would be waited for without end."""
-
-    def refuse(tensor: torch.Tensor) -> None:
-        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_7_1>: No space left on device (28)")
-
-    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
-    done = _extract(demo_dir, small_weights, tmp_path, "--workers", "1")
-    assert done.exit_code == 2
-    assert "error: the decoding processes ran out of shared memory" in done.stderr
+    """As in a container with the usual 64 MB of it. Workers that still wait for work must not be waited for."""
+    command = _extraction(demo_dir, small_weights, tmp_path, "--workers", "2")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_SHARED_MEMORY, way, *command], capture_output=True, text=True, timeout=500
+    )
+    told = "the decoding processes ran out of shared memory"
+    assert f"rror: {told}" in done.stderr
     assert "pass --workers 0" in done.stderr
+    assert (done.returncode, "Traceback" in done.stderr) == ((2, False) if way == "as a command" else (1, True))
 
 
 class _Unsendable:
