@@ -255,7 +255,6 @@ def handler_of_dead_children() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("handler_of_dead_children")
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(("number", "message"), [(signal.SIGKILL, "was killed"), (signal.SIGBUS, "--shm-size")])
 def test_a_killed_decoding_process_ends_the_run(
     number: signal.Signals,
@@ -329,7 +328,6 @@ class _Unsendable:
 
 
 @pytest.mark.usefixtures("handler_of_dead_children")
-@pytest.mark.timeout(120)
 def test_a_batch_that_cannot_be_sent_ends_the_run(
     demo_dir: Path, small_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

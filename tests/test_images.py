@@ -231,7 +231,6 @@ def test_huge_text_beside_the_pixels_is_refused() -> None:
         decode_rgb(whole[:cut] + text + whole[cut:])
 
 
-@pytest.mark.timeout(30)
 def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
