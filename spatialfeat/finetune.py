@@ -193,11 +193,8 @@ def _advice_after_interruption(files: StudyFiles) -> Iterator[None]:
     except BaseException as error:
         if is_interruption(error) and files.epochs_saved:
             epochs = count_text(files.epochs_saved, "epoch")
-            logger.info(
-                "interrupted; %s saved: run the same command with --resume to go on from there, "
-                "or, when training was at its end, for the test results only",
-                epochs,
-            )
+            rest = "for what was left to do: further epochs, or the test"
+            logger.info("interrupted; %s saved: run the same command with --resume %s", epochs, rest)
         elif is_interruption(error):
             logger.info("interrupted before the first epoch was saved: run the same command again to start over")
         raise
