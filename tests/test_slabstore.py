@@ -71,6 +71,20 @@ def test_an_entry_that_another_process_stored_is_not_stored_again(tmp_path: Path
     assert len(slab_files(tmp_path)) == 1
 
 
+def test_a_damaged_last_record_does_not_cost_the_entries_before_it(tmp_path: Path) -> None:
+    """Trimming once took the end of the last record for the end of the slab."""
+    store = SlabStore(tmp_path, LIMIT)
+    fill(store, range(3))
+    store.close()
+    (index,) = (tmp_path / "index").iterdir()
+    content = bytearray(index.read_bytes())
+    content[-16:-8] = bytes(8)  # The last record's offset.
+    index.write_bytes(content)
+    later = SlabStore(tmp_path, LIMIT)
+    later.files.trim()
+    assert found(later, range(3)) == [0, 1]
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_a_damaged_entry_is_a_miss_and_is_replaced(

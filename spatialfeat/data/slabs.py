@@ -138,12 +138,10 @@ class SlabFolder:
         return sorted(found)
 
     def _used_bytes(self, name: str) -> int:
-        """Where the last entry of a slab ends, as its index says."""
-        whole = self.index_path(name).stat().st_size // RECORD.itemsize
-        if not whole:
-            return 0
-        last = self.records_from(name, (whole - 1) * RECORD.itemsize)[0]
-        return int(last["offset"]) + HEADER.size + int(last["length"])
+        """Where the last entry of a slab ends, as its index says. The farthest end: one record may be damaged."""
+        records = self.records_from(name, 0)
+        ends = zip(records["offset"].tolist(), records["length"].tolist(), strict=True)
+        return max((offset + HEADER.size + length for offset, length in ends), default=0)
 
     def _trim(self) -> None:
         for files in self._list():
