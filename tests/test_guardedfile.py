@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +63,30 @@ def test_bytes_arrive_as_in_a_plain_file(tmp_path: Path) -> None:
         file.write(memoryview(b"XY"))
         file.check()
     assert (tmp_path / "guarded").read_bytes() == b"abXYef"
+
+
+def test_what_could_not_be_written_is_read_back_all_the_same(tmp_path: Path) -> None:
+    """HDF5 reads its own structures back; on bytes that nobody wrote it has crashed."""
+    with GuardedFile(tmp_path / "guarded", tmp_path / "guarded") as file:
+        file.write(b"0123456789")
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (12, limit[1]))
+        try:
+            file.write(b"abcdef")  # Two bytes fit.
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+            signal.signal(signal.SIGXFSZ, previous)
+        file.seek(4)
+        file.write(b"XY")
+        file.seek(20)
+        file.write(b"far")
+        file.seek(2)
+        buffer = bytearray(b"?" * 22)
+        assert file.readinto(buffer) == 22
+        assert bytes(buffer) == b"23XY6789abcdef\0\0\0\0far\0"
+        with pytest.raises(SpatialfeatError, match="File too large"):
+            file.check()
 
 
 def test_two_writers_are_refused_and_the_first_goes_on(tmp_path: Path) -> None:

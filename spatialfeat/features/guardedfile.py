@@ -20,7 +20,8 @@ class GuardedFile(io.FileIO):
     """A new file for h5py to write, open in this process alone. `final_path` is what messages name.
 
     A failed write, on a full disk for example, is kept from HDF5 and raised by `check`. HDF5 itself would try again
-    at close and at exit, print a traceback per object, and crash the process.
+    at close and at exit, print a traceback per object, and crash the process. It also reads back what it has written,
+    and crashes on anything else: what could not be written is remembered, until `check` ends the file.
 
     Raises:
         SpatialfeatError: another process is writing the file.
@@ -31,6 +32,7 @@ class GuardedFile(io.FileIO):
             super().__init__(_open_locked(path, final_path), "r+")
         self._final_path = final_path
         self._failure: OSError | None = None
+        self._unwritten: list[tuple[int, bytes]] = []
 
     def write(self, data: object) -> int:
         """Write all of `data`; after the first failure only pretend to."""
@@ -41,8 +43,27 @@ class GuardedFile(io.FileIO):
                 rest = rest[super().write(rest) :]
             except OSError as error:
                 self._failure = error
-        self.seek(len(rest), os.SEEK_CUR)
+        if len(rest):
+            self._unwritten.append((self.tell(), bytes(rest)))
+            self.seek(len(rest), os.SEEK_CUR)
         return size
+
+    def readinto(self, buffer: object) -> int:
+        """Fill `buffer` with what was written here, or pretended to be; zeros where nothing was."""
+        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+        start = self.tell()
+        num_read = 0
+        while num_read < len(view) and (more := super().readinto(view[num_read:])):
+            num_read += more
+        if self._failure is None:
+            return num_read
+        view[num_read:] = bytes(len(view) - num_read)
+        for position, data in self._unwritten:
+            first, last = max(position, start), min(position + len(data), start + len(view))
+            if first < last:
+                view[first - start : last - start] = data[first - position : last - position]
+        self.seek(start + len(view))
+        return len(view)
 
     def truncate(self, size: int | None = None) -> int:
         """Set the file's size; after the first failure only pretend to."""
