@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -238,3 +239,11 @@ def test_export_refuses_a_map_among_the_features_and_a_second_pseudonym(features
     (tmp_path / "map.csv").write_text("patient_id,pseudonym\n1050,Zebra77\n")
     with pytest.raises(SpatialfeatError, match=r"or leave --pseudonymize out if the ids are pseudonyms already"):
         export(replace(config, pseudonymize=tmp_path / "map.csv"))
+    # Also with a map that has never seen the pseudonyms.
+    copied = shutil.copytree(features_dir, tmp_path / "pseudonymized")
+    for path in copied.glob("*.h5"):
+        with h5py.File(path, "r+") as file:
+            file.attrs["pseudonymized"] = "yes"
+    with pytest.raises(SpatialfeatError, match="is pseudonymized already; leave the option out"):
+        export(replace(config, features_dir=copied, pseudonymize=tmp_path / "new.csv"))
+    assert not (tmp_path / "new.csv").exists()

@@ -16,9 +16,10 @@ from spatialfeat.data.frames import UNLABELLED, natural_key
 from spatialfeat.data.pseudonyms import Pseudonyms, open_pseudonyms
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.exportformats import FORMATS, ExportFormat
+from spatialfeat.features.featurefile import read_info
 from spatialfeat.features.featurefolder import open_feature_dir
 from spatialfeat.features.featurejoin import FeatureReader, join_patients
-from spatialfeat.features.featureschema import TIME_CHANNEL, Recipe
+from spatialfeat.features.featureschema import PSEUDONYMIZED, TIME_CHANNEL, Recipe
 from spatialfeat.files import read_json_object
 from spatialfeat.wording import count_text
 
@@ -185,6 +186,9 @@ def require_file_names(source: ExportSource) -> None:
 
 def _pseudonymized(videos: Sequence[ExportVideo], config: ExportConfig, map_path: Path) -> list[ExportVideo]:
     """The videos under pseudonyms and in their order: the order of real ids would tell something, too."""
+    for path in (path for video in videos for path in video.file.paths):
+        if PSEUDONYMIZED in read_info(path).attributes:
+            raise SpatialfeatError(f"--pseudonymize {map_path}: {path} is pseudonymized already; leave the option out")
     patients = list(dict.fromkeys(video.patient_id for video in videos))
     pseudonyms = open_pseudonyms(map_path, patients, outputs=[config.out, config.features_dir])
     return sorted(
