@@ -18,7 +18,7 @@ from torchvision.models import ResNet50_Weights, resnet18, resnet50
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.finetune import FinetuneResult
-from spatialfeat.network.checkpoint import initial_model, load_checkpoint, save_checkpoint
+from spatialfeat.network.checkpoint import initial_model, load_checkpoint, save_weights, snapshot
 from spatialfeat.network.model import PhaseResNet50
 from spatialfeat.network.weightsdescription import description_path
 
@@ -39,8 +39,8 @@ def test_round_trip_keeps_weights_names_and_preprocessing(tmp_path: Path) -> Non
     model = PhaseResNet50(3)
     path = tmp_path / "w.pth"
     names = ("incision", "résection", "closure")
-    save_checkpoint(
-        path, model, phase_names=names, preprocessing=Preprocessing.for_image_size(112), training={"epoch": 4}
+    save_weights(
+        path, snapshot(model), phase_names=names, preprocessing=Preprocessing.for_image_size(112), training={"epoch": 4}
     )
     loaded = load_checkpoint(path)
     assert loaded.phase_names == names
@@ -55,7 +55,9 @@ def test_equal_weights_give_equal_bytes_under_any_name(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = PhaseResNet50(3)
     for name in ("a.pth", "b.pth"):
-        save_checkpoint(tmp_path / name, model, phase_names=("x", "y", "z"), preprocessing=Preprocessing(), training={})
+        save_weights(
+            tmp_path / name, snapshot(model), phase_names=("x", "y", "z"), preprocessing=Preprocessing(), training={}
+        )
     assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
 
 

@@ -22,7 +22,7 @@ from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.extract import extract
 from spatialfeat.finetune import FinetuneResult, finetune
-from spatialfeat.network.checkpoint import save_checkpoint
+from spatialfeat.network.checkpoint import save_weights, snapshot
 from spatialfeat.runtime import describe_device, select_device, use_true_float32
 
 pytestmark = pytest.mark.gpu
@@ -49,7 +49,7 @@ def extraction(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Extr
     weights = tmp_path_factory.mktemp("settled") / "weights.pth"
     preprocessing = Preprocessing.for_image_size(64)
     model = settled_network(7, smooth_images(8, 64), preprocessing)
-    save_checkpoint(weights, model, phase_names=default_phase_names(7), preprocessing=preprocessing, training={})
+    save_weights(weights, snapshot(model), phase_names=default_phase_names(7), preprocessing=preprocessing, training={})
     return ExtractConfig(
         csvs=(str(demo_dir / "test_ResNet_DB.csv"),),
         img_dir=demo_dir / "images",

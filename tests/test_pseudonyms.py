@@ -23,7 +23,7 @@ from spatialfeat.errors import SpatialfeatError
 from spatialfeat.export import export
 from spatialfeat.extract import extract
 from spatialfeat.features.featurefolder import read_features
-from spatialfeat.network.checkpoint import save_checkpoint
+from spatialfeat.network.checkpoint import save_weights, snapshot
 from spatialfeat.network.model import PhaseResNet50
 
 PATIENTS = ("Zebra77", "Quokka4")
@@ -130,7 +130,7 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights for frames of 64 px."""
     path = tmp_path_factory.mktemp("weights") / "w.pth"
     size = Preprocessing.for_image_size(64)
-    save_checkpoint(path, PhaseResNet50(2), phase_names=("a", "b"), preprocessing=size, training={})
+    save_weights(path, snapshot(PhaseResNet50(2)), phase_names=("a", "b"), preprocessing=size, training={})
     return path
 
 

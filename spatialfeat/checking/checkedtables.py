@@ -14,8 +14,9 @@ from spatialfeat.checkconfig import CheckConfig
 from spatialfeat.checking.findings import Finding, finding_of, first_places
 from spatialfeat.config import TEST_CSV
 from spatialfeat.data.csvrows import RowProblem
-from spatialfeat.data.frames import FrameTable, natural_key, read_frames, two_spellings
+from spatialfeat.data.frames import FrameTable, read_frames, two_spellings
 from spatialfeat.data.splits import named_csvs
+from spatialfeat.data.videos import shared_patient_frames
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.wording import count_text
 
@@ -122,19 +123,13 @@ def _frame_keys(table: FrameTable) -> NDArray[Any]:
 
 
 def _shared_patients(tables: Sequence[FrameTable]) -> list[Finding]:
-    found: dict[tuple[object, ...], tuple[str, dict[str, int]]] = {}
-    for table in tables:
-        patients, counts = np.unique(table.patients, return_counts=True)
-        for patient, count in zip(patients.tolist(), counts.tolist(), strict=True):
-            frames = found.setdefault(natural_key(patient), (patient, {}))[1]
-            frames[table.split] = frames.get(table.split, 0) + count
-    shared = [(patient, frames) for patient, frames in found.values() if len(frames) > 1]
+    shared = shared_patient_frames(tables)
     if not shared:
         return []
     texts = [
         f"patient {patient}: "
         + ", ".join(f"{count_text(count, 'frame')} in {split}" for split, count in frames.items())
-        for patient, frames in shared
+        for patient, frames in shared.items()
     ]
     return [
         Finding(

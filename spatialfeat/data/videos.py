@@ -65,9 +65,16 @@ def videos_of(table: FrameTable, group_by: str = "video") -> Iterator[Video]:
 
 
 def shared_patients(tables: Sequence[FrameTable]) -> dict[str, list[str]]:
-    """Patients that occur in more than one table: {patient: splits}. Scores on such splits are too good."""
-    splits: dict[tuple[object, ...], tuple[str, list[str]]] = {}
+    """Patients that occur in more than one split: {patient: splits}. Scores on such splits are too good."""
+    return {patient: list(frames) for patient, frames in shared_patient_frames(tables).items()}
+
+
+def shared_patient_frames(tables: Sequence[FrameTable]) -> dict[str, dict[str, int]]:
+    """How many frames in which split: {patient: {split: frames}} of the patients that occur in more than one."""
+    found: dict[tuple[object, ...], tuple[str, dict[str, int]]] = {}
     for table in tables:
-        for patient in dict.fromkeys(table.patients.tolist()):
-            splits.setdefault(natural_key(patient), (patient, []))[1].append(table.split)
-    return {patient: names for patient, names in splits.values() if len(names) > 1}
+        patients, counts = np.unique(table.patients, return_counts=True)
+        for patient, count in zip(patients.tolist(), counts.tolist(), strict=True):
+            frames = found.setdefault(natural_key(patient), (patient, {}))[1]
+            frames[table.split] = frames.get(table.split, 0) + count
+    return {patient: frames for patient, frames in found.values() if len(frames) > 1}

@@ -69,19 +69,6 @@ class Checkpoint:
     sha256: str
 
 
-def save_checkpoint(
-    weights_path: Path,
-    model: PhaseResNet50,
-    *,
-    phase_names: tuple[str, ...],
-    preprocessing: Preprocessing,
-    training: dict[str, Any],
-) -> None:
-    """Write the model's weights and their description: see `save_weights`."""
-    weights = snapshot(model)
-    save_weights(weights_path, weights, phase_names=phase_names, preprocessing=preprocessing, training=training)
-
-
 def snapshot(model: PhaseResNet50) -> StateDict:
     """A copy of the weights on the CPU: references to the live ones would silently follow them."""
     return {

@@ -190,7 +190,8 @@ class InferenceNetwork:
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """images (B, 3, S, S) uint8 -> features (B, 2048) and logits (B, num_classes), both float32."""
         missing = -len(images) % self._frames_at_once
-        parts = torch.split(functional.pad(images, (0, 0) * 3 + (0, missing)), self._frames_at_once)
+        filled = functional.pad(images, (0, 0) * 3 + (0, missing)) if missing else images
+        parts = torch.split(filled, self._frames_at_once)
         features = [self._stages(part).float().mean(dim=(2, 3)) for part in parts]
         logits = [functional.linear(part, self._weight, self._bias) for part in features]
         return torch.cat(features)[: len(images)], torch.cat(logits)[: len(images)]
