@@ -9,6 +9,7 @@ import typer
 
 from spatialfeat import __version__, cli_check, cli_evaluate, cli_study, cli_temporal
 from spatialfeat.exportformats import export_help
+from spatialfeat.startup import end_process
 
 app = typer.Typer(
     name="spatialfeat",
@@ -40,4 +41,8 @@ def main() -> None:
     # HDF5 would load a library named by HDF5_PLUGIN_PATH for a file that asks for it; no file of ours does. HDF5 reads
     # this when it is first imported.
     os.environ["HDF5_PLUGIN_PRELOAD"] = "::"
-    app()
+    try:
+        app()
+    except SystemExit as ending:
+        end_process(ending)
+        raise

@@ -20,6 +20,7 @@ from spatialfeat.cli_options import (
 )
 from spatialfeat.config import TEST_CSV
 from spatialfeat.safetext import for_terminal
+from spatialfeat.startup import quick_imports
 
 
 def check(
@@ -95,8 +96,9 @@ def check(
             decode=not no_decode,
             estimate=not no_estimate,
         )
-        from spatialfeat.check import check as run_check
-        from spatialfeat.checking.checktext import render
+        with quick_imports():
+            from spatialfeat.check import check as run_check
+            from spatialfeat.checking.checktext import render
 
         report = run_check(options)
         typer.echo(for_terminal(render(report)))

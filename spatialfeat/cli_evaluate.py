@@ -9,6 +9,7 @@ import typer
 
 from spatialfeat.cli_options import PhaseNames, read_phase_names, run_command, unless_given
 from spatialfeat.evaluateconfig import DEFAULT_NUM_PHASES, EvaluateConfig, FeaturesSource, WeightsSource
+from spatialfeat.startup import quick_imports
 
 
 def evaluate(
@@ -126,7 +127,8 @@ def evaluate(
             bootstrap=bootstrap,
             seed=seed,
         )
-        from spatialfeat.evaluate import evaluate as run_evaluate
+        with quick_imports():
+            from spatialfeat.evaluate import evaluate as run_evaluate
 
         run_evaluate(options)
 

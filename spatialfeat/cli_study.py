@@ -25,6 +25,7 @@ from spatialfeat.cli_options import (
 )
 from spatialfeat.config import ExtractConfig, FinetuneConfig
 from spatialfeat.ranks import own_rank
+from spatialfeat.startup import quick_imports
 
 
 def finetune(
@@ -139,7 +140,8 @@ def finetune(
             keep_state=keep_state,
             tensorboard=tensorboard,
         )
-        from spatialfeat.finetune import finetune as run_finetune
+        with quick_imports():
+            from spatialfeat.finetune import finetune as run_finetune
 
         run_finetune(study)
 
@@ -218,7 +220,8 @@ def extract(
             cache_dir=cache,
             cache_limit_gb=cache_limit,
         )
-        from spatialfeat.extract import extract as run_extract
+        with quick_imports():
+            from spatialfeat.extract import extract as run_extract
 
         # Of several processes only the main one reports, and so fails: torchrun passes its failure on.
         if run_extract(options).failed and own_rank() == 0:

@@ -11,6 +11,7 @@ from spatialfeat.cli_options import Pseudonymize, run_command
 from spatialfeat.config import VAL_TARGETS, ExportConfig
 from spatialfeat.exportformats import FORMATS
 from spatialfeat.safetext import for_terminal
+from spatialfeat.startup import quick_imports
 
 _UNLABELLED_HELP = "Frames without a label. " + "; ".join(
     f"{form.name}: {', '.join(form.unlabelled)}" for form in FORMATS.values()
@@ -81,7 +82,8 @@ def export(
             allow_small_bundles=allow_small_bundles,
             pseudonymize=pseudonymize,
         )
-        from spatialfeat.export import export as run_export
+        with quick_imports():
+            from spatialfeat.export import export as run_export
 
         run_export(options)
 
@@ -98,9 +100,10 @@ def info(
     """
 
     def run() -> None:
-        from spatialfeat.features.featuresummary import FolderSummary
-        from spatialfeat.features.infotext import render
-        from spatialfeat.info import describe
+        with quick_imports():
+            from spatialfeat.features.featuresummary import FolderSummary
+            from spatialfeat.features.infotext import render
+            from spatialfeat.info import describe
 
         summary = describe(path)
         typer.echo(for_terminal(render(summary)))
