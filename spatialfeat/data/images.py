@@ -61,8 +61,9 @@ def decode_rgb(content: bytes) -> Image.Image:
     damage = (OSError, SyntaxError, ValueError, IndexError, TypeError, struct.error, Image.DecompressionBombError)
     try:
         with Image.open(BytesIO(content), formats=["PNG"]) as image:
-            _check_size(*image.size)  # Again: a second header counts for Pillow. Nothing is decoded before `convert`.
-            rgb: Image.Image = image.convert("RGB")
+            _check_size(*image.size)  # Again: a second header counts for Pillow. Nothing is decoded before `load`.
+            image.load()
+            rgb: Image.Image = image if image.mode == "RGB" else image.convert("RGB")  # Which would copy it.
     except damage as error:
         raise ImageError(f"the PNG cannot be decoded ({error})") from error
     return rgb
