@@ -140,7 +140,7 @@ def crop_difference(frames: FrameSet, size_px: int) -> tuple[float, float]:
     return sum(every) / len(every), sum(small) / max(1, len(small))
 
 
-def report(results: list[SizeResult], facts: str) -> str:
+def report(setup: Setup, results: list[SizeResult], facts: str) -> str:
     """The tables."""
     epochs, loading, crops = [], [], []
     for result in results:
@@ -159,11 +159,12 @@ def report(results: list[SizeResult], facts: str) -> str:
     crop_table = [markdown_table(header, crops)] if crops else []  # Small frames are not shrunk.
     return "\n\n".join(
         [
-            "Median (smallest to largest) of the repeats, in seconds.",
+            f"## bench_cache\n\n{facts}",
+            f"{setup.frames} frames of each size; seconds, medians of {setup.repeats} repeats (smallest to largest); "
+            f"{setup.precisions[0]}.",
             markdown_table(["frames", "finetune", "epoch 1", "epoch 2", "epoch 1 / epoch 2"], epochs),
             markdown_table(["frames", "decode all", "fill the cache", "read it", "decode / read"], loading),
             *crop_table,
-            facts,
         ]
     )
 
@@ -173,7 +174,7 @@ def main() -> int:
     with parsed_setup(parser, default_frames=400) as (setup, options):
         facts = machine_facts(setup.device)
         results = [measure(setup, width, height) for width, height in setup.sizes]
-        text = report(results, machine_line(facts))
+        text = report(setup, results, machine_line(facts))
         write_results(options.out, text, {"machine": facts, "results": [asdict(result) for result in results]})
     return 0
 

@@ -1,4 +1,4 @@
-"""Check spatialfeat on a CUDA device: the tests marked `gpu`, then both benchmarks. Started by scripts/gpu_check.
+"""Check spatialfeat on a CUDA device: the tests marked `gpu`, then the benchmarks. Started by scripts/gpu_check.
 
 Nothing is skipped in silence: without a working device, without pytest, or with a skipped test it fails. The newest
 results go, dated, to benchmarks/results/; a second run on the same day adds to the file.
@@ -19,13 +19,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = ("tests", "extract", "finetune")
+STEPS = ("tests", "extract", "finetune", "cache")
 NEEDED = ("torch", "torchvision", "numpy", "pandas", "PIL", "h5py", "matplotlib", "tqdm", "typer", "sklearn", "pytest",
           "pytest_timeout", "hypothesis")  # fmt: skip
 # Many frames, since a GPU takes seconds for what takes a CPU minutes; most are links, since drawing takes longest.
 BENCHMARK_OPTIONS = {
     "extract": ("--frames", "3000", "--max-drawn", "200", "--repeats", "3"),
     "finetune": ("--frames", "1000", "--max-drawn", "300", "--repeats", "3"),
+    # Where the network is fast, the decoding that the cache spares shows.
+    "cache": ("--frames", "1000", "--max-drawn", "300", "--repeats", "2", "--precisions", "bf16"),
 }
 CANNOT_CHECK = 2
 
@@ -110,9 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/gpu_check",
         allow_abbrev=False,
-        description="Run the GPU tests and both benchmarks on a machine with a CUDA device.",
+        description="Run the GPU tests and the benchmarks on a machine with a CUDA device.",
         epilog="Other options go to the benchmarks: --sizes 1280x720 --precisions bf16 ... All of it takes about "
-        "20 minutes on a data-centre GPU; with a time limit, run one of the --steps after the other.",
+        "25 minutes on a data-centre GPU; with a time limit, run one of the --steps after the other.",
     )
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS, help="default: all of them")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the dated result")

@@ -17,6 +17,7 @@ import plain_finetune
 import pytest
 import torch
 from bench_frames import COLOURS, FrameSet, link_frames, make_frames
+from bench_scaling import Arrangement, Result, scaling_table
 from bench_setup import markdown_table
 from bench_weights import make_weights
 from comparing import Epoch, FeatureDifference, compare_curves, compare_features, read_history
@@ -247,6 +248,29 @@ def test_the_finetune_tables_say_what_was_measured(frames: FrameSet) -> None:
     curves = cells_of(bench_finetune.curve_table(result))
     assert curves[2] == ["train_loss fp32", "1", "1.5000", "1.5000", "0.0000", "yes"]
     assert len(curves) == 2 + 9
+
+
+def test_the_scaling_table_compares_with_one_process() -> None:
+    peaks: list[int | None] = [900_000_000, 800_000_000]
+    results = {
+        Arrangement("1 process, 2 cores"): Result([20, 20], [4, 4], [10, 10], peaks),
+        Arrangement("2 processes", processes=2): Result([12, 10], [3, 3], [8, 8], [None, None]),
+        Arrangement("2 jobs", shards=2): Result([11, 11], extract_peak_bytes=peaks),
+    }
+    # 320 frames in 16 s, and in 8 s.
+    base, processes, shards = cells_of(scaling_table(results, num_frames=340, num_few=20))[2:]
+    assert base[1:6] == ["20.0 (20.0 to 20.0)", "1.00 (1.00 to 1.00)", "20.0", "1.00", "900"]
+    assert processes[1:6] == ["11.0 (10.0 to 12.0)", "1.83 (1.67 to 2.00)", "40.0", "2.00", "not told"]
+    assert processes[6:] == ["8.0 (8.0 to 8.0)", "1.25 (1.25 to 1.25)"]
+    assert shards[1:] == ["11.0 (11.0 to 11.0)", "1.82 (1.82 to 1.82)", "", "", "900", "", ""]
+
+
+def test_several_processes_are_started_by_torchrun_and_one_core_by_taskset() -> None:
+    line = ["python", "-m", "spatialfeat", "extract"]
+    assert Arrangement("").started(line) == line
+    assert Arrangement("", cores=1).started(line) == ["taskset", "--cpu-list", "0-0", *line]
+    started = " ".join(Arrangement("", processes=2).started(line))
+    assert started == "python -m torch.distributed.run --standalone --nproc-per-node=2 -m spatialfeat extract"
 
 
 def test_curves_are_apart_when_the_ways_differ_by_more_than_the_seeds() -> None:
