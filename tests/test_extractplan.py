@@ -116,10 +116,10 @@ def test_an_unfinished_file_does_not_count(videos: list[Video], out_dir: Path) -
         (replace(RECIPE, weights_sha256="b" * 64), "weights"),
         (replace(RECIPE, phase_names=("nasal", "sellar", "sphenoid")), "phase names"),
         (replace(RECIPE, preprocessing="{}"), "preprocessing"),
-        (replace(RECIPE, precision="bf16"), "precision"),
-        (TIME_FIRST_RECIPE, "layout"),
-        (replace(RECIPE, group_by="patient"), "grouping"),
-        (replace(RECIPE, weights_sha256="b" * 64, fps=25.0), "weights, fps"),
+        (replace(RECIPE, precision="bf16"), "precision (fp32 there, bf16 now)"),
+        (TIME_FIRST_RECIPE, "layout (channel-first there, time-first now)"),
+        (replace(RECIPE, group_by="patient"), "grouping (video there, patient now)"),
+        (replace(RECIPE, weights_sha256="b" * 64, fps=25.0), "weights, fps (1.0 there, 25.0 now)"),
     ],
 )
 def test_files_of_another_recipe(videos: list[Video], out_dir: Path, recipe: Recipe, named: str) -> None:

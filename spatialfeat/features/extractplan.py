@@ -111,7 +111,7 @@ def _refuse_stranger(path: Path, recipe: Recipe, pseudonyms: Pseudonyms | None) 
     differing = recipe.differences(info.recipe)
     if differing:
         raise SpatialfeatError(
-            f"{path}: was made with other {_names(differing)} and is not part of this run; "
+            f"{path}: was made with other {_differences(differing, info.recipe, recipe)} and is not part of this run; "
             "move it away, or choose another --out"
         )
 
@@ -123,7 +123,7 @@ def _why_not_reusable(path: Path, video: Video, recipe: Recipe) -> str | None:
         return f"cannot be reused ({str(error).removeprefix(f'{path}: ')})"
     differing = recipe.differences(info.recipe)
     if differing:
-        return f"was made with other {_names(differing)}"
+        return f"was made with other {_differences(differing, info.recipe, recipe)}"
     expected, found = video_header(video), info.header
     if expected.split != found.split:
         return f"was made for split {found.split}, now {expected.split}"
@@ -146,5 +146,13 @@ def _same_images(info: FeatureFileInfo, paths: Sequence[Path]) -> bool:
     return info.attributes.get("images_content") == digest.hexdigest()
 
 
-def _names(fields: Sequence[str]) -> str:
-    return ", ".join(name.replace("_sha256", "").replace("group_by", "grouping").replace("_", " ") for name in fields)
+def _differences(fields: Sequence[str], there: Recipe, now: Recipe) -> str:
+    """`weights, precision (bf16 there, fp32 now)`: with the values of those that are options."""
+    texts = []
+    for name in fields:
+        text = name.replace("_sha256", "").replace("group_by", "grouping").replace("_", " ")
+        if name in ("precision", "layout", "group_by", "fps"):
+            values = (str(getattr(recipe, name) or "none") for recipe in (there, now))
+            text += " ({} there, {} now)".format(*values)
+        texts.append(text)
+    return ", ".join(texts)
