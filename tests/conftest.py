@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,11 @@ from torchvision.models import resnet50
 
 from spatialfeat.config import FinetuneConfig
 from spatialfeat.finetune import FinetuneResult, finetune
+
+# A script that starts the tests with `&` or nohup has these ignored, and so would every command that a test sends one.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 SCRIPTS_DIR = Path(__file__).parent.parent / "scripts"
 
