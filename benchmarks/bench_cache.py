@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from bench_frames import FrameSet, make_frames
+from bench_frames import FrameSet
 from bench_setup import (
     Setup,
     machine_facts,
@@ -59,10 +59,8 @@ class SizeResult:
     crop_difference: dict[int, tuple[float, float]]
 
 
-def measure(setup: Setup, width: int, height: int) -> SizeResult:
+def measure(setup: Setup, frames: FrameSet) -> SizeResult:
     """All figures of one frame size."""
-    folder = setup.work / f"{width}x{height}"
-    frames = make_frames(folder, width=width, height=height, count=setup.frames, seed=0, max_drawn=setup.max_drawn)
     weights = make_weights(setup.work / "weights.pth")
     cached, plain = [], []
     loading: dict[str, list[float]] = {"decode": [], "fill": [], "read": []}
@@ -72,7 +70,7 @@ def measure(setup: Setup, width: int, height: int) -> SizeResult:
             loading[name].append(seconds)
         cached.append(two_epochs(setup, frames, weights, "--cache", setup.work / "cache"))
         plain.append(two_epochs(setup, frames, weights))
-    differences = {size: crop_difference(frames, size) for size in SHRINK_SIZES if size < height}
+    differences = {size: crop_difference(frames, size) for size in SHRINK_SIZES if size < frames.height}
     return SizeResult(frames.size_text, frames.count, cached, plain, loading, differences)
 
 
@@ -173,7 +171,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     with parsed_setup(parser, default_frames=400) as (setup, options):
         facts = machine_facts(setup.device)
-        results = [measure(setup, width, height) for width, height in setup.sizes]
+        results = [measure(setup, frames) for frames in setup.frame_sets()]
         text = report(setup, results, machine_line(facts))
         write_results(options.out, text, {"machine": facts, "results": [asdict(result) for result in results]})
     return 0

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench_frames import FrameSet, link_frames, make_frames
+from bench_frames import FrameSet, link_frames
 from bench_setup import (
     CHOOSING_FRAMES,
     Setup,
@@ -27,15 +27,13 @@ from bench_setup import (
 )
 from bench_weights import make_weights
 from comparing import ALLOWED_COSINE, ALLOWED_RELATIVE, FeatureDifference, compare_features
-from measuring import Measured, Rate, Spread, paired_ratios, run_measured, together
+from measuring import MEGABYTE, UNTOLD, Measured, Rate, Spread, megabytes, paired_ratios, run_measured, together
 
 TARGETS = {"cpu": {"fp32": 1.9, "bf16": 3.3}, "cuda": {"fp32": 10.0, "bf16": 10.0, "fp16": 10.0}}
 """How many times faster than the plain way: on a CPU (one of 2 cores with AVX-512-BF16) the whole command; on a GPU
 the steady rate, since there start-up outweighs a benchmark's few frames."""
 LONG_FACTOR = 10
 QUICK_LONG_FACTOR = 2
-MEGABYTE = 1e6
-UNTOLD = "not told"
 
 
 @dataclass
@@ -179,7 +177,7 @@ def difference_table(result: SizeResult) -> str:
 
 def memory_text(peaks: list[tuple[int, int | None]], size_text: str, precision: str) -> str:
     """One line: is the memory flat in the number of frames?"""
-    parts = [f"{count} frames {_megabytes([peak])} MB" for count, peak in peaks]
+    parts = [f"{count} frames {megabytes([peak])} MB" for count, peak in peaks]
     return (
         f"Peak memory of extract, {precision}, {size_text}: {', '.join(parts)} (target: flat, under 1500 MB on a CPU)."
     )
@@ -245,18 +243,13 @@ def _difference_columns(value: FeatureDifference) -> tuple[str, str, str]:
 def _columns(result: SizeResult, runs: list[Measured], rate: Rate | None) -> list[str]:
     seconds = Spread.of([run.seconds for run in runs])
     steady = (f"{rate.frames_per_second:.1f}", f"{rate.startup_seconds:.1f}") if rate else (UNTOLD, UNTOLD)
-    peak = _megabytes([run.peak_bytes for run in runs])
+    peak = megabytes([run.peak_bytes for run in runs])
     return [seconds.text(1), f"{result.frames.count / seconds.median:.1f}", *steady, peak]
 
 
 def _rate(result: SizeResult, many: list[Measured], few: list[Measured]) -> Rate | None:
     medians = [statistics.median(run.seconds for run in runs) for runs in (many, few)]
     return Rate.of(medians[0], result.frames.count, medians[1], result.num_few)
-
-
-def _megabytes(peaks: list[int | None]) -> str:
-    known = [peak for peak in peaks if peak is not None]
-    return f"{max(known) / MEGABYTE:.0f}" if known else UNTOLD
 
 
 def _numbers(runs: list[Measured]) -> list[dict[str, Any]]:
@@ -276,14 +269,7 @@ def main() -> int:
     with parsed_setup(parser, default_frames=400) as (setup, options):
         facts = machine_facts(setup.device)
         extraction = Extraction(setup, make_weights(setup.work / "weights.pth"))
-        results = []
-        for width, height in setup.sizes:
-            say(f"{width}x{height}: drawing frames")
-            frames = make_frames(
-                setup.work / f"frames_{width}x{height}_{setup.frames}",
-                width=width, height=height, count=setup.frames, seed=0, max_drawn=setup.max_drawn,
-            )  # fmt: skip
-            results.append(measure_size(setup, extraction, frames))
+        results = [measure_size(setup, extraction, frames) for frames in setup.frame_sets()]
         smallest = min((result.frames for result in results), key=lambda frames: frames.width * frames.height)
         peaks = measure_memory(setup, extraction, smallest)
         memory = memory_text(peaks, smallest.size_text, setup.precisions[-1])

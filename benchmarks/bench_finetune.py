@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench_frames import FrameSet, make_frames
+from bench_frames import FrameSet
 from bench_setup import (
     Setup,
     machine_facts,
@@ -27,12 +27,11 @@ from bench_setup import (
 )
 from bench_weights import make_weights
 from comparing import Epoch, compare_curves, read_history
-from measuring import Measured, Spread, both_share_cores, paired_ratios, run_measured
+from measuring import MEGABYTE, Measured, Spread, both_share_cores, megabytes, paired_ratios, run_measured
 
 TARGETS = {"cpu": 2.5}
 """How many times faster an epoch is to be than the plain way's; on a CPU: one of 2 cores with AVX-512-BF16."""
 CURVES = ("train_loss", "val_loss", "val_acc")
-MEGABYTE = 1e6
 
 
 @dataclass
@@ -244,8 +243,7 @@ def _columns(runs: list[Run]) -> list[str]:
     first = Spread.of([run.epochs[0].seconds for run in runs])
     later = Spread.of([run.later_epoch_seconds for run in runs])
     whole = Spread.of([run.measured.seconds for run in runs])
-    peaks = [run.measured.peak_bytes for run in runs if run.measured.peak_bytes is not None]
-    peak = f"{max(peaks) / MEGABYTE:.0f}" if peaks else "not told"
+    peak = megabytes([run.measured.peak_bytes for run in runs])
     return [*(spread.text(1) for spread in (mean, first, later, whole)), peak]
 
 
@@ -267,14 +265,7 @@ def main() -> int:
         epochs = 1 if setup.quick else options.epochs
         facts = machine_facts(setup.device)
         training = Training(setup, make_weights(setup.work / "weights.pth"), epochs)
-        results = []
-        for width, height in setup.sizes:
-            say(f"{width}x{height}: drawing frames")
-            frames = make_frames(
-                setup.work / f"frames_{width}x{height}_{setup.frames}",
-                width=width, height=height, count=setup.frames, seed=0, max_drawn=setup.max_drawn,
-            )  # fmt: skip
-            results.append(measure_size(setup, training, frames))
+        results = [measure_size(setup, training, frames) for frames in setup.frame_sets()]
         text = report(setup, facts, results, epochs)
         write_results(options.out, text, as_data(setup, facts, results))
     return 0

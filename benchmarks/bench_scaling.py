@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from bench_frames import FrameSet, link_frames, make_frames
+from bench_frames import FrameSet, link_frames
 from bench_setup import (
     Setup,
     machine_facts,
@@ -27,7 +27,7 @@ from bench_setup import (
 )
 from bench_weights import make_weights
 from comparing import read_history
-from measuring import BenchmarkError, Measured, Rate, Spread, paired_ratios, run_measured
+from measuring import BenchmarkError, Measured, Rate, Spread, megabytes, paired_ratios, run_measured
 
 from spatialfeat.runtime import usable_cores
 
@@ -134,8 +134,7 @@ def scaling_table(results: dict[Arrangement, Result], num_frames: int, num_few: 
             steady = (f"{rate:.1f}", f"{rate / of_base:.2f}")
             epoch = (Spread.of(result.later_epoch).text(1), paired_ratios(base.later_epoch, result.later_epoch).text())
         whole = (Spread.of(result.extract).text(1), paired_ratios(base.extract, result.extract).text())
-        known = [peak for peak in result.extract_peak_bytes if peak is not None]
-        rows.append([arrangement.name, *whole, *steady, f"{max(known) / 1e6:.0f}" if known else "not told", *epoch])
+        rows.append([arrangement.name, *whole, *steady, megabytes(result.extract_peak_bytes), *epoch])
     header = ["", "extract, s", "times as fast", "steady frames/s", "times as fast", "peak MB",
               "finetune, s an epoch", "times as fast"]  # fmt: skip
     return markdown_table(header, rows)
@@ -163,12 +162,7 @@ def main() -> int:
         chosen = list(arrangements(setup.device, options.processes or _several(setup.device)))
         how = f"Medians of {setup.repeats} repeats in turn (smallest to largest); {setup.precisions[0]}."
         parts, runs = [f"## bench_scaling\n\n{machine_line(facts)}", how], []
-        for width, height in setup.sizes:
-            say(f"{width}x{height}: drawing frames")
-            folder = setup.work / f"frames_{width}x{height}_{setup.frames}"
-            frames = make_frames(
-                folder, width=width, height=height, count=setup.frames, seed=0, max_drawn=setup.max_drawn
-            )
+        for frames in setup.frame_sets():
             results = measure_size(setup, frames, chosen)
             trained = frames.num_train
             used = f"{trained} frames extracted; {trained} to train on and {frames.count - trained} to validate"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_frames import FrameSet, make_frames
 from measuring import BenchmarkError, load_average, run_measured
 
 from spatialfeat.errors import SpatialfeatError
@@ -58,6 +59,13 @@ class Setup:
         """The command line of a plain script."""
         shared = ("--batch-size", str(self.batch_size), "--device", self.device, "--workers", str(workers))
         return [sys.executable, str(BENCHMARKS_DIR / script), *map(str, arguments), *shared]
+
+    def frame_sets(self) -> Iterator[FrameSet]:
+        """The frames of every size that was asked for, drawn unless they are in the folder already."""
+        for width, height in self.sizes:
+            say(f"{width}x{height}: drawing frames")
+            folder = self.work / f"frames_{width}x{height}_{self.frames}"
+            yield make_frames(folder, width=width, height=height, count=self.frames, seed=0, max_drawn=self.max_drawn)
 
     def ceiling(self, name: str, *arguments: str | Path) -> float:
         """Frames/s of one of the ceilings."""

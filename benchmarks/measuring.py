@@ -17,6 +17,8 @@ from typing import NamedTuple
 SAMPLING_SECONDS = 1.0
 """Not oftener: the kernel holds up a process while it adds up its pages."""
 MESSAGE_LINES = 12
+MEGABYTE = 1e6
+UNTOLD = "not told"
 
 
 class BenchmarkError(Exception):
@@ -49,6 +51,12 @@ class Spread(NamedTuple):
     def text(self, digits: int = 2) -> str:
         """`2.10 (2.05 to 2.31)`."""
         return f"{self.median:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+
+
+def megabytes(peaks: Sequence[int | None]) -> str:
+    """The largest of the peaks that are known, `1203`, for people."""
+    known = [peak for peak in peaks if peak is not None]
+    return f"{max(known) / MEGABYTE:.0f}" if known else UNTOLD
 
 
 def paired_ratios(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
