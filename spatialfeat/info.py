@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spatialfeat.data.frames import natural_key
+from spatialfeat.data.videos import patients_in_several_splits
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.featurefile import FeatureFile
 from spatialfeat.features.featurefolder import list_feature_files, mixed_recipes, repeated_videos
@@ -15,6 +15,7 @@ from spatialfeat.features.featuresummary import (
     VideoSummary,
     summarize_video,
 )
+from spatialfeat.safetext import natural_key
 
 
 def describe(path: Path) -> FolderSummary | FileSummary:
@@ -57,13 +58,10 @@ def _describe_folder(features_dir: Path) -> FolderSummary:
 
 
 def _notes(features_dir: Path, videos: list[VideoSummary]) -> list[str]:
-    splits: dict[str, set[str]] = {}
-    for video in videos:
-        splits.setdefault(video.patient_id, set()).add(video.split)
+    shared = patients_in_several_splits((video.patient_id, video.split, video.num_frames) for video in videos)
     notes = [
-        f"patient {patient} is in the splits {' and '.join(sorted(names))}: scores on them are too good"
-        for patient, names in splits.items()
-        if len(names) > 1
+        f"patient {patient} is in the splits {' and '.join(sorted(splits))}: scores on them are too good"
+        for patient, splits in shared.items()
     ]
     unfinished = sorted(path.name for path in features_dir.glob(".*.partial"))
     return notes + [f"{name} is unfinished: an extraction is running, or was cut off" for name in unfinished]

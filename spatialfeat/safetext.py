@@ -68,9 +68,15 @@ def label_problem(text: str) -> str | None:
     return None
 
 
-def spelling_key(text: str) -> str:
-    """Equal for texts that look alike to a person or a file system: another Unicode form, another letter case."""
-    return unicodedata.normalize("NFKC", text).casefold()
+def natural_key(text: str) -> tuple[object, ...]:
+    """Sort key that compares runs of digits as integers: video2 before video10, and 007 equal to 7."""
+    parts = re.split(r"([0-9]+)", text)
+    return tuple(int(part) if index % 2 else part for index, part in enumerate(parts))
+
+
+def same_name_key(name: str) -> tuple[object, ...]:
+    """Equal for names of one video or patient, however they are written: letter case, Unicode form, leading zeros."""
+    return natural_key(unicodedata.normalize("NFKC", name).casefold())
 
 
 def for_terminal(text: str) -> str:

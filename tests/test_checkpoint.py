@@ -77,6 +77,19 @@ def test_a_description_of_other_weights_is_refused(plain_weights: Path, study: F
         load_checkpoint(path)
 
 
+def test_a_description_of_another_backbone_is_refused(study: FinetuneResult, tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    shutil.copy(study.weights_path, path)
+    described = json.loads(description_path(study.weights_path).read_text())
+    assert described["backbone"] == "resnet50"
+    description_path(path).write_text(json.dumps(described | {"backbone": "convnext_tiny"}))
+    with pytest.raises(SpatialfeatError, match=r"w\.json: describes weights of 'convnext_tiny'.*resnet50 only"):
+        load_checkpoint(path)
+    del described["backbone"]  # As before there was a choice.
+    description_path(path).write_text(json.dumps(described))
+    assert load_checkpoint(path).num_classes == 7
+
+
 class Bomb:
     """Pickles to a call of os.mkdir: what a hostile weights file would do on loading."""
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from tinydata import make_table, write_csv
 
-from spatialfeat.data.frames import FrameTable, list_frames, natural_key, read_frames, refuse_two_spellings
+from spatialfeat.data.frames import FrameTable, list_frames, read_frames, refuse_two_spellings
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.safetext import natural_key
 
 
 def _read(folder: Path, content: str | bytes, *, labels_required: bool = True) -> FrameTable:

@@ -232,7 +232,9 @@ def test_folds_hold_the_ids_of_the_feature_files(features_dir: Path, tmp_path: P
     assert sorted((out / "splits/test.split1.bundle").read_text().split()) == [f"{zebra}_1.txt", f"{zebra}_2.txt"]
 
 
-def test_export_refuses_a_map_among_the_features_and_a_second_pseudonym(features_dir: Path, tmp_path: Path) -> None:
+def test_export_refuses_a_map_among_the_features_and_a_second_pseudonym(
+    features_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = ExportConfig(format="npy", features_dir=features_dir, out=tmp_path / "out")
     with pytest.raises(SpatialfeatError, match="keep it in another folder"):
         export(replace(config, pseudonymize=features_dir / "map.csv"))
@@ -244,6 +246,10 @@ def test_export_refuses_a_map_among_the_features_and_a_second_pseudonym(features
     for path in copied.glob("*.h5"):
         with h5py.File(path, "r+") as file:
             file.attrs["pseudonymized"] = "yes"
+    read: list[str] = []
+    whole = h5py.Dataset.__getitem__
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", lambda *values: (read.append(values[0].name), whole(*values))[1])
     with pytest.raises(SpatialfeatError, match="is pseudonymized already; leave the option out"):
         export(replace(config, features_dir=copied, pseudonymize=tmp_path / "new.csv"))
+    assert set(read) == {"/labels"}  # An attribute says it: neither ids nor features are read for that.
     assert not (tmp_path / "new.csv").exists()

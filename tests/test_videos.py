@@ -104,5 +104,5 @@ def test_shared_patients(tmp_path: Path) -> None:
     train = make_table(tmp_path, ["7_1_1", "7_2_1", "8_1_1"])
     val = make_table(tmp_path, ["9_1_1", "07_3_1"], split="val")
     test = make_table(tmp_path, ["10_1_1"], split="test")
-    assert shared_patients([train, val, test]) == {"7": ["train", "val"]}
+    assert shared_patients([train, val, test]) == {"7 (also 07)": {"train": 2, "val": 1}}
     assert shared_patients([train, test]) == {}

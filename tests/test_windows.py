@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -222,6 +224,21 @@ def test_nothing_is_opened_until_a_window_is_read(folder: Path) -> None:
     assert not list(_open_paths(folder))
     windows[0]
     assert list(_open_paths(folder)) == [FeatureFile(folder / "1_1.h5").path]
+
+
+def test_a_window_reads_its_own_labels_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = FeatureWindows(folder, size_frames=4)
+    read: list[tuple[str, int]] = []
+    whole = h5py.Dataset.__getitem__
+
+    def count(dataset: h5py.Dataset, *where: object, **options: object) -> object:
+        values = whole(dataset, *where, **options)
+        read.append((dataset.name, np.size(values)))
+        return values
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", count)
+    windows[0]
+    assert read == [("/features", 4 * 2048), ("/labels", 4)]
 
 
 def _open_paths(folder: Path) -> Iterator[Path]:

@@ -16,7 +16,7 @@ from spatialfeat.config import TEST_CSV
 from spatialfeat.data.csvrows import RowProblem
 from spatialfeat.data.frames import FrameTable, read_frames, two_spellings
 from spatialfeat.data.splits import named_csvs
-from spatialfeat.data.videos import shared_patient_frames
+from spatialfeat.data.videos import shared_patients
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.wording import count_text
 
@@ -123,7 +123,7 @@ def _frame_keys(table: FrameTable) -> NDArray[Any]:
 
 
 def _shared_patients(tables: Sequence[FrameTable]) -> list[Finding]:
-    shared = shared_patient_frames(tables)
+    shared = shared_patients(tables)
     if not shared:
         return []
     texts = [

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from spatialfeat.checking.findings import Finding, first_places
-from spatialfeat.data.frames import UNLABELLED, FrameTable, natural_key
+from spatialfeat.data.frames import UNLABELLED, FrameTable
 from spatialfeat.data.videos import Video, videos_of
 from spatialfeat.features.featuresummary import count_gaps
+from spatialfeat.safetext import natural_key
 from spatialfeat.wording import count_text
 
 SHORT_RUN = 3

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from spatialfeat.data.csvrows import Origin, ProblemHandler, RowProblem, Rows, read_rows, refuse
 from spatialfeat.data.images import list_pngs
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.safetext import MAX_NAME_BYTES, PLAIN_NAME, name_problem, spelling_key
+from spatialfeat.safetext import MAX_NAME_BYTES, PLAIN_NAME, name_problem, same_name_key
 
 UNLABELLED = -100
 """The label of a frame without a phase; PyTorch's cross-entropy ignores it by default."""
@@ -159,12 +159,6 @@ def make_table(rows: Rows, img_dir: Path, split: str, labels: NDArray[np.int64] 
     return table
 
 
-def natural_key(text: str) -> tuple[object, ...]:
-    """Sort key that compares runs of digits as integers: video2 before video10, and 007 equal to 7."""
-    parts = re.split(r"([0-9]+)", text)
-    return tuple(int(part) if index % 2 else part for index, part in enumerate(parts))
-
-
 def refuse_two_spellings(tables: Iterable[FrameTable]) -> None:
     """Refuse `1050_1` beside `1050_01`, or `Video1` beside `video1`: one video under two names.
 
@@ -181,7 +175,7 @@ def two_spellings(tables: Iterable[FrameTable]) -> Iterator[RowProblem]:
         videos, first_rows = np.unique(table.videos, return_index=True)
         for video, row in zip(videos.tolist(), first_rows.tolist(), strict=True):
             where = table.where(row)
-            known, known_where = spellings.setdefault(natural_key(spelling_key(video)), (video, where))
+            known, known_where = spellings.setdefault(same_name_key(video), (video, where))
             if known != video:
                 what = f"{where}: video {video} is the same as {known} in {known_where}, written differently"
 

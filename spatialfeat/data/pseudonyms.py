@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from spatialfeat.csvout import CsvTable
 from spatialfeat.data.csvrows import Rows, read_rows
-from spatialfeat.data.frames import FrameTable, natural_key, refuse_two_spellings
+from spatialfeat.data.frames import FrameTable, refuse_two_spellings
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.safetext import name_problem, spelling_key
+from spatialfeat.safetext import name_problem, natural_key, same_name_key
 
 HEADER = ("patient_id", "pseudonym")
 NUM_DIGITS = 6
@@ -156,17 +156,17 @@ def _refuse_repeated(rows: Rows, column: str, values: Sequence[str]) -> None:
     seen: set[tuple[object, ...]] = set()
     repeated = []
     for value in values:
-        repeated.append(_key(value) in seen)
-        seen.add(_key(value))
+        repeated.append(same_name_key(value) in seen)
+        seen.add(same_name_key(value))
     rows.refuse(column, np.array(repeated, dtype=bool), f"{column} {{value}} is there twice", "keep one row of it")
 
 
 def _check(map_path: Path, known: Mapping[str, str], patients: Iterable[str]) -> None:
     """Refuse patients that the map spells otherwise, and pseudonyms that are the id of a patient."""
-    names = {_key(patient): patient for patient in known}
-    pseudonyms = {_key(pseudonym): patient for patient, pseudonym in known.items()}
+    names = {same_name_key(patient): patient for patient in known}
+    pseudonyms = {same_name_key(pseudonym): patient for patient, pseudonym in known.items()}
     for patient in patients:
-        spelled = names.setdefault(_key(patient), patient)
+        spelled = names.setdefault(same_name_key(patient), patient)
         if spelled != patient:
             raise SpatialfeatError(f"{map_path}: patient {patient} is written {spelled} there; use one spelling")
     for key, patient in names.items():
@@ -179,7 +179,7 @@ def _check(map_path: Path, known: Mapping[str, str], patients: Iterable[str]) ->
 
 def _draw(number: int, *, taken: Sequence[str]) -> list[str]:
     """So many new pseudonyms, at random and of equal length."""
-    forbidden = {_key(name) for name in taken}
+    forbidden = {same_name_key(name) for name in taken}
     # A long id inside a pseudonym would be a coincidence, but one that looks like a leak.
     inside = re.compile("|".join(re.escape(name) for name in taken if len(name) > 3) or r"(?!)")
     source = random.SystemRandom()
@@ -190,8 +190,8 @@ def _draw(number: int, *, taken: Sequence[str]) -> list[str]:
             return drawn
         name = f"P{source.randrange(10 ** (NUM_DIGITS - 1), 10**NUM_DIGITS)}"
         avoidable = attempt < tries // 2 and inside.search(name)
-        if _key(name) not in forbidden and not avoidable:
-            forbidden.add(_key(name))
+        if same_name_key(name) not in forbidden and not avoidable:
+            forbidden.add(same_name_key(name))
             drawn.append(name)
     raise SpatialfeatError("--pseudonymize: no more pseudonyms are free; start another map")
 
@@ -215,7 +215,3 @@ def _append(path: Path, new: Mapping[str, str]) -> None:
     except BaseException:
         temporary_path.unlink(missing_ok=True)
         raise
-
-
-def _key(name: str) -> tuple[object, ...]:
-    return natural_key(spelling_key(name))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialfeat.data.frames import FrameTable, natural_key, refuse_two_spellings
+from spatialfeat.data.frames import FrameTable, refuse_two_spellings
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.safetext import natural_key, same_name_key
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,13 @@ def group_videos(tables: Sequence[FrameTable], group_by: str = "video") -> list[
                     f"keep each {group_by} in one CSV"
                 )
             found[video.video_id] = video
-    videos = [found[key] for key in sorted(found, key=natural_key)]
-    for before, video in pairwise(videos):
-        if natural_key(before.video_id) == natural_key(video.video_id):
+    for before, video in pairwise(sorted(found.values(), key=lambda video: same_name_key(video.video_id))):
+        if same_name_key(before.video_id) == same_name_key(video.video_id):
             raise SpatialfeatError(
                 f"{video.table.where(int(video.rows[0]))}: {group_by} {video.video_id} is the same as "
                 f"{before.video_id} in {before.table.where(int(before.rows[0]))}, written differently; use one spelling"
             )
-    return videos
+    return [found[key] for key in sorted(found, key=natural_key)]
 
 
 def videos_of(table: FrameTable, group_by: str = "video") -> Iterator[Video]:
@@ -64,17 +64,31 @@ def videos_of(table: FrameTable, group_by: str = "video") -> Iterator[Video]:
         yield Video(key, str(table.patients[rows[0]]), table, rows)
 
 
-def shared_patients(tables: Sequence[FrameTable]) -> dict[str, list[str]]:
-    """Patients that occur in more than one split: {patient: splits}. Scores on such splits are too good."""
-    return {patient: list(frames) for patient, frames in shared_patient_frames(tables).items()}
+def shared_patients(tables: Sequence[FrameTable]) -> dict[str, dict[str, int]]:
+    """The patients that are in more than one split: see `patients_in_several_splits`."""
+    return patients_in_several_splits(
+        (str(patient), table.split, int(count))
+        for table in tables
+        for patient, count in zip(*np.unique(table.patients, return_counts=True), strict=True)
+    )
 
 
-def shared_patient_frames(tables: Sequence[FrameTable]) -> dict[str, dict[str, int]]:
-    """How many frames in which split: {patient: {split: frames}} of the patients that occur in more than one."""
-    found: dict[tuple[object, ...], tuple[str, dict[str, int]]] = {}
-    for table in tables:
-        patients, counts = np.unique(table.patients, return_counts=True)
-        for patient, count in zip(patients.tolist(), counts.tolist(), strict=True):
-            frames = found.setdefault(natural_key(patient), (patient, {}))[1]
-            frames[table.split] = frames.get(table.split, 0) + count
-    return {patient: frames for patient, frames in found.values() if len(frames) > 1}
+def patients_in_several_splits(frames: Iterable[tuple[str, str, int]]) -> dict[str, dict[str, int]]:
+    """How many frames in which split: {patient: {split: frames}} of the patients that are in more than one.
+
+    Scores on such splits are too good. A patient that is written in several ways is shown so: `P1 (also p1)`.
+
+    Args:
+        frames: (patient, split, number of frames), any number of them for a patient.
+    """
+    found: dict[tuple[object, ...], tuple[dict[str, None], dict[str, int]]] = {}
+    for patient, split, count in frames:
+        spellings, splits = found.setdefault(same_name_key(patient), ({}, {}))
+        spellings[patient] = None
+        splits[split] = splits.get(split, 0) + count
+    return {_spellings_text(list(spellings)): splits for spellings, splits in found.values() if len(splits) > 1}
+
+
+def _spellings_text(spellings: Sequence[str]) -> str:
+    first, *others = spellings
+    return f"{first} (also {', '.join(others)})" if others else first

@@ -12,15 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatialfeat.config import ExportConfig, Shard
-from spatialfeat.data.frames import UNLABELLED, natural_key
+from spatialfeat.data.frames import UNLABELLED
 from spatialfeat.data.pseudonyms import Pseudonyms, open_pseudonyms
+from spatialfeat.data.videos import patients_in_several_splits
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.exportformats import FORMATS, ExportFormat
-from spatialfeat.features.featurefile import read_info
 from spatialfeat.features.featurefolder import open_feature_dir
 from spatialfeat.features.featurejoin import FeatureReader, join_patients
-from spatialfeat.features.featureschema import PSEUDONYMIZED, TIME_CHANNEL, Recipe
+from spatialfeat.features.featureschema import TIME_CHANNEL, Recipe
 from spatialfeat.files import read_json_object
+from spatialfeat.safetext import natural_key
 from spatialfeat.wording import count_text
 
 FRAMES_PER_BLOCK = 4096
@@ -186,9 +187,11 @@ def require_file_names(source: ExportSource) -> None:
 
 def _pseudonymized(videos: Sequence[ExportVideo], config: ExportConfig, map_path: Path) -> list[ExportVideo]:
     """The videos under pseudonyms and in their order: the order of real ids would tell something, too."""
-    for path in (path for video in videos for path in video.file.paths):
-        if PSEUDONYMIZED in read_info(path).attributes:
-            raise SpatialfeatError(f"--pseudonymize {map_path}: {path} is pseudonymized already; leave the option out")
+    for video in videos:
+        if video.file.is_pseudonymized:
+            raise SpatialfeatError(
+                f"--pseudonymize {map_path}: {video.file.path} is pseudonymized already; leave the option out"
+            )
     patients = list(dict.fromkeys(video.patient_id for video in videos))
     pseudonyms = open_pseudonyms(map_path, patients, outputs=[config.out, config.features_dir])
     return sorted(
@@ -241,10 +244,8 @@ def _first_unlabelled(videos: list[ExportVideo]) -> str:
 
 
 def _notice_shared_patients(videos: list[ExportVideo]) -> list[str]:
-    splits: dict[tuple[object, ...], tuple[str, dict[str, None]]] = {}
-    for video in videos:
-        splits.setdefault(natural_key(video.patient_id), (video.patient_id, {}))[1][video.split] = None
-    shared = [f"{patient} ({', '.join(names)})" for patient, names in splits.values() if len(names) > 1]
+    found = patients_in_several_splits((video.patient_id, video.split, video.num_frames) for video in videos)
+    shared = [f"{patient} ({', '.join(splits)})" for patient, splits in found.items()]
     return [f"in more than one split, so that scores will be too good: patient {name_some(shared)}"] if shared else []
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from spatialfeat.data.csvrows import read_rows
-from spatialfeat.data.frames import natural_key
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.exports.exportsource import ExportVideo, name_some
-from spatialfeat.safetext import name_problem
+from spatialfeat.safetext import name_problem, natural_key, same_name_key
 
 Bundles = dict[str, list[str]]
 """{bundle's name, e.g. "train.split1": ids of its videos}, the ids as in the feature files."""
@@ -138,7 +137,7 @@ def _read_folds(path: Path, *, joined: bool) -> tuple[str, list[tuple[int, str, 
 def _refuse_split_patients(folds_csv: Path, videos: Sequence[ExportVideo], video_folds: dict[str, str]) -> None:
     first: dict[tuple[object, ...], str] = {}
     for video in videos:
-        other = first.setdefault(natural_key(video.patient_id), video.video_id)
+        other = first.setdefault(same_name_key(video.patient_id), video.video_id)
         if video_folds[other] != video_folds[video.video_id]:
             raise SpatialfeatError(
                 f"{folds_csv}: patient {video.patient_id} is in two folds, video {other} in {video_folds[other]} and "

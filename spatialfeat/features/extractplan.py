@@ -11,8 +11,8 @@ from spatialfeat.data.images import content_digest
 from spatialfeat.data.pseudonyms import Pseudonyms
 from spatialfeat.data.videos import Video
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.featurefile import read_info
-from spatialfeat.features.featureschema import PSEUDONYMIZED, SUFFIX, FeatureFileInfo, Recipe, VideoHeader
+from spatialfeat.features.featurefile import FeatureFile, read_info
+from spatialfeat.features.featureschema import SUFFIX, FeatureFileInfo, Recipe, VideoHeader
 
 
 @dataclass(frozen=True)
@@ -100,18 +100,17 @@ def image_paths(video: Video) -> list[Path]:
 
 def _refuse_stranger(path: Path, recipe: Recipe, pseudonyms: Pseudonyms | None) -> None:
     """A file of a video that is not part of this run may stay only if its features belong with the new ones."""
-    info = read_info(path)
+    with FeatureFile(path) as file:
+        pass  # Its attributes say all: nothing else of it is read.
     apart = "a patient may be here under two names: move it away, or choose another --out"
-    if pseudonyms is None and PSEUDONYMIZED in info.attributes:
+    if pseudonyms is None and file.is_pseudonymized:
         raise SpatialfeatError(f"{path}: was made with --pseudonymize, and this run is without; {apart}")
-    if pseudonyms is not None and info.header.patient_id not in pseudonyms.of_patient.values():
-        raise SpatialfeatError(
-            f"{path}: its patient {info.header.patient_id} is no pseudonym of {pseudonyms.path}; {apart}"
-        )
-    differing = recipe.differences(info.recipe)
+    if pseudonyms is not None and file.patient_id not in pseudonyms.of_patient.values():
+        raise SpatialfeatError(f"{path}: its patient {file.patient_id} is no pseudonym of {pseudonyms.path}; {apart}")
+    differing = recipe.differences(file.recipe)
     if differing:
         raise SpatialfeatError(
-            f"{path}: was made with other {_differences(differing, info.recipe, recipe)} and is not part of this run; "
+            f"{path}: was made with other {_differences(differing, file.recipe, recipe)} and is not part of this run; "
             "move it away, or choose another --out"
         )
 

@@ -16,6 +16,7 @@ from spatialfeat.features.featureschema import (
     AXES_OF_LAYOUT,
     CHANNEL_TIME,
     MATRICES,
+    PSEUDONYMIZED,
     TIME_CHANNEL,
     VECTORS,
     FeatureFileInfo,
@@ -57,6 +58,11 @@ class FeatureFile:
         self.num_phases = len(self.recipe.phase_names)
 
     @property
+    def is_pseudonymized(self) -> bool:
+        """Whether `extract --pseudonymize` wrote the file."""
+        return PSEUDONYMIZED in self.attributes
+
+    @property
     def paths(self) -> tuple[Path, ...]:
         """The files that the video is read from: this one."""
         return (self.path,)
@@ -73,6 +79,11 @@ class FeatureFile:
     def labels(self) -> NDArray[np.int64]:
         """(T,) int64: phase, -100 where unlabelled."""
         return self._vector("labels")
+
+    def labels_of(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Labels of the frames [start, stop), (n,) int64; nothing else is read."""
+        with featurehandles.opened(self.path, self._stamp) as file:
+            return np.asarray(file["labels"][start:stop], dtype=np.int64)
 
     @property
     def segments(self) -> NDArray[np.int64]:

@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from spatialfeat.data.frames import natural_key
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.featurefile import FeatureFile
-from spatialfeat.features.featureschema import CHANNEL_FIRST, PSEUDONYMIZED, SUFFIX, Recipe
+from spatialfeat.features.featureschema import CHANNEL_FIRST, SUFFIX, Recipe
 from spatialfeat.files import parse_json_object
-from spatialfeat.safetext import spelling_key
+from spatialfeat.safetext import natural_key, same_name_key
 
 SHORT_HASH = 8
 """So many digits of a hash tell files apart for a person."""
@@ -104,7 +103,7 @@ def repeated_videos(files: Sequence[FeatureFile]) -> list[Conflict]:
     first: dict[tuple[object, ...], FeatureFile] = {}
     conflicts = []
     for file in files:
-        known = first.setdefault(natural_key(spelling_key(file.video_id)), file)
+        known = first.setdefault(same_name_key(file.video_id), file)
         if known is not file:
             both = " and ".join(sorted((file.path.name, known.path.name), key=natural_key))
             conflicts.append(Conflict(file.path, f"{both} both hold video {file.video_id}"))
@@ -115,7 +114,7 @@ def mixed_recipes(files: Sequence[FeatureFile]) -> list[Conflict]:
     """A conflict for each file that was made otherwise than most: what differs, there and in the others."""
     if not files:
         return []
-    hidden = {PSEUDONYMIZED in file.attributes: file for file in files}
+    hidden = {file.is_pseudonymized: file for file in files}
     if len(hidden) == 2:
         other = hidden[False].path.name
         sentence = f"{hidden[True].path.name} was made with --pseudonymize, {other} without"

@@ -9,10 +9,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialfeat.data.frames import natural_key
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.featurefile import FeatureFile
 from spatialfeat.features.featureschema import CHANNEL_TIME, Recipe
+from spatialfeat.safetext import natural_key, same_name_key
 
 
 class FeatureReader(Protocol):
@@ -28,6 +28,8 @@ class FeatureReader(Protocol):
     def patient_id(self) -> str: ...
     @property
     def split(self) -> str: ...
+    @property
+    def is_pseudonymized(self) -> bool: ...
     @property
     def recipe(self) -> Recipe: ...
     @property
@@ -69,6 +71,7 @@ class JoinedVideos:
         self._ends = np.cumsum([file.num_frames for file in self._files])
         self.path, self.split, self.recipe = first.path, first.split, first.recipe
         self.video_id = self.patient_id = first.patient_id
+        self.is_pseudonymized = first.is_pseudonymized
         self.num_frames, self.num_phases, self.num_channels = int(self._ends[-1]), first.num_phases, first.num_channels
 
     @property
@@ -121,11 +124,14 @@ def join_patients(files: Sequence[FeatureFile]) -> list[FeatureReader]:
     """
     patients: dict[tuple[object, ...], list[FeatureFile]] = {}
     for file in files:
-        known = patients.setdefault(natural_key(file.patient_id), [])
+        known = patients.setdefault(same_name_key(file.patient_id), [])
         if known and known[0].patient_id != file.patient_id:
             raise SpatialfeatError(
                 f"{file.path}: patient {file.patient_id} is the same as {known[0].patient_id} in "
                 f"{known[0].path.name}, written differently; use one spelling and extract again"
             )
         known.append(file)
-    return [JoinedVideos(videos) for _, videos in sorted(patients.items())]
+    return [
+        JoinedVideos(videos)
+        for videos in sorted(patients.values(), key=lambda videos: natural_key(videos[0].patient_id))
+    ]

@@ -126,7 +126,7 @@ class FeatureWindows(Dataset[Window]):
 
     def __getitem__(self, index: int) -> Window:
         file, start, stop = self.place(index)
-        features, labels = torch.from_numpy(file.features(start, stop)), torch.from_numpy(file.labels[start:stop])
+        features, labels = torch.from_numpy(file.features(start, stop)), torch.from_numpy(file.labels_of(start, stop))
         return _padded(Window(features, labels, torch.ones(stop - start, dtype=torch.bool)), int(self._sizes[index]))
 
     def _set_windows(self, starts: Sequence[NDArray[np.int64]], sizes: Sequence[NDArray[np.int64]]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from spatialfeat.config import check_phase_names
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.network.model import BACKBONE
 
 DESCRIPTION_SCHEMA = 1
 MAX_DESCRIPTION_BYTES = 10_000_000
@@ -47,6 +48,11 @@ def read_description(weights_path: Path, sha256: str, num_classes: int) -> dict[
         )
     if description.get("schema") != DESCRIPTION_SCHEMA or description.get("num_classes") != num_classes:
         raise SpatialfeatError(f"{path}: unknown schema or class count; it was made by another version of spatialfeat")
+    if description.get("backbone", BACKBONE) != BACKBONE:
+        raise SpatialfeatError(
+            f"{path}: describes weights of {str(description['backbone'])[:80]!r}, and this version reads {BACKBONE} "
+            "only; pass the weights of one, or delete the description if they are"
+        )
     return description
 
 
