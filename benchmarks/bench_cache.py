@@ -38,7 +38,7 @@ from spatialfeat.data.frames import read_frames
 from spatialfeat.data.images import decode_rgb
 from spatialfeat.data.sharedbatches import SharedBatches
 from spatialfeat.data.transforms import Preprocessing, training_transform
-from spatialfeat.runtime import usable_cores
+from spatialfeat.device import usable_cores
 
 SHRINK_SIZES = (256, 320, 384, 512)
 CROP_PX = 224

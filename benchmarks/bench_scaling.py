@@ -29,7 +29,7 @@ from bench_weights import make_weights
 from comparing import read_history
 from measuring import BenchmarkError, Measured, Rate, Spread, megabytes, paired_ratios, run_measured
 
-from spatialfeat.runtime import usable_cores
+from spatialfeat.device import usable_cores
 
 EPOCHS = 2
 

@@ -20,8 +20,8 @@ import torch
 from bench_frames import FrameSet, make_frames
 from measuring import BenchmarkError, load_average, run_measured
 
+from spatialfeat.device import DTYPES, choose_precision, describe_device, library_versions, select_device, usable_cores
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.runtime import DTYPES, choose_precision, describe_device, library_versions, select_device, usable_cores
 
 BENCHMARKS_DIR = Path(__file__).resolve().parent
 MIN_FRAMES = 200

@@ -27,11 +27,11 @@ from spatialfeat.data.dataset import EpochSampler, FrameDataset, make_loader
 from spatialfeat.data.frames import FrameTable, read_frames
 from spatialfeat.data.sharedbatches import SharedBatches
 from spatialfeat.data.transforms import Preprocessing, evaluation_transform, training_transform
+from spatialfeat.device import DTYPES, prepare_processor, usable_cores, use_true_float32
 from spatialfeat.network.checkpoint import load_checkpoint
 from spatialfeat.network.fastnetwork import InferenceNetwork
 from spatialfeat.network.model import freeze
 from spatialfeat.network.trainingstep import TrainingStep
-from spatialfeat.runtime import DTYPES, prepare_processor, usable_cores, use_true_float32
 
 PREPROCESSING = Preprocessing()
 NUM_BATCHES_IN_MEMORY = 4

@@ -54,8 +54,8 @@ def require_packages() -> None:
 
 def require_device() -> str:
     """The name of the CUDA device, after one small computation on it. Raises CannotCheckError if there is none."""
+    from spatialfeat.device import describe_device, select_device
     from spatialfeat.errors import SpatialfeatError
-    from spatialfeat.runtime import describe_device, select_device
 
     try:
         return describe_device(select_device("cuda"))

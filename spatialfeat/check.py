@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from spatialfeat.checkconfig import CheckConfig
 from spatialfeat.checking.checkedtables import CheckedTables, read_tables
 from spatialfeat.checking.checkreport import CheckReport, SplitFacts
 from spatialfeat.checking.checktext import render
@@ -24,14 +23,10 @@ from spatialfeat.checking.machine import machine_for
 from spatialfeat.checking.privacy import check_ids
 from spatialfeat.checking.probe import Speeds, measure_speeds
 from spatialfeat.checking.videocheck import VideoFacts, check_videos, video_facts
-from spatialfeat.config import default_phase_names
+from spatialfeat.config import CheckConfig, default_phase_names
 from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.transforms import Preprocessing
-from spatialfeat.files import prepare_output_dir, write_atomically, write_json
-from spatialfeat.reporting.plots import save_figure
-from spatialfeat.reporting.plots_balance import balance_figure
-from spatialfeat.runrecord import RunRecord
-from spatialfeat.runtime import (
+from spatialfeat.device import (
     MAX_WORKERS,
     choose_precision,
     prepare_processor,
@@ -39,6 +34,10 @@ from spatialfeat.runtime import (
     usable_cores,
     use_true_float32,
 )
+from spatialfeat.files import prepare_output_dir, write_atomically, write_json
+from spatialfeat.reporting.plots import save_figure
+from spatialfeat.reporting.plots_balance import balance_figure
+from spatialfeat.runrecord import RunRecord
 
 logger = logging.getLogger(__name__)
 

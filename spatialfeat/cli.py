@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from spatialfeat import __version__, cli_check, cli_evaluate, cli_study, cli_temporal
-from spatialfeat.exportformats import export_help
+from spatialfeat.formats import export_help
 from spatialfeat.startup import end_process
 
 app = typer.Typer(

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from spatialfeat.checkconfig import CheckConfig
 from spatialfeat.cli_options import (
     BatchSize,
     Device,
@@ -18,8 +17,8 @@ from spatialfeat.cli_options import (
     run_command,
     unless_given,
 )
-from spatialfeat.config import TEST_CSV
-from spatialfeat.safetext import for_terminal
+from spatialfeat.config import TEST_CSV, CheckConfig
+from spatialfeat.names import for_terminal
 from spatialfeat.startup import quick_imports
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from spatialfeat.cli_options import PhaseNames, read_phase_names, run_command, unless_given
-from spatialfeat.evaluateconfig import DEFAULT_NUM_PHASES, EvaluateConfig, FeaturesSource, WeightsSource
+from spatialfeat.config import DEFAULT_NUM_PHASES, EvaluateConfig, FeaturesSource, WeightsSource
 from spatialfeat.startup import quick_imports
 
 

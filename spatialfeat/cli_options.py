@@ -11,11 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from spatialfeat.errors import AlreadyToldError, Interrupted, SpatialfeatError
-from spatialfeat.faults import describe_os_error
-from spatialfeat.interruption import interruption_first, signals_as_exceptions
-from spatialfeat.ranks import name_rank, own_rank, ranks_of_environment
-from spatialfeat.safetext import for_terminal
+from spatialfeat.distributed import name_rank, own_rank, ranks_of_environment
+from spatialfeat.errors import AlreadyToldError, Interrupted, SpatialfeatError, describe_os_error
+from spatialfeat.names import for_terminal
+from spatialfeat.signals import interruption_first, signals_as_exceptions
 
 SIGNAL_EXIT_CODE = 128
 """A program that ended on signal n exits with this + n, by the shells' convention: 130 after Ctrl-C."""
@@ -71,7 +70,7 @@ def run_command(command: Callable[[], None], *, after_interruption: str = "", sh
         after_interruption: what to do next when a signal has stopped the command.
         shares_work: whether several processes under torchrun may run the command together.
     """
-    from spatialfeat.progress import lasting_streams, show_log_messages
+    from spatialfeat.console import lasting_streams, show_log_messages
 
     show_log_messages()
     message, exit_code = "", 0

@@ -24,7 +24,7 @@ from spatialfeat.cli_options import (
     run_command,
 )
 from spatialfeat.config import ExtractConfig, FinetuneConfig
-from spatialfeat.ranks import own_rank
+from spatialfeat.distributed import own_rank
 from spatialfeat.startup import quick_imports
 
 

@@ -9,8 +9,8 @@ import typer
 
 from spatialfeat.cli_options import Pseudonymize, run_command
 from spatialfeat.config import VAL_TARGETS, ExportConfig
-from spatialfeat.exportformats import FORMATS
-from spatialfeat.safetext import for_terminal
+from spatialfeat.formats import FORMATS
+from spatialfeat.names import for_terminal
 from spatialfeat.startup import quick_imports
 
 _UNLABELLED_HELP = "Frames without a label. " + "; ".join(

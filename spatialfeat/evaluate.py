@@ -10,25 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from spatialfeat import __version__
-from spatialfeat.config import PREDICTIONS_NAME
+from spatialfeat.config import PREDICTIONS_NAME, EvaluateConfig, FeaturesSource, PredictionsSource, WeightsSource
+from spatialfeat.console import count_text
 from spatialfeat.data.framecheck import require_images
 from spatialfeat.data.frames import UNLABELLED, read_frames
 from spatialfeat.data.videos import group_videos
-from spatialfeat.errors import SpatialfeatError
-from spatialfeat.evaluateconfig import EvaluateConfig, FeaturesSource, PredictionsSource, WeightsSource
-from spatialfeat.evaluating.evaluationinput import EvaluationInput, PredictionSet, Rates, evaluated_videos, find_rates
-from spatialfeat.evaluating.featurepredictions import read_feature_predictions
-from spatialfeat.evaluating.predictionfiles import read_prediction_files
-from spatialfeat.evaluating.scorefiles import compare_with_first, score, write_comparison, write_scores
-from spatialfeat.evaluating.scoretables import comparison_table, score_tables
-from spatialfeat.faults import computing_faults_told, os_errors_named
-from spatialfeat.files import move_into, prepare_output_dir, read_json_object, working_folder
-from spatialfeat.network.checkpoint import MORE_CLASSES, load_checkpoint
-from spatialfeat.network.prediction import as_set, predict_frames, write_predictions_csv
-from spatialfeat.reporting.pictures import save_pictures
-from spatialfeat.reporting.report import write_report
-from spatialfeat.runrecord import RECORD_NAME, RunRecord
-from spatialfeat.runtime import (
+from spatialfeat.device import (
     choose_precision,
     choose_workers,
     describe_arithmetic,
@@ -37,11 +24,22 @@ from spatialfeat.runtime import (
     select_device,
     use_true_float32,
 )
+from spatialfeat.errors import SpatialfeatError, computing_faults_told, os_errors_named
+from spatialfeat.evaluating.evaluationinput import EvaluationInput, PredictionSet, Rates, evaluated_videos, find_rates
+from spatialfeat.evaluating.featurepredictions import read_feature_predictions
+from spatialfeat.evaluating.predictionfiles import read_prediction_files
+from spatialfeat.evaluating.scorefiles import compare_with_first, score, write_comparison, write_scores
+from spatialfeat.evaluating.scoretables import comparison_table, score_tables
+from spatialfeat.files import move_into, prepare_output_dir, read_json_object, working_folder
+from spatialfeat.network.checkpoint import MORE_CLASSES, load_checkpoint
+from spatialfeat.network.prediction import as_set, predict_frames, write_predictions_csv
+from spatialfeat.reporting.pictures import save_pictures
+from spatialfeat.reporting.report import write_report
+from spatialfeat.runrecord import RECORD_NAME, RunRecord
 from spatialfeat.scores.evaluation import Evaluation
 from spatialfeat.scores.relaxed import DEFAULT_WINDOW_S
 from spatialfeat.scores.summary import SummaryOptions
 from spatialfeat.scores.transitions import cholec80_notice, relaxed_graph
-from spatialfeat.wording import count_text
 
 RESULT_PATTERNS = (
     "metrics.json",

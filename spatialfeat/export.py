@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spatialfeat.config import ExportConfig
+from spatialfeat.console import frame_bar
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.exportformats import FORMATS, ExportFormat
 from spatialfeat.exports.aggregate import Hdf5Export
 from spatialfeat.exports.export_csv import CsvExport
 from spatialfeat.exports.export_mstcn import MsTcnExport
@@ -19,7 +19,7 @@ from spatialfeat.exports.export_tecno import TecnoExport
 from spatialfeat.exports.exportjob import ExportJob, read_back
 from spatialfeat.exports.exportsource import open_source
 from spatialfeat.files import atomic_folder, atomic_path, require_room
-from spatialfeat.progress import frame_bar
+from spatialfeat.formats import FORMATS, ExportFormat
 
 logger = logging.getLogger(__name__)
 

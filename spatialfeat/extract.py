@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from spatialfeat.config import ExtractConfig, parse_shard
+from spatialfeat.console import count_text, frame_bar
 from spatialfeat.data.dataset import FrameDataset, make_loader
 from spatialfeat.data.framecache import FrameCache, open_cache, total_use
 from spatialfeat.data.framecheck import IsCached, check_images, describe_broken_image
@@ -20,8 +21,15 @@ from spatialfeat.data.pseudonyms import Pseudonyms, pseudonymized
 from spatialfeat.data.splits import UNNAMED_SPLIT, named_csvs
 from spatialfeat.data.transforms import evaluation_transform
 from spatialfeat.data.videos import Video, group_videos
-from spatialfeat.errors import SpatialfeatError
-from spatialfeat.faults import computing_faults_told
+from spatialfeat.device import (
+    choose_precision,
+    choose_workers,
+    describe_arithmetic,
+    prepare_processor,
+    use_true_float32,
+)
+from spatialfeat.distributed import ProcessGroup, lost_contact_told, process_group
+from spatialfeat.errors import SpatialfeatError, computing_faults_told
 from spatialfeat.features.extractplan import feature_path, plan_extraction
 from spatialfeat.features.extractresult import ExtractIntent, ExtractResult, merge_results
 from spatialfeat.features.featureschema import Recipe
@@ -32,17 +40,7 @@ from spatialfeat.network.checkpoint import MORE_CLASSES, Checkpoint, load_checkp
 from spatialfeat.network.featuresink import FeatureSink
 from spatialfeat.network.inference import run_inference
 from spatialfeat.network.model import BACKBONE, FEATURE_LAYER, NUM_FEATURES
-from spatialfeat.processgroup import ProcessGroup, lost_contact_told, process_group
-from spatialfeat.progress import frame_bar
 from spatialfeat.runrecord import RunRecord
-from spatialfeat.runtime import (
-    choose_precision,
-    choose_workers,
-    describe_arithmetic,
-    prepare_processor,
-    use_true_float32,
-)
-from spatialfeat.wording import count_text
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +139,7 @@ def _run(job: _Job, intent: ExtractIntent, group: ProcessGroup) -> ExtractResult
         result = ExtractResult()
         if share := share_out(to_compute, group.size)[group.rank]:
             sink = FeatureSink(share, job.config.out_dir, job.recipe, result, private=job.pseudonyms is not None)
-            _compute(job, share, group, sink, num_frames=sum(map(len, to_compute)))
+            _compute(job, share, group, sink)
         result = merge_results(intent, group.gather(asdict(result)))
         facts = {} if job.cache is None else {"cache": total_use(group.gather(job.cache.close()))}
         if record:
@@ -232,8 +230,8 @@ def _num_bytes(videos: Sequence[Video], checkpoint: Checkpoint) -> int:
     return sum(map(len, videos)) * (NUM_FEATURES + checkpoint.num_classes) * np.dtype(np.float32).itemsize
 
 
-def _compute(job: _Job, videos: Sequence[Video], group: ProcessGroup, sink: FeatureSink, *, num_frames: int) -> None:
-    """Run the network over all frames of `videos`, one video after the other; all processes have `num_frames`."""
+def _compute(job: _Job, videos: Sequence[Video], group: ProcessGroup, sink: FeatureSink) -> None:
+    """Run the network over all frames of `videos`, this process's share, one video after the other."""
     config, checkpoint, device = job.config, job.checkpoint, group.device
     dataset = FrameDataset(
         np.concatenate([np.full(len(video), str(video.table.img_dir)) for video in videos]),
@@ -245,19 +243,16 @@ def _compute(job: _Job, videos: Sequence[Video], group: ProcessGroup, sink: Feat
     )
     workers = choose_workers(config.workers, device, processes=group.local_size)
     loader = make_loader(dataset, batch_size=config.batch_size, workers=workers, device=device)
-    shown = 0
     try:
         with (
             computing_faults_told(batch_size=config.batch_size, workers=workers),
-            frame_bar(num_frames, "extract") as bar,
+            frame_bar(len(dataset), "extract" + group.own_share_text) as bar,
         ):
             precision, batch_size = job.recipe.precision, config.batch_size
             batches = run_inference(checkpoint.model, loader, device, checkpoint.preprocessing, precision, batch_size)
             for outputs in batches:
                 sink.take(outputs)
-                done = group.count(len(outputs.rows) + len(outputs.failures))
-                bar.advance(done - shown)
-                shown = done
+                bar.advance(len(outputs.rows) + len(outputs.failures))
     except (SpatialfeatError, KeyboardInterrupt):
         logger.info("%s; run the same command again for the others", sink.progress())
         raise

@@ -10,13 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from spatialfeat.config import WEIGHTS_NAME, FinetuneConfig
+from spatialfeat.console import count_text
 from spatialfeat.data.framecache import FrameCache, open_cache, total_use
 from spatialfeat.data.framecheck import require_images
 from spatialfeat.data.studydata import StudyData, cached_images, read_study, warn_of_shared_patients
-from spatialfeat.errors import SpatialfeatError
-from spatialfeat.faults import computing_faults_told
+from spatialfeat.device import (
+    choose_precision,
+    choose_workers,
+    describe_arithmetic,
+    library_versions,
+    prepare_processor,
+    seed_everything,
+    use_true_float32,
+)
+from spatialfeat.distributed import ProcessGroup, lost_contact_told, process_group
+from spatialfeat.errors import SpatialfeatError, computing_faults_told
 from spatialfeat.files import move_aside, prepare_output_dir, read_json_object, require_room
-from spatialfeat.interruption import is_interruption
 from spatialfeat.network.checkpoint import initial_model
 from spatialfeat.network.history import EpochRecord, epoch_line, read_history
 from spatialfeat.network.model import PhaseResNet50, num_bytes
@@ -26,18 +35,8 @@ from spatialfeat.network.studytest import TEST_NAMES, run_test_stage
 from spatialfeat.network.trainer import Trainer
 from spatialfeat.network.training import EarlyStopping
 from spatialfeat.network.trainingstate import STATE_NAME, TrainingState
-from spatialfeat.processgroup import ProcessGroup, lost_contact_told, process_group
 from spatialfeat.runrecord import RECORD_NAME, RunRecord, earlier_sessions
-from spatialfeat.runtime import (
-    choose_precision,
-    choose_workers,
-    describe_arithmetic,
-    library_versions,
-    prepare_processor,
-    seed_everything,
-    use_true_float32,
-)
-from spatialfeat.wording import count_text
+from spatialfeat.signals import is_interruption
 
 RESULT_NAMES = (STATE_NAME, RECORD_NAME, *(name for name in TRAINING_NAMES if name != STATE_NAME), *TEST_NAMES)
 """What a study leaves in its folder. Results of an earlier study there are moved aside as a whole."""

@@ -15,7 +15,7 @@ from spatialfeat.features.featuresummary import (
     VideoSummary,
     summarize_video,
 )
-from spatialfeat.safetext import natural_key
+from spatialfeat.names import natural_key
 
 
 def describe(path: Path) -> FolderSummary | FileSummary:

@@ -13,10 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from spatialfeat.device import library_versions
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import file_sha256, read_json_object, write_json
-from spatialfeat.interruption import is_interruption
-from spatialfeat.runtime import library_versions
+from spatialfeat.signals import is_interruption
 
 RUN_SCHEMA = 1
 RECORD_NAME = "run.json"

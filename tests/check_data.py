@@ -10,10 +10,10 @@ import torch
 from tinydata import png_bytes, write_csv
 
 from spatialfeat.check import examine
-from spatialfeat.checkconfig import CheckConfig
 from spatialfeat.checking.checkedtables import read_tables
 from spatialfeat.checking.checkreport import CheckReport
 from spatialfeat.checking.findings import Finding
+from spatialfeat.config import CheckConfig
 
 SIZE_PX = (90, 80)
 """Above the 73 px that frames are resized to for an input of 64 px."""

@@ -13,14 +13,14 @@ from networks import settled_network, smooth_images
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from spatialfeat.console import show_log_messages
 from spatialfeat.data.transforms import Preprocessing
+from spatialfeat.distributed import ProcessGroup, process_group
 from spatialfeat.errors import AlreadyToldError, SpatialfeatError
 from spatialfeat.network.model import freeze
 from spatialfeat.network.replicas import GlobalBatchNorm2d
 from spatialfeat.network.trainer import frame_weights
 from spatialfeat.network.trainingstep import BatchShare, TrainingStep
-from spatialfeat.processgroup import ProcessGroup, process_group
-from spatialfeat.progress import show_log_messages
 
 SHARES = (slice(0, 3), slice(3, 4)), (slice(0, 1), slice(1, 1))
 """Rows of a batch for each rank: uneven ones, and of a batch with a single frame."""
@@ -42,7 +42,6 @@ def messages(group: ProcessGroup) -> dict[str, Any]:
         "broadcast": group.broadcast(["main"] if group.is_main else ["other"]),
         "counts": group.sum(np.array([1, 2**53 + group.rank])).tolist(),
         "floats": [x.hex() for x in group.sum(np.array([0.1, 0.2]) * (group.rank + 1)).tolist()],
-        "count": max(group.gather(group.count(5 + group.rank))),
         "device": str(group.device),
         "threads": torch.get_num_threads(),
     }

@@ -11,7 +11,6 @@ import pytest
 import torch
 from tinydata import make_table, write_csv, write_images
 
-from spatialfeat.checkconfig import CheckConfig
 from spatialfeat.checking.checkedtables import read_tables
 from spatialfeat.checking.estimate import Machine, estimate_runs, features_bytes, frame_seconds
 from spatialfeat.checking.filecheck import check_missing
@@ -20,7 +19,7 @@ from spatialfeat.checking.machine import free_memory
 from spatialfeat.checking.privacy import check_ids
 from spatialfeat.checking.probe import Speeds, measure_speeds
 from spatialfeat.checking.videocheck import check_videos, video_facts
-from spatialfeat.config import FinetuneConfig
+from spatialfeat.config import CheckConfig, FinetuneConfig
 from spatialfeat.data.frames import read_frames
 from spatialfeat.data.images import list_pngs
 from spatialfeat.errors import SpatialfeatError

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from spatialfeat.config import ExtractConfig, FinetuneConfig, check_phase_names
+from spatialfeat.config import EvaluateConfig, ExtractConfig, FinetuneConfig, WeightsSource, check_phase_names
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.evaluateconfig import EvaluateConfig, WeightsSource
 
 
 def test_the_defaults_are_the_specified_study() -> None:

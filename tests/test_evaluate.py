@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
+from spatialfeat.config import EvaluateConfig
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluate import evaluate
-from spatialfeat.evaluateconfig import EvaluateConfig
 from spatialfeat.finetune import FinetuneResult
 
 

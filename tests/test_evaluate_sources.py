@@ -16,10 +16,9 @@ from typer.testing import CliRunner
 
 import spatialfeat.evaluate
 from spatialfeat.cli import app
-from spatialfeat.config import ExtractConfig
+from spatialfeat.config import EvaluateConfig, ExtractConfig
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluate import evaluate
-from spatialfeat.evaluateconfig import EvaluateConfig
 from spatialfeat.extract import extract
 from spatialfeat.features.featureschema import VideoHeader
 from spatialfeat.features.featurewriter import FeatureFileWriter

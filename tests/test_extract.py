@@ -17,11 +17,11 @@ from torchvision import transforms
 from torchvision.models import resnet50
 
 from spatialfeat.config import ExtractConfig
+from spatialfeat.device import choose_precision
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.extract import extract
 from spatialfeat.features.featurefile import read_info
 from spatialfeat.finetune import FinetuneResult
-from spatialfeat.runtime import choose_precision
 
 
 @pytest.fixture

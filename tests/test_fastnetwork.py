@@ -6,10 +6,10 @@ from networks import settled_network, smooth_images
 from torch import nn
 
 from spatialfeat.data.transforms import Preprocessing, normalize
+from spatialfeat.device import choose_precision
 from spatialfeat.network import fastnetwork
 from spatialfeat.network.fastnetwork import FoldedStages, InferenceNetwork
 from spatialfeat.network.model import PhaseResNet50
-from spatialfeat.runtime import choose_precision
 
 PREPROCESSING = Preprocessing.for_image_size(96)
 CPU = torch.device("cpu")

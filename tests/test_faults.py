@@ -18,12 +18,11 @@ from typer.testing import CliRunner, Result
 
 import spatialfeat.data.dataset as dataset_module
 from spatialfeat.cli import app
-from spatialfeat.errors import SpatialfeatError
-from spatialfeat.faults import REMEDIES, computing_faults_told, describe_os_error
+from spatialfeat.console import LastingStream
+from spatialfeat.errors import REMEDIES, SpatialfeatError, computing_faults_told, describe_os_error
 from spatialfeat.files import read_json_object
 from spatialfeat.network.fastnetwork import InferenceNetwork
 from spatialfeat.network.trainingstep import TrainingStep
-from spatialfeat.progress import LastingStream
 
 GPU_MEMORY = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.75 GiB of which 1.06 GiB is free."

@@ -10,7 +10,7 @@ from tinydata import make_table, write_csv
 
 from spatialfeat.data.frames import FrameTable, list_frames, read_frames, refuse_two_spellings
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.safetext import natural_key
+from spatialfeat.names import natural_key
 
 
 def _read(folder: Path, content: str | bytes, *, labels_required: bool = True) -> FrameTable:

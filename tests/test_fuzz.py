@@ -17,17 +17,16 @@ from hypothesis import strategies as st
 from tinydata import make_header, write_feature_file
 
 from spatialfeat.cli_options import read_phase_names
-from spatialfeat.config import check_phase_names
+from spatialfeat.config import PredictionsSource, check_phase_names
 from spatialfeat.data.frames import read_frames
 from spatialfeat.data.pseudonyms import open_pseudonyms
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.evaluateconfig import PredictionsSource
 from spatialfeat.evaluating.predictionfiles import read_prediction_files
 from spatialfeat.features.featurefile import FeatureFile
+from spatialfeat.names import MAX_NAME_BYTES, for_terminal, name_problem, spreadsheet_cell
 from spatialfeat.network import weightsdescription
 from spatialfeat.network.checkpoint import read_state_dict
-from spatialfeat.safetext import MAX_NAME_BYTES, for_terminal, name_problem, spreadsheet_cell
 
 EXAMPLES = settings(
     max_examples=60,

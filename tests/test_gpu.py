@@ -19,11 +19,11 @@ from torch import nn
 from spatialfeat import read_features
 from spatialfeat.config import PRECISIONS, ExtractConfig, FinetuneConfig, default_phase_names
 from spatialfeat.data.transforms import Preprocessing
+from spatialfeat.device import describe_device, select_device, use_true_float32
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.extract import extract
 from spatialfeat.finetune import FinetuneResult, finetune
 from spatialfeat.network.checkpoint import save_weights, snapshot
-from spatialfeat.runtime import describe_device, select_device, use_true_float32
 
 pytestmark = pytest.mark.gpu
 

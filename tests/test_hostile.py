@@ -27,19 +27,19 @@ from typer.testing import CliRunner
 import spatialfeat
 from spatialfeat.cli import app
 from spatialfeat.config import ExportConfig, check_phase_names
-from spatialfeat.csvout import write_csv as write_csv_frame
+from spatialfeat.console import BarSafeHandler
 from spatialfeat.data.frames import read_frames
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.export import export
 from spatialfeat.features.featurefile import FeatureFile
 from spatialfeat.files import read_json_object
+from spatialfeat.files import write_csv as write_csv_frame
+from spatialfeat.names import for_terminal, name_problem, spreadsheet_cell
 from spatialfeat.network import weightsdescription
 from spatialfeat.network.checkpoint import load_checkpoint
 from spatialfeat.network.weightsdescription import description_path
 from spatialfeat.network.weightsguard import convert_exactly
-from spatialfeat.progress import BarSafeHandler
-from spatialfeat.safetext import for_terminal, name_problem, spreadsheet_cell
 
 PACKAGE = Path(spatialfeat.__file__).parent
 

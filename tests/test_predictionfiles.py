@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from predictions_data import BETTER, PREDICTED, TRUTH, foreign_rows, write_predictions, write_rows, write_truth
 
+from spatialfeat.config import PredictionsSource
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.evaluateconfig import PredictionsSource
 from spatialfeat.evaluating.evaluationinput import EvaluationInput
 from spatialfeat.evaluating.predictionfiles import read_prediction_files
 

@@ -13,10 +13,9 @@ from groupworker import SHARES, images, small_network, trained
 from torch import nn
 from torchrun import torchrun
 
-from spatialfeat import processgroup
+from spatialfeat import device, distributed
+from spatialfeat.distributed import ProcessGroup, Ranks, name_rank, own_rank, process_group, ranks_of_environment
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.processgroup import ProcessGroup, process_group
-from spatialfeat.ranks import Ranks, name_rank, own_rank, ranks_of_environment
 
 ENVIRONMENT = {
     "RANK": "3",
@@ -49,9 +48,8 @@ def test_messages_reach_all_processes_in_the_order_of_ranks(told: tuple[list[dic
     # float64 could not hold the second: counts are summed as integers.
     assert first["counts"] == [2, 2**54 + 1]
     assert first["floats"] == [(0.1 + 0.1 * 2).hex(), (0.2 + 0.2 * 2).hex()]
-    assert first["count"] == 11
     assert first["device"] == "cpu"
-    assert first["threads"] == processgroup.share_of_cores(2)
+    assert first["threads"] == max(1, device.usable_cores() // 2)  # torchrun would give each process one.
 
 
 def test_an_error_is_everybodys_and_told_once(told: tuple[list[dict[str, Any]], str]) -> None:
@@ -109,7 +107,6 @@ def test_a_single_process_is_a_group_of_one() -> None:
         assert group.gather({"a": 1}) == [{"a": 1}]
         assert group.broadcast("text") == "text"
         assert group.sum(np.array([1.5])).tolist() == [1.5]
-        assert [group.count(2), group.count(3)] == [2, 5]
         group.wait()
         with pytest.raises(SpatialfeatError, match=r"^mine$"), group.together(), group.main_first():
             raise SpatialfeatError("mine")
@@ -156,7 +153,7 @@ def _pretend_cuda(monkeypatch: pytest.MonkeyPatch, devices: int) -> list[object]
         done.append(name)
         return torch.device("cuda" if name == "auto" else name)
 
-    monkeypatch.setattr(processgroup, "select_device", select)
+    monkeypatch.setattr(device, "select_device", select)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
     monkeypatch.setattr(torch.cuda, "set_device", done.append)
     return done
@@ -166,10 +163,10 @@ def _pretend_cuda(monkeypatch: pytest.MonkeyPatch, devices: int) -> list[object]
 def test_gpus_are_dealt_out_by_local_rank(monkeypatch: pytest.MonkeyPatch, requested: str) -> None:
     done = _pretend_cuda(monkeypatch, devices=2)
     ranks = ranks_of_environment(ENVIRONMENT)
-    assert processgroup._device_of_rank(ranks, requested) == torch.device("cuda:1")
+    assert distributed._device_of_rank(ranks, requested) == torch.device("cuda:1")
     # It is the current device before the first kernel, which would else open a context on the first GPU.
     assert done == [1, requested]
-    assert processgroup._device_of_rank(ranks, "cpu") == torch.device("cpu")
+    assert distributed._device_of_rank(ranks, "cpu") == torch.device("cpu")
     assert done == [1, requested, "cpu"]
 
 
@@ -178,15 +175,10 @@ def test_devices_that_torchrun_cannot_use_are_refused(monkeypatch: pytest.Monkey
     with pytest.raises(
         SpatialfeatError, match=r"--device cuda:1: torchrun gives each process its own.*VISIBLE_DEVICES"
     ):
-        processgroup._device_of_rank(ranks, "cuda:1")
+        distributed._device_of_rank(ranks, "cuda:1")
     _pretend_cuda(monkeypatch, devices=1)
     with pytest.raises(SpatialfeatError, match=r"--device cuda: torchrun started 2 processes here for 1 visible CUDA"):
-        processgroup._device_of_rank(ranks, "cuda")
-
-
-def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processgroup, "usable_cores", lambda: 7)
-    assert [processgroup.share_of_cores(size) for size in (1, 2, 4, 8)] == [7, 3, 1, 1]
+        distributed._device_of_rank(ranks, "cuda")
 
 
 def test_batches_of_evaluation_are_shared_out() -> None:
@@ -196,6 +188,11 @@ def test_batches_of_evaluation_are_shared_out() -> None:
 
 def test_only_gloos_and_nccls_own_errors_mean_lost_contact() -> None:
     lost = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]")
-    assert processgroup._is_lost_contact(lost)
-    assert processgroup._is_lost_contact(torch.distributed.DistBackendError("NCCL communicator was aborted"))
-    assert not processgroup._is_lost_contact(RuntimeError("CUDA out of memory"))
+    for error in (lost, torch.distributed.DistBackendError("NCCL communicator was aborted")):
+        with (
+            pytest.raises(SpatialfeatError, match="lost contact with another process"),
+            distributed.lost_contact_told(),
+        ):
+            raise error
+    with pytest.raises(RuntimeError, match="out of memory"), distributed.lost_contact_told():
+        raise RuntimeError("CUDA out of memory")

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from spatialfeat.config import ExtractConfig, FinetuneConfig
+from spatialfeat.device import library_versions
 from spatialfeat.runrecord import RunRecord
-from spatialfeat.runtime import library_versions
 
 
 def _load(out_dir: Path) -> dict[str, Any]:

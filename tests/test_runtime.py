@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from spatialfeat import runtime
-from spatialfeat.errors import SpatialfeatError
-from spatialfeat.runtime import (
+from spatialfeat import device as runtime
+from spatialfeat.device import (
     choose_precision,
     choose_workers,
     describe_arithmetic,
@@ -30,6 +29,7 @@ from spatialfeat.runtime import (
     usable_cores,
     use_true_float32,
 )
+from spatialfeat.errors import SpatialfeatError
 
 CUDA_804 = (
     "CUDA initialization: Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions before calling "

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from spatialfeat.cli_options import run_command
+from spatialfeat.config import EvaluateConfig
+from spatialfeat.console import frame_bar
 from spatialfeat.errors import Interrupted, SpatialfeatError
-from spatialfeat.evaluateconfig import EvaluateConfig
-from spatialfeat.interruption import signals_as_exceptions, signals_held
-from spatialfeat.progress import frame_bar
 from spatialfeat.runrecord import RunRecord
+from spatialfeat.signals import signals_as_exceptions, signals_held
 
 
 def send(number: int) -> None:

@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialfeat.checkconfig import CheckConfig
 from spatialfeat.checking.findings import Finding, finding_of, first_places
-from spatialfeat.config import TEST_CSV
+from spatialfeat.config import TEST_CSV, CheckConfig
+from spatialfeat.console import count_text
 from spatialfeat.data.csvrows import RowProblem
 from spatialfeat.data.frames import FrameTable, read_frames, two_spellings
 from spatialfeat.data.splits import named_csvs
 from spatialfeat.data.videos import shared_patients
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.wording import count_text
 
 
 @dataclass

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from spatialfeat.checkconfig import CheckConfig
 from spatialfeat.checking.estimate import Estimate, Machine
 from spatialfeat.checking.findings import ERROR, LEVELS, Finding
 from spatialfeat.checking.imagecheck import kind_counts, size_counts
 from spatialfeat.checking.imagescan import ImageScan
 from spatialfeat.checking.probe import Speeds
 from spatialfeat.checking.videocheck import VideoFacts
+from spatialfeat.config import CheckConfig
 
 CHECK_SCHEMA = 1
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from spatialfeat.checking.findings import Finding, first_places
 from spatialfeat.checking.imagescan import ImageScan
+from spatialfeat.console import count_text
 from spatialfeat.data.frames import FrameTable
-from spatialfeat.wording import count_text
 
 LEAK_SHARE = 0.01
 """From this share of a split's frames on, pictures that another split has too make its scores worthless."""

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from spatialfeat.console import FrameBar, frame_bar
 from spatialfeat.data.images import PNG_HEADER, ImageError, decode_rgb, png_header, quick_look, read_image_file
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.interruption import leave_signals_to_main_process
-from spatialfeat.progress import FrameBar, frame_bar
+from spatialfeat.signals import leave_signals_to_main_process
 
 CHUNK = 32
 """Images per piece of work: the bar moves every second even where one takes 30 ms."""

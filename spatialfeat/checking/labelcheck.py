@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from spatialfeat.checking.findings import Finding
+from spatialfeat.console import count_text
 from spatialfeat.data.frames import UNLABELLED, FrameTable
-from spatialfeat.wording import count_text
 
 RARE = 0.01
 """A phase with a smaller share of the training frames is told."""

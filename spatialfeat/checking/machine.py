@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from spatialfeat.checking.estimate import Machine
-from spatialfeat.runtime import choose_workers, describe_device, usable_cores
+from spatialfeat.device import choose_workers, describe_device, usable_cores
 
 
 def machine_for(workers: int | None, device: torch.device, disk: Path) -> Machine:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from spatialfeat.checking.findings import Finding, first_places
 from spatialfeat.data.frames import FrameTable
-from spatialfeat.safetext import natural_key
+from spatialfeat.names import natural_key
 
 REMEDY = "if it tells who somebody is, give out made-up ids only: `--pseudonymize MAP.csv` of extract and export"
 

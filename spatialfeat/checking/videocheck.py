@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from spatialfeat.checking.findings import Finding, first_places
+from spatialfeat.console import count_text
 from spatialfeat.data.frames import UNLABELLED, FrameTable
 from spatialfeat.data.videos import Video, videos_of
 from spatialfeat.features.featuresummary import count_gaps
-from spatialfeat.safetext import natural_key
-from spatialfeat.wording import count_text
+from spatialfeat.names import natural_key
 
 SHORT_RUN = 3
 """Fewer frames of a phase than this, between frames of one other phase, are called a flicker."""

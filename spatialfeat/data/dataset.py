@@ -19,7 +19,7 @@ from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.images import ImageError, content_digest, decode_rgb, read_image_file
 from spatialfeat.data.transforms import FrameTransform
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.interruption import leave_signals_to_main_process
+from spatialfeat.signals import leave_signals_to_main_process
 
 
 class FrameSample(NamedTuple):

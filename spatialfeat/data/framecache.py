@@ -20,9 +20,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from spatialfeat.console import count_text
 from spatialfeat.data.slabstore import SlabStore
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.wording import count_text
 
 TAG_NAME = "CACHEDIR.TAG"
 TAG = """\

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from spatialfeat.data.csvrows import Origin, ProblemHandler, RowProblem, Rows, read_rows, refuse
 from spatialfeat.data.images import list_pngs
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.safetext import MAX_NAME_BYTES, PLAIN_NAME, name_problem, same_name_key
+from spatialfeat.names import MAX_NAME_BYTES, PLAIN_NAME, name_problem, same_name_key
 
 UNLABELLED = -100
 """The label of a frame without a phase; PyTorch's cross-entropy ignores it by default."""

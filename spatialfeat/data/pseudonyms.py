@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialfeat.csvout import CsvTable
 from spatialfeat.data.csvrows import Rows, read_rows
 from spatialfeat.data.frames import FrameTable, refuse_two_spellings
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.safetext import name_problem, natural_key, same_name_key
+from spatialfeat.files import CsvTable
+from spatialfeat.names import name_problem, natural_key, same_name_key
 
 HEADER = ("patient_id", "pseudonym")
 NUM_DIGITS = 6

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from spatialfeat.data.frames import FrameTable, refuse_two_spellings
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.safetext import natural_key, same_name_key
+from spatialfeat.names import natural_key, same_name_key
 
 
 @dataclass(frozen=True)

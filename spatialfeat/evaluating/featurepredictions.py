@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from spatialfeat.config import check_phase_names
+from spatialfeat.config import FeaturesSource, check_phase_names
 from spatialfeat.data.csvrows import Origin, Rows
 from spatialfeat.data.frames import UNLABELLED, FrameTable, make_table
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.evaluateconfig import FeaturesSource
 from spatialfeat.evaluating.evaluationinput import NETWORK_NAME, EvaluationInput, FramePredictions, PredictionSet
 from spatialfeat.features.featurefile import FeatureFile
 from spatialfeat.features.featurefolder import read_features

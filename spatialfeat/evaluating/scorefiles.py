@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from spatialfeat.csvout import write_csv
-from spatialfeat.files import write_json
+from spatialfeat.files import write_csv, write_json
 from spatialfeat.scores.calibration import ReliabilityCurve, reliability_curve
 from spatialfeat.scores.comparison import compare
 from spatialfeat.scores.evaluation import EvaluatedVideo, Evaluation

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from spatialfeat.config import ExportConfig
-from spatialfeat.csvout import open_csv_text, write_frame
 from spatialfeat.exports.exportjob import Advance, ExportJob
 from spatialfeat.exports.exportsource import ExportSource, require_file_names
 from spatialfeat.features.featureschema import TIME_CHANNEL
+from spatialfeat.files import open_csv_text, write_frame
 
 
 class CsvExport(ExportJob):

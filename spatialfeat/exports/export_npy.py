@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from spatialfeat.config import ExportConfig
-from spatialfeat.csvout import CsvTable, open_csv_text
 from spatialfeat.exports.exportjob import Advance, ExportJob
 from spatialfeat.exports.exportsource import ExportSource, ExportVideo, require_file_names
 from spatialfeat.exports.npyfile import FLOAT32, npy_header
 from spatialfeat.features.featureschema import TIME_CHANNEL
+from spatialfeat.files import CsvTable, open_csv_text
 
 
 class NpyExport(ExportJob):

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatialfeat.config import ExportConfig
-from spatialfeat.csvout import CsvTable, open_csv_text
 from spatialfeat.exports.exportjob import Advance, ExportJob
 from spatialfeat.exports.exportsource import ExportSource, ExportVideo
 from spatialfeat.features.featureschema import TIME_CHANNEL
+from spatialfeat.files import CsvTable, open_csv_text
 
 PROTOCOL = 4
 """Readable since Python 3.4."""

@@ -12,17 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatialfeat.config import ExportConfig, Shard
+from spatialfeat.console import count_text
 from spatialfeat.data.frames import UNLABELLED
 from spatialfeat.data.pseudonyms import Pseudonyms, open_pseudonyms
 from spatialfeat.data.videos import patients_in_several_splits
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.exportformats import FORMATS, ExportFormat
 from spatialfeat.features.featurefolder import open_feature_dir
 from spatialfeat.features.featurejoin import FeatureReader, join_patients
 from spatialfeat.features.featureschema import TIME_CHANNEL, Recipe
 from spatialfeat.files import read_json_object
-from spatialfeat.safetext import natural_key
-from spatialfeat.wording import count_text
+from spatialfeat.formats import FORMATS, ExportFormat
+from spatialfeat.names import natural_key
 
 FRAMES_PER_BLOCK = 4096
 """4096 frames of 2048 float32 are 32 MiB: all that is held of a video, where the format allows writing in blocks."""

@@ -10,7 +10,7 @@ import numpy as np
 from spatialfeat.data.csvrows import read_rows
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.exports.exportsource import ExportVideo, name_some
-from spatialfeat.safetext import name_problem, natural_key, same_name_key
+from spatialfeat.names import name_problem, natural_key, same_name_key
 
 Bundles = dict[str, list[str]]
 """{bundle's name, e.g. "train.split1": ids of its videos}, the ids as in the feature files."""

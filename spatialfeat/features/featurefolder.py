@@ -12,7 +12,7 @@ from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.featurefile import FeatureFile
 from spatialfeat.features.featureschema import CHANNEL_FIRST, SUFFIX, Recipe
 from spatialfeat.files import parse_json_object
-from spatialfeat.safetext import natural_key, same_name_key
+from spatialfeat.names import natural_key, same_name_key
 
 SHORT_HASH = 8
 """So many digits of a hash tell files apart for a person."""

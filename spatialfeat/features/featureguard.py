@@ -14,7 +14,7 @@ import numpy as np
 
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.featurehandles import plain
-from spatialfeat.safetext import name_problem
+from spatialfeat.names import name_problem
 
 MAX_ATTRIBUTES = 1000
 MAX_ATTRIBUTE_VALUES = 1000

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.featurefile import FeatureFile
 from spatialfeat.features.featureschema import CHANNEL_TIME, Recipe
-from spatialfeat.safetext import natural_key, same_name_key
+from spatialfeat.names import natural_key, same_name_key
 
 
 class FeatureReader(Protocol):

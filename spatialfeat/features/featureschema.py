@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.featureguard import read_attribute, read_attributes, storage_problem
-from spatialfeat.safetext import label_problem, name_problem
+from spatialfeat.names import label_problem, name_problem
 
 FORMAT = "spatialfeat features"
 SCHEMA = 1

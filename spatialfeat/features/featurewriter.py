@@ -11,8 +11,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialfeat.errors import SpatialfeatError
-from spatialfeat.faults import os_errors_named
+from spatialfeat.errors import SpatialfeatError, os_errors_named
 from spatialfeat.features.featureschema import (
     CHANNEL_TIME,
     FORMAT,

@@ -8,8 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from spatialfeat.errors import SpatialfeatError
-from spatialfeat.faults import describe_os_error, os_errors_named
+from spatialfeat.errors import SpatialfeatError, describe_os_error, os_errors_named
 from spatialfeat.files import is_name_of
 
 LOCK_ATTEMPTS = 4

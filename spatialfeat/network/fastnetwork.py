@@ -20,8 +20,8 @@ from torch.nn import functional
 from torchvision.models.resnet import Bottleneck
 
 from spatialfeat.data.transforms import Preprocessing, normalize
+from spatialfeat.device import DTYPES
 from spatialfeat.network.model import AVGPOOL, FIRST_STAGE, PhaseResNet50
-from spatialfeat.runtime import DTYPES
 
 FRAMES_AT_ONCE = {torch.float32: 16, torch.bfloat16: 32, torch.float16: 32}
 """Frames that a CPU computes at once. More are no faster, and memory would grow with the batch."""

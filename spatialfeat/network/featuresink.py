@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from spatialfeat.console import count_text
 from spatialfeat.data.framecheck import describe_broken_image
 from spatialfeat.data.videos import Video
+from spatialfeat.device import library_versions
 from spatialfeat.features.extractplan import feature_path, image_paths, stat_digest, video_header
 from spatialfeat.features.extractresult import ExtractResult
 from spatialfeat.features.featureschema import PSEUDONYMIZED, Recipe
 from spatialfeat.features.featurewriter import FeatureFileWriter
 from spatialfeat.network.inference import NOT_FINITE, FrameOutputs
-from spatialfeat.runtime import library_versions
-from spatialfeat.wording import count_text
 
 
 class FeatureSink:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from spatialfeat.csvout import write_csv
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.files import write_csv
 from spatialfeat.reporting.plots import save_curves
 
 

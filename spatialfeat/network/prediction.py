@@ -11,17 +11,17 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from spatialfeat.csvout import write_csv
+from spatialfeat.console import frame_bar
 from spatialfeat.data.dataset import FrameDataset, make_loader, refuse_failures
 from spatialfeat.data.framecache import FrameCache
 from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.transforms import Preprocessing, evaluation_transform
+from spatialfeat.distributed import ProcessGroup
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluating.evaluationinput import NETWORK_NAME, FramePredictions, PredictionSet
+from spatialfeat.files import write_csv
 from spatialfeat.network.inference import NOT_FINITE, run_inference
 from spatialfeat.network.model import PhaseResNet50
-from spatialfeat.processgroup import ProcessGroup
-from spatialfeat.progress import frame_bar
 from spatialfeat.scores.calibration import softmax
 
 

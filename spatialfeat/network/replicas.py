@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from spatialfeat.distributed import ProcessGroup
 from spatialfeat.network.model import PhaseResNet50, frozen_children
-from spatialfeat.processgroup import ProcessGroup
 
 
 class Replicas:

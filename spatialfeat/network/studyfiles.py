@@ -7,13 +7,13 @@ from typing import Any
 
 from spatialfeat.config import WEIGHTS_NAME, FinetuneConfig, default_phase_names
 from spatialfeat.data.transforms import Preprocessing
-from spatialfeat.interruption import signals_held
 from spatialfeat.network.checkpoint import save_weights
 from spatialfeat.network.history import EpochRecord, write_history
 from spatialfeat.network.tensorboardlog import TENSORBOARD_NAME, TensorBoardLog
 from spatialfeat.network.training import EarlyStopping
 from spatialfeat.network.trainingstate import STATE_NAME, TrainingState, write_state
 from spatialfeat.network.weightsdescription import description_path
+from spatialfeat.signals import signals_held
 
 TRAINING_NAMES = (
     STATE_NAME,

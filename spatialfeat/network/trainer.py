@@ -17,13 +17,13 @@ from spatialfeat.data.framecache import FrameCache
 from spatialfeat.data.sharedbatches import SharedBatches
 from spatialfeat.data.studydata import StudyData, study_transforms
 from spatialfeat.data.transforms import Preprocessing
+from spatialfeat.device import random_state, restore_random_state
+from spatialfeat.distributed import ProcessGroup
 from spatialfeat.network.checkpoint import StateDict, snapshot
 from spatialfeat.network.history import EpochRecord
 from spatialfeat.network.model import PhaseResNet50, freeze
 from spatialfeat.network.training import train_one_epoch, validate
 from spatialfeat.network.trainingstep import BatchShare, TrainingStep
-from spatialfeat.processgroup import ProcessGroup
-from spatialfeat.runtime import random_state, restore_random_state
 
 
 class Trainer:

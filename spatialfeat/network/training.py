@@ -12,15 +12,15 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from spatialfeat.console import frame_bar
 from spatialfeat.data.dataset import FrameBatch, frames_of, refuse_failures
 from spatialfeat.data.transforms import Preprocessing
+from spatialfeat.distributed import ProcessGroup
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.network.history import EpochRecord
 from spatialfeat.network.inference import run_inference
 from spatialfeat.network.model import PhaseResNet50
 from spatialfeat.network.trainingstep import BatchShare, StepScore, TrainingStep
-from spatialfeat.processgroup import ProcessGroup
-from spatialfeat.progress import frame_bar
 
 STEPS_BETWEEN_LOOKS = 10
 

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from spatialfeat.data.transforms import Preprocessing, normalize
+from spatialfeat.device import DTYPES
+from spatialfeat.distributed import ProcessGroup
 from spatialfeat.network.fastnetwork import FoldedStages
 from spatialfeat.network.model import AVGPOOL, FIRST_STAGE, PhaseResNet50, set_training_mode
 from spatialfeat.network.replicas import Replicas
-from spatialfeat.processgroup import ProcessGroup
-from spatialfeat.runtime import DTYPES
 
 
 class BatchShare(NamedTuple):

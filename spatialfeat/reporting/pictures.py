@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from spatialfeat.console import count_text
 from spatialfeat.reporting.plots import save_confusion_matrix, save_figure
 from spatialfeat.reporting.plots_ribbons import overview_figures, ribbon_figure
 from spatialfeat.reporting.plots_scores import per_phase_figure, reliability_figure
 from spatialfeat.scores.evaluation import Evaluation
-from spatialfeat.wording import count_text
 
 
 def save_pictures(out_dir: Path, evaluations: Sequence[Evaluation], *, fps: float) -> list[Path]:

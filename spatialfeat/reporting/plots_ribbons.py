@@ -13,12 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from spatialfeat.console import count_text
 from spatialfeat.reporting.palette import UNLABELLED_COLOUR, UNLABELLED_LINE, phase_style
 from spatialfeat.reporting.plots import plain_text
 from spatialfeat.scores.evaluation import EvaluatedVideo, Evaluation
 from spatialfeat.scores.metrics import IGNORED_LABEL, IntArray
 from spatialfeat.scores.timeline import Runs, Timeline, duration_text, find_runs, time_unit, timeline, usual_step
-from spatialfeat.wording import count_text
 
 WIDTH_IN = 10.0
 ROW_IN = 0.36

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from spatialfeat.console import count_text
 from spatialfeat.reporting.palette import set_colour, set_hatch
 from spatialfeat.reporting.plots import plain_text
 from spatialfeat.scores.evaluation import Evaluation
 from spatialfeat.scores.metrics import FloatArray, IntArray
-from spatialfeat.wording import count_text
 
 BAR_SCORES = {"f1": "F1", "precision": "precision", "recall": "recall"}
 

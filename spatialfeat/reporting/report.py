@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from spatialfeat.console import count_text
 from spatialfeat.files import write_atomically
 from spatialfeat.reporting.pictures import confusion_title
 from spatialfeat.reporting.plots import confusion_figure, png_bytes, svg_bytes
@@ -31,7 +32,6 @@ from spatialfeat.reporting.report_tables import (
 from spatialfeat.reporting.report_words import DEFINITIONS
 from spatialfeat.scores.evaluation import Evaluation
 from spatialfeat.scores.metrics import IGNORED_LABEL
-from spatialfeat.wording import count_text
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 SECTIONS = {

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from spatialfeat.console import count_text
 from spatialfeat.reporting.palette import phase_style
 from spatialfeat.reporting.report_html import escaped, paint, swatch
 from spatialfeat.scores.evaluation import EvaluatedVideo, Evaluation
 from spatialfeat.scores.metrics import IGNORED_LABEL, FloatArray, IntArray
 from spatialfeat.scores.timeline import Runs, Timeline, duration_text, find_runs, time_unit, timeline, usual_step
-from spatialfeat.wording import count_text
 
 WIDTH = 2000
 """Units across a ribbon. A shorter run is drawn one unit long, so that it can be seen."""

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from spatialfeat.config import CHOLEC80_GRAPH
 from spatialfeat.data.csvrows import Rows, read_rows
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.evaluateconfig import CHOLEC80_GRAPH
 from spatialfeat.scores.relaxed import CHOLEC80, TransitionGraph
 
 CHOLEC80_PHASES = (

@@ -1,32 +1,31 @@
 """Several processes at work on one job, one per device, as `torchrun` starts them.
 
-A single process runs the same code as a group of one, which never touches torch.distributed. What the processes tell
-each other (counts, sums, names of videos) goes over gloo between CPUs; only gradients and batch statistics go over
-NCCL where the devices are GPUs. Messages are JSON and numbers: nothing is ever unpickled.
+A single process runs the same code as a group of one, which never touches torch.distributed. What the processes send
+each other (sums, names of videos) goes over gloo between CPUs; only gradients and batch statistics go over NCCL where
+the devices are GPUs. torch is imported on first use, because the command line asks for ranks and must answer at once.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
-
-import numpy as np
-import torch
-import torch.distributed as dist
-from numpy.typing import NDArray
-from torch.distributed.rendezvous import rendezvous
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from spatialfeat.errors import AlreadyToldError, SpatialfeatError
-from spatialfeat.ranks import Ranks, name_rank, ranks_of_environment
-from spatialfeat.runtime import describe_device, select_device, usable_cores
 
-Number = TypeVar("Number", bound=np.generic)
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
+    from numpy.typing import NDArray
+
+Value = TypeVar("Value")
+
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun sets in the environment of its processes."""
 
 WAIT_TO_START = timedelta(minutes=15)
 """How long the processes wait for each other at the beginning."""
@@ -38,36 +37,77 @@ WAIT_FOR_GRADIENTS = timedelta(minutes=30)
 logger = logging.getLogger(__name__)
 
 
-class _Counter(Protocol):
-    """What is used of torch's key-value store, which torchrun keeps for its processes."""
+class Ranks(NamedTuple):
+    """`rank` of `size` processes, and `local_rank` of the `local_size` among them that run on this machine."""
 
-    def add(self, key: str, amount: int, /) -> int: ...
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+
+def ranks_of_environment(environment: Mapping[str, str] = os.environ) -> Ranks:
+    """This process among those that torchrun has started; one of one without torchrun.
+
+    Raises:
+        SpatialfeatError: variables that contradict each other, as half-written job scripts make them.
+    """
+    if "WORLD_SIZE" not in environment:
+        return Ranks()
+    try:
+        ranks = Ranks(*(int(environment[name]) for name in NAMES[:4]))
+    except (KeyError, ValueError):
+        ranks = Ranks(-1)
+    possible = 0 <= ranks.rank < ranks.size and 0 <= ranks.local_rank < ranks.local_size <= ranks.size
+    if not possible or (ranks.size > 1 and not all(environment.get(name) for name in NAMES)):
+        found = ", ".join(f"{name}={environment.get(name, '(unset)')}" for name in NAMES)
+        raise SpatialfeatError(
+            f"the environment names several processes, but not as torchrun does ({found}); "
+            "start them with torchrun, or unset WORLD_SIZE for a single process"
+        )
+    return ranks
+
+
+def own_rank() -> int:
+    """The rank of this process, 0 without torchrun; never an error, for code that only decides who prints."""
+    text = os.environ.get("RANK", "0")
+    return int(text) if "WORLD_SIZE" in os.environ and text.isdecimal() else 0
+
+
+def name_rank(rank: int) -> str:
+    """`rank 1: ` before messages that only that process has; nothing for the main process."""
+    return f"rank {rank}: " if rank else ""
 
 
 class ProcessGroup:
-    """The processes of one job. All of them must call every method but `count`, and in the same order."""
+    """The processes of one job. All of them must call every method, and in the same order."""
 
-    def __init__(self, ranks: Ranks, device: torch.device, store: _Counter | None = None) -> None:
+    def __init__(self, ranks: Ranks, device: torch.device) -> None:
         self.rank, self.size, _, self.local_size = ranks
         self.device = device
-        self._store = store
-        self._counted = 0
         self._gradient_group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
-        """True in the one process that writes files and speaks for all."""
+        """True in the one process that writes files and prints for all."""
         return self.rank == 0
 
     @property
     def description(self) -> str:
         """`cpu (8 cores)`, `cuda:0 (NVIDIA H100 80GB HBM3), 4 processes`, for people and for run.json."""
+        from spatialfeat.device import describe_device
+
         return describe_device(self.device) + self.processes_text
 
     @property
     def processes_text(self) -> str:
         """`, 4 processes`, and nothing for one alone."""
         return f", {self.size} processes" if self.size > 1 else ""
+
+    @property
+    def own_share_text(self) -> str:
+        """` (rank 0 of 4)` behind what this process does of a job, and nothing where it does all."""
+        return f" (rank {self.rank} of {self.size})" if self.size > 1 else ""
 
     def share(self, batch_size: int) -> int:
         """The batch of one process, where it does not matter which frames are in one batch."""
@@ -77,6 +117,8 @@ class ProcessGroup:
     def gradients(self) -> dist.ProcessGroup | None:
         """The group for gradients and batch statistics: NCCL between GPUs, gloo between CPUs; None if alone."""
         if self._gradient_group is None and self.size > 1:
+            import torch.distributed as dist
+
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             created = dist.new_group(backend=backend, timeout=WAIT_FOR_GRADIENTS)
             assert isinstance(created, dist.ProcessGroup)
@@ -84,41 +126,37 @@ class ProcessGroup:
         return self._gradient_group
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes are here."""
         if self.size > 1:
+            import torch.distributed as dist
+
             dist.barrier()
 
-    def gather(self, value: Any) -> list[Any]:
-        """The JSON-ready values of all processes, in the order of their ranks, in every process."""
+    def gather(self, value: Value) -> list[Value]:
+        """The values of all processes, in the order of their ranks, in every process."""
         if self.size == 1:
             return [value]
-        content = np.frombuffer(json.dumps(value).encode(), np.uint8)
-        lengths = [int(length[0]) for length in self._gather(np.array([len(content)]))]
-        padded = np.zeros(max(lengths), np.uint8)
-        padded[: len(content)] = content
-        texts = zip(self._gather(padded), lengths, strict=True)
-        return [json.loads(text[:length].tobytes()) for text, length in texts]
+        import torch.distributed as dist
 
-    def broadcast(self, value: Any) -> Any:
-        """The main process's JSON-ready value, in every process."""
-        return self.gather(value if self.is_main else None)[0]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
-    def sum(self, values: NDArray[Number]) -> NDArray[Number]:
+    def broadcast(self, value: Value | None) -> Value:
+        """The main process's value, in every process."""
+        found = self.gather(value if self.is_main else None)[0]
+        assert found is not None
+        return found
+
+    def sum(self, values: NDArray[Any]) -> NDArray[Any]:
         """The sum over all processes of arrays of one shape.
 
         Added in the order of the ranks, so that every process gets the same bits, also of floats.
         """
-        if self.size == 1:
-            return values
-        total: NDArray[Number] = np.sum(np.stack(self._gather(values)), axis=0, dtype=values.dtype)
+        total, *others = self.gather(values)
+        for other in others:
+            total = total + other
         return total
-
-    def count(self, amount: int) -> int:
-        """Add to a number that all processes share, and return it; nobody waits for anybody."""
-        if self._store is None:
-            self._counted += amount
-            return self._counted
-        return int(self._store.add("spatialfeat/count", amount))
 
     def require_same(self, option: str, value: str, remedy: str) -> None:
         """Raise SpatialfeatError if `value`, what `option` came to, is not the same in all processes."""
@@ -132,7 +170,7 @@ class ProcessGroup:
     def together(self) -> Iterator[None]:
         """A block that does the same in all processes, such as reading CSVs: its messages are shown once.
 
-        An error of any process becomes one of all, and is told once. Otherwise each would repeat it, or those
+        An error of any process becomes one of all, and is shown once. Otherwise each would repeat it, or those
         without it would wait for those that have ended.
         """
         if self.size == 1:
@@ -144,7 +182,7 @@ class ProcessGroup:
                 yield
             except SpatialfeatError as error:
                 found = error
-        texts: list[str | None] = self.gather(None if found is None else str(found))
+        texts = self.gather(None if found is None else str(found))
         failed = [rank for rank, text in enumerate(texts) if text is not None]
         if not failed:
             return
@@ -165,12 +203,6 @@ class ProcessGroup:
             if self.is_main:
                 self.wait()
 
-    def _gather(self, values: NDArray[Number]) -> list[NDArray[Number]]:
-        mine = torch.from_numpy(np.array(values))
-        found = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(found, mine)
-        return [tensor.numpy() for tensor in found]
-
 
 @contextmanager
 def process_group(requested_device: str) -> Iterator[ProcessGroup]:
@@ -182,6 +214,12 @@ def process_group(requested_device: str) -> Iterator[ProcessGroup]:
     Raises:
         SpatialfeatError: devices that do not suffice or differ; in the block also when another process has ended.
     """
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    from spatialfeat.device import select_device
+
     ranks = ranks_of_environment()
     if ranks.size == 1:
         yield ProcessGroup(ranks, select_device(requested_device))
@@ -194,7 +232,7 @@ def process_group(requested_device: str) -> Iterator[ProcessGroup]:
     failed = True
     try:
         with lost_contact_told():
-            yield _group_on_devices(ranks, requested_device, store)
+            yield _group_on_devices(ranks, requested_device)
         failed = False
     finally:
         # NCCL would wait for work that the failed process never gave to it; the end of the process frees all.
@@ -202,23 +240,26 @@ def process_group(requested_device: str) -> Iterator[ProcessGroup]:
             dist.destroy_process_group()
 
 
-def _group_on_devices(ranks: Ranks, requested_device: str, store: _Counter) -> ProcessGroup:
-    group = ProcessGroup(ranks, torch.device("cpu"), store)
+def _group_on_devices(ranks: Ranks, requested_device: str) -> ProcessGroup:
+    import torch
+
+    from spatialfeat.device import usable_cores
+
+    group = ProcessGroup(ranks, torch.device("cpu"))
     with group.together():
         group.device = _device_of_rank(ranks, requested_device)
     group.require_same("--device", group.device.type, "pass cpu or cuda")
     if group.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS", "1") == "1":
         # torchrun gives each process one thread where nobody has asked for more. The cores are shared out instead.
-        torch.set_num_threads(share_of_cores(ranks.local_size))
+        torch.set_num_threads(max(1, usable_cores() // ranks.local_size))
     return group
 
 
-def share_of_cores(local_size: int) -> int:
-    """Processor cores for each of `local_size` processes on this machine."""
-    return max(1, usable_cores() // local_size)
-
-
 def _device_of_rank(ranks: Ranks, requested: str) -> torch.device:
+    import torch
+
+    from spatialfeat.device import select_device
+
     if requested.startswith("cuda:"):
         raise SpatialfeatError(
             f"--device {requested}: torchrun gives each process its own device; pass --device cuda, "
@@ -240,17 +281,15 @@ def _device_of_rank(ranks: Ranks, requested: str) -> torch.device:
 @contextmanager
 def lost_contact_told() -> Iterator[None]:
     """Raise SpatialfeatError when another process of the group has ended: also inside whatever records the failure."""
+    import torch.distributed as dist
+
     try:
         yield
     except RuntimeError as error:
-        if not _is_lost_contact(error):
+        # gloo raises plain RuntimeErrors, which name its source files.
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        raise SpatialfeatError("lost contact with another process, whose own message tells why") from error
-
-
-def _is_lost_contact(error: RuntimeError) -> bool:
-    """gloo raises plain RuntimeErrors, which name its source files."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+        raise SpatialfeatError("lost contact with another process; see its own message for the reason") from error
 
 
 @contextmanager

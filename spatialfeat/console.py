@@ -1,4 +1,7 @@
-"""What a person sees while the program works: progress bars, and log lines that do not tear them."""
+"""What a person sees while the program works: progress bars, and log lines that do not tear them.
+
+Small words for messages, tables and reports.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from spatialfeat.interruption import raise_if_interrupted
-from spatialfeat.ranks import name_rank, own_rank
-from spatialfeat.safetext import for_terminal
+from spatialfeat.distributed import name_rank, own_rank
+from spatialfeat.names import for_terminal
+from spatialfeat.signals import raise_if_interrupted
 
 SECONDS_BETWEEN_LOG_FILE_UPDATES = 30
 
@@ -117,3 +120,8 @@ def show_log_messages() -> None:
     package_logger.setLevel(logging.WARNING if own_rank() else logging.INFO)
     package_logger.handlers = [BarSafeHandler()]
     package_logger.propagate = False
+
+
+def count_text(count: int, noun: str) -> str:
+    """`1 frame`, `2 frames`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
