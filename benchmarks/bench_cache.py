@@ -32,11 +32,10 @@ from measuring import Spread, run_measured
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional
 
-from spatialfeat.data.dataset import EpochSampler, FrameDataset, make_loader
-from spatialfeat.data.framecache import FrameCache
+from spatialfeat.data.cache import FrameCache
+from spatialfeat.data.dataset import EpochSampler, FrameDataset, SharedBatches, make_loader
 from spatialfeat.data.frames import read_frames
 from spatialfeat.data.images import decode_rgb
-from spatialfeat.data.sharedbatches import SharedBatches
 from spatialfeat.data.transforms import Preprocessing, training_transform
 from spatialfeat.device import usable_cores
 

@@ -23,9 +23,8 @@ import torch
 from bench_frames import COLOURS, draw_frame
 from torch import nn
 
-from spatialfeat.data.dataset import EpochSampler, FrameDataset, make_loader
+from spatialfeat.data.dataset import EpochSampler, FrameDataset, SharedBatches, make_loader
 from spatialfeat.data.frames import FrameTable, read_frames
-from spatialfeat.data.sharedbatches import SharedBatches
 from spatialfeat.data.transforms import Preprocessing, evaluation_transform, training_transform
 from spatialfeat.device import DTYPES, prepare_processor, usable_cores, use_true_float32
 from spatialfeat.network.checkpoint import load_checkpoint

@@ -12,9 +12,8 @@ from typing import Any
 from spatialfeat import __version__
 from spatialfeat.config import PREDICTIONS_NAME, EvaluateConfig, FeaturesSource, PredictionsSource, WeightsSource
 from spatialfeat.console import count_text
-from spatialfeat.data.framecheck import require_images
-from spatialfeat.data.frames import UNLABELLED, read_frames
-from spatialfeat.data.videos import group_videos
+from spatialfeat.data.dataset import require_images
+from spatialfeat.data.frames import UNLABELLED, group_videos, read_frames
 from spatialfeat.device import (
     choose_precision,
     choose_workers,

@@ -13,14 +13,11 @@ import numpy as np
 
 from spatialfeat.config import ExtractConfig, parse_shard
 from spatialfeat.console import count_text, frame_bar
-from spatialfeat.data.dataset import FrameDataset, make_loader
-from spatialfeat.data.framecache import FrameCache, open_cache, total_use
-from spatialfeat.data.framecheck import IsCached, check_images, describe_broken_image
-from spatialfeat.data.frames import FrameTable, list_frames, read_frames
+from spatialfeat.data.cache import FrameCache, open_cache, total_use
+from spatialfeat.data.dataset import FrameDataset, IsCached, check_images, describe_broken_image, make_loader
+from spatialfeat.data.frames import UNNAMED_SPLIT, FrameTable, Video, group_videos, list_frames, named_csvs, read_frames
 from spatialfeat.data.pseudonyms import Pseudonyms, pseudonymized
-from spatialfeat.data.splits import UNNAMED_SPLIT, named_csvs
 from spatialfeat.data.transforms import evaluation_transform
-from spatialfeat.data.videos import Video, group_videos
 from spatialfeat.device import (
     choose_precision,
     choose_workers,

@@ -11,9 +11,8 @@ from typing import Any
 
 from spatialfeat.config import WEIGHTS_NAME, FinetuneConfig
 from spatialfeat.console import count_text
-from spatialfeat.data.framecache import FrameCache, open_cache, total_use
-from spatialfeat.data.framecheck import require_images
-from spatialfeat.data.studydata import StudyData, cached_images, read_study, warn_of_shared_patients
+from spatialfeat.data.cache import FrameCache, open_cache, total_use
+from spatialfeat.data.dataset import require_images
 from spatialfeat.device import (
     choose_precision,
     choose_workers,
@@ -37,6 +36,7 @@ from spatialfeat.network.training import EarlyStopping
 from spatialfeat.network.trainingstate import STATE_NAME, TrainingState
 from spatialfeat.runrecord import RECORD_NAME, RunRecord, earlier_sessions
 from spatialfeat.signals import is_interruption
+from spatialfeat.training.data import StudyData, cached_images, read_study, warn_of_shared_patients
 
 RESULT_NAMES = (STATE_NAME, RECORD_NAME, *(name for name in TRAINING_NAMES if name != STATE_NAME), *TEST_NAMES)
 """What a study leaves in its folder. Results of an earlier study there are moved aside as a whole."""

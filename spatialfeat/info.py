@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spatialfeat.data.videos import patients_in_several_splits
+from spatialfeat.data.frames import patients_in_several_splits
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.featurefile import FeatureFile
 from spatialfeat.features.featurefolder import list_feature_files, mixed_recipes, repeated_videos

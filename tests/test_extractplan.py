@@ -21,9 +21,8 @@ from tinydata import (
     write_images,
 )
 
-from spatialfeat.data.frames import read_frames
+from spatialfeat.data.frames import Video, group_videos, read_frames
 from spatialfeat.data.images import content_digest
-from spatialfeat.data.videos import Video, group_videos
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.extractplan import (
     ExtractionPlan,

@@ -19,9 +19,8 @@ from tinydata import make_table, png_bytes
 
 from spatialfeat.config import ExtractConfig, FinetuneConfig
 from spatialfeat.data import dataset
-from spatialfeat.data.dataset import AugmentedRow, FrameDataset, FrameSample, make_loader
-from spatialfeat.data.framecache import TAG_NAME, CachedFrame, FrameCache
-from spatialfeat.data.framecheck import check_images
+from spatialfeat.data.cache import TAG_NAME, CachedFrame, FrameCache
+from spatialfeat.data.dataset import AugmentedRow, FrameDataset, FrameSample, check_images, make_loader
 from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.images import content_digest, decode_rgb
 from spatialfeat.data.transforms import FrameTransform, Preprocessing, evaluation_transform, training_transform

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tinydata import make_table, png_bytes, write_images
 
-from spatialfeat.data.framecheck import check_images, require_images
+from spatialfeat.data.dataset import check_images, require_images
 from spatialfeat.errors import SpatialfeatError
 
 

@@ -11,10 +11,10 @@ from feature_folders import make_video
 from tinydata import write_csv
 
 from spatialfeat.config import ExportConfig, FinetuneConfig
-from spatialfeat.data.studydata import read_study
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.export import export
 from spatialfeat.info import describe
+from spatialfeat.training.data import read_study
 
 # The names are those of one patient; their videos are different ones.
 SPELLINGS = [("P1", "p1"), ("P1", "P01"), ("M\u00fcller1", "Mu\u0308ller1"), ("\uff301", "P1")]

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from tinydata import make_table
 
 from spatialfeat.config import ExtractConfig, Shard, parse_shard
-from spatialfeat.data.dataset import EpochSampler
-from spatialfeat.data.sharedbatches import SharedBatches
-from spatialfeat.data.videos import Video, group_videos
+from spatialfeat.data.dataset import EpochSampler, SharedBatches
+from spatialfeat.data.frames import Video, group_videos
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.extractresult import ExtractIntent, merge_results
 from spatialfeat.features.sharing import share_out

@@ -16,9 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import spatialfeat.data.slabstore as slabstore
-from spatialfeat.data.slabs import HEADER, IN_USE_SECONDS, RECORD, SLABS_PER_LIMIT
-from spatialfeat.data.slabstore import SlabStore, _PlaceTable
+import spatialfeat.data.cache as slabstore
+from spatialfeat.data.cache import HEADER, IN_USE_SECONDS, RECORD, SLABS_PER_LIMIT, SlabStore, _PlaceTable
 
 LIMIT = 10_000_000
 
@@ -186,7 +185,7 @@ def test_half_an_entry_is_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_too_little_free_disk_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spatialfeat.data.slabs.KEEP_FREE_BYTES", 10**18)
+    monkeypatch.setattr("spatialfeat.data.cache.KEEP_FREE_BYTES", 10**18)
     store = SlabStore(tmp_path, LIMIT)
     fill(store, range(1))
     assert store.full is not None
@@ -211,7 +210,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from test_slabstore import LIMIT, body_of, key_of
-from spatialfeat.data.slabstore import SlabStore
+from spatialfeat.data.cache import SlabStore
 store = SlabStore(Path(sys.argv[1]), LIMIT)
 print("ready", flush=True)
 sys.stdin.readline()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from spatialfeat.data.splits import named_csvs
+from spatialfeat.data.frames import named_csvs
 from spatialfeat.errors import SpatialfeatError
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tinydata import make_table
 
-from spatialfeat.data.videos import Video, group_videos, shared_patients
+from spatialfeat.data.frames import Video, group_videos, shared_patients
 from spatialfeat.errors import SpatialfeatError
 
 

@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from spatialfeat.checking.findings import Finding, finding_of, first_places
 from spatialfeat.config import TEST_CSV, CheckConfig
 from spatialfeat.console import count_text
-from spatialfeat.data.csvrows import RowProblem
-from spatialfeat.data.frames import FrameTable, read_frames, two_spellings
-from spatialfeat.data.splits import named_csvs
-from spatialfeat.data.videos import shared_patients
+from spatialfeat.data.frames import FrameTable, named_csvs, read_frames, shared_patients, two_spellings
+from spatialfeat.data.tables import RowProblem
 from spatialfeat.errors import SpatialfeatError
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from spatialfeat.checking.findings import Finding, first_places
 from spatialfeat.checking.imagescan import ImageScan
 from spatialfeat.console import count_text
-from spatialfeat.data.framecheck import describe_broken_image
+from spatialfeat.data.dataset import describe_broken_image
 from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.images import list_pngs
 from spatialfeat.errors import SpatialfeatError

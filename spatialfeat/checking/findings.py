@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from spatialfeat.data.csvrows import RowProblem
+from spatialfeat.data.tables import RowProblem
 
 MAX_PLACES = 10_000
 """So many places of one finding are kept; its count is always that of all."""

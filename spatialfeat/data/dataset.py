@@ -1,10 +1,18 @@
-"""From frame rows to batches: decode, transform, collate. Training and inference load frames here and nowhere else."""
+"""Are all images of the frame tables there and whole? Answered before long work starts.
+
+From frame rows to batches: decode, transform, collate. Training and inference load frames here and nowhere else.
+
+Batches of which every process loads its share: together they are the batches that one process would load.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +22,69 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from spatialfeat.data.framecache import CachedFrame, FrameCache
+from spatialfeat.data.cache import CachedFrame, FrameCache
 from spatialfeat.data.frames import FrameTable
-from spatialfeat.data.images import ImageError, content_digest, decode_rgb, read_image_file
+from spatialfeat.data.images import (
+    ImageError,
+    content_digest,
+    decode_rgb,
+    find_broken_images,
+    list_pngs,
+    read_image_file,
+)
 from spatialfeat.data.transforms import FrameTransform
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.signals import leave_signals_to_main_process
+
+IsCached = Callable[[FrameTable, Path], bool]
+"""Is the image of a table in the frame cache, as the file is now?"""
+
+
+def check_images(
+    tables: Sequence[FrameTable],
+    *,
+    rows: Sequence[Sequence[int]] | None = None,
+    progress: bool = True,
+    is_cached: IsCached | None = None,
+) -> list[tuple[FrameTable, int, str]]:
+    """Find rows whose image is missing or not a whole PNG, without decoding: seconds for 200,000 frames.
+
+    Images that are cached were decoded before and are not opened.
+
+    Args:
+        rows: for each table the rows to look at, in ascending order; None looks at all.
+
+    Returns:
+        (table, row, reason) per broken row, in the order of the tables.
+    Raises:
+        SpatialfeatError: the image folder does not exist or cannot be read.
+    """
+    present_by_dir = {img_dir: list_pngs(img_dir) for img_dir in {table.img_dir for table in tables}}
+    broken: list[tuple[FrameTable, int, str]] = []
+    for table, chosen in zip(tables, rows or [range(len(table)) for table in tables], strict=True):
+        present, names = present_by_dir[table.img_dir], table.image_names.tolist()
+        there = [row for row in chosen if names[row] in present]
+        known = None if is_cached is None else partial(is_cached, table)
+        reasons = find_broken_images([table.image_path(row) for row in there], progress=progress, is_known=known)
+        unreadable = {there[index]: reason for index, reason in reasons.items()}
+        missing = dict.fromkeys(set(chosen) - set(there), "the file does not exist")
+        broken += [(table, row, reason) for row, reason in sorted((unreadable | missing).items())]
+    return broken
+
+
+def describe_broken_image(table: FrameTable, row: int, reason: str) -> str:
+    """`train.csv row 812: cannot read images/1050_1_000812.png: the file is empty`."""
+    return f"{table.where(row)}: cannot read {table.image_path(row)}: {reason}"
+
+
+def require_images(tables: Sequence[FrameTable], is_cached: IsCached | None = None) -> None:
+    """Raise SpatialfeatError naming the first broken image and the number of others, if there is any."""
+    broken = check_images(tables, is_cached=is_cached)
+    if broken:
+        others = f" ({len(broken)} of {sum(map(len, tables))} images are broken)" if len(broken) > 1 else ""
+        raise SpatialfeatError(
+            f"{describe_broken_image(*broken[0])}{others}; put the image there, pass --img-dir, or remove the row"
+        )
 
 
 class FrameSample(NamedTuple):
@@ -225,3 +290,30 @@ def refuse_failures(dataset: FrameDataset, failures: list[tuple[int, str]]) -> N
     """Raise SpatialfeatError for the first undecodable frame, if any: skipping it would change the result unseen."""
     for row, reason in failures:
         raise SpatialfeatError(f"cannot read {dataset.image_path(row)}: {reason}; replace the image or remove its row")
+
+
+class SharedBatches(Sampler[list[AugmentedRow]]):
+    """The rows of `sampler` in batches of `batch_size`; iterating gives process `rank` of `size` its rows of each.
+
+    Shares of a batch differ by one row at most. In the last, smaller batch some may be empty.
+    """
+
+    def __init__(self, sampler: EpochSampler, batch_size: int, *, rank: int = 0, size: int = 1) -> None:
+        self._sampler, self._batch_size, self._rank, self._size = sampler, batch_size, rank, size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._sampler) / self._batch_size)
+
+    def __iter__(self) -> Iterator[list[AugmentedRow]]:
+        for batch in self.whole():
+            yield self.share(batch)
+
+    def share(self, batch: list[AugmentedRow]) -> list[AugmentedRow]:
+        """This process's rows of a batch."""
+        return batch[self._rank :: self._size]
+
+    def whole(self) -> Iterator[list[AugmentedRow]]:
+        """The batches with the rows of all processes."""
+        rows = iter(self._sampler)
+        while batch := list(islice(rows, self._batch_size)):
+            yield batch

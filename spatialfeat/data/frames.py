@@ -2,13 +2,19 @@
 
 An id is `PATIENT_SEGMENT_FRAME` (`1050_1_000001`) or `VIDEO_FRAME` (`video01_000123`). The last field is the frame
 number, everything before it is the video. Fields are compared as integers, never as text: frame_10 is after frame_9.
+
+Frames grouped into videos or whole patients, each in time order.
+
+Which CSV is which split: told by its name, or by the user as `SPLIT=PATH`.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +22,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from spatialfeat.data.csvrows import Origin, ProblemHandler, RowProblem, Rows, read_rows, refuse
+from spatialfeat.config import TEST_CSV, TRAIN_CSV, VAL_CSV
 from spatialfeat.data.images import list_pngs
+from spatialfeat.data.tables import Origin, ProblemHandler, RowProblem, Rows, read_rows, refuse
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.names import MAX_NAME_BYTES, PLAIN_NAME, name_problem, same_name_key
+from spatialfeat.names import MAX_NAME_BYTES, PLAIN_NAME, name_problem, natural_key, same_name_key
 
 UNLABELLED = -100
 """The label of a frame without a phase; PyTorch's cross-entropy ignores it by default."""
@@ -245,3 +252,134 @@ def _without_repeated_frames(table: FrameTable, on_problem: ProblemHandler) -> F
 
         on_problem(RowProblem("repeated-id", np.flatnonzero(repeated), describe, "remove one of them"))
     return table.take(~repeated)
+
+
+@dataclass(frozen=True)
+class Video:
+    """One feature file's worth of frames: `rows` are (T,) indices into `table`, in time order."""
+
+    video_id: str
+    patient_id: str
+    table: FrameTable
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def group_videos(tables: Sequence[FrameTable], group_by: str = "video") -> list[Video]:
+    """Group rows into videos (or whole patients), each in time order, the videos in numeric order of their ids.
+
+    Raises:
+        SpatialfeatError: a video (or, grouped so, a patient) occurs in two splits, or in two spellings.
+    """
+    refuse_two_spellings(tables)
+    found: dict[str, Video] = {}
+    for table in tables:
+        for video in videos_of(table, group_by):
+            if video.video_id in found:
+                other = found[video.video_id]
+                raise SpatialfeatError(
+                    f"{table.where(int(video.rows[0]))}: {group_by} {video.video_id} is listed here (split "
+                    f"{table.split}) and in {other.table.where(int(other.rows[0]))} (split {other.table.split}); "
+                    f"keep each {group_by} in one CSV"
+                )
+            found[video.video_id] = video
+    for before, video in pairwise(sorted(found.values(), key=lambda video: same_name_key(video.video_id))):
+        if same_name_key(before.video_id) == same_name_key(video.video_id):
+            raise SpatialfeatError(
+                f"{video.table.where(int(video.rows[0]))}: {group_by} {video.video_id} is the same as "
+                f"{before.video_id} in {before.table.where(int(before.rows[0]))}, written differently; use one spelling"
+            )
+    return [found[key] for key in sorted(found, key=natural_key)]
+
+
+def videos_of(table: FrameTable, group_by: str = "video") -> Iterator[Video]:
+    """The videos (or whole patients) of one table, each in time order, in the order of their names as text."""
+    keys, key_of_row = np.unique(table.videos if group_by == "video" else table.patients, return_inverse=True)
+    # One sort for all videos: picking each video's rows out of 200,000 takes seconds when there are many.
+    order = np.lexsort((table.frames, table.segments, key_of_row))
+    ends = np.cumsum(np.bincount(key_of_row))
+    for key, rows in zip(keys.tolist(), np.split(order, ends[:-1]), strict=True):
+        yield Video(key, str(table.patients[rows[0]]), table, rows)
+
+
+def shared_patients(tables: Sequence[FrameTable]) -> dict[str, dict[str, int]]:
+    """The patients that are in more than one split: see `patients_in_several_splits`."""
+    return patients_in_several_splits(
+        (str(patient), table.split, int(count))
+        for table in tables
+        for patient, count in zip(*np.unique(table.patients, return_counts=True), strict=True)
+    )
+
+
+def patients_in_several_splits(frames: Iterable[tuple[str, str, int]]) -> dict[str, dict[str, int]]:
+    """How many frames in which split: {patient: {split: frames}} of the patients that are in more than one.
+
+    Scores on such splits are too good. A patient that is written in several ways is shown so: `P1 (also p1)`.
+
+    Args:
+        frames: (patient, split, number of frames), any number of them for a patient.
+    """
+    found: dict[tuple[object, ...], tuple[dict[str, None], dict[str, int]]] = {}
+    for patient, split, count in frames:
+        spellings, splits = found.setdefault(same_name_key(patient), ({}, {}))
+        spellings[patient] = None
+        splits[split] = splits.get(split, 0) + count
+    return {_spellings_text(list(spellings)): splits for spellings, splits in found.values() if len(splits) > 1}
+
+
+def _spellings_text(spellings: Sequence[str]) -> str:
+    first, *others = spellings
+    return f"{first} (also {', '.join(others)})" if others else first
+
+
+UNNAMED_SPLIT = "all"
+"""The split of frames that come from a folder, without a CSV."""
+
+logger = logging.getLogger(__name__)
+
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+def named_csvs(csvs: Sequence[str]) -> list[tuple[str, Path]]:
+    """(split, path) of each `PATH` or `SPLIT=PATH`; with none given, those of the specification's files that are here.
+
+    Raises:
+        SpatialfeatError: a file name that does not tell its split, or a file given twice.
+    """
+    if not csvs:
+        defaults = [("train", TRAIN_CSV), ("val", VAL_CSV), ("test", TEST_CSV)]
+        for _, path in defaults:
+            if not path.exists():
+                logger.info("no %s here: leaving it out", path)
+        return [(split, path) for split, path in defaults if path.exists()]
+    named = [_split_and_path(text) for text in csvs]
+    paths = [path.resolve() for _, path in named]
+    for index, path in enumerate(paths):
+        if path in paths[:index]:
+            raise SpatialfeatError(f"--csv {named[index][1]}: is given twice; give each file once")
+    return named
+
+
+def _split_and_path(text: str) -> tuple[str, Path]:
+    match = re.fullmatch(r"(?P<split>[A-Za-z0-9_-]+)=(?P<path>.+)", text)
+    if match and not Path(text).exists():
+        return match["split"], Path(match["path"]).expanduser()  # The shell expands no `~` behind `=`.
+    path = Path(text)
+    words = re.split(r"[^a-z]+", path.stem.lower())
+    splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+    if len(splits) != 1:
+        raise SpatialfeatError(
+            f"--csv {text}: the file's name does not tell which split it is (train, val or test); "
+            f"write --csv SPLIT={text}"
+        )
+    return splits.pop(), path

@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialfeat.data.csvrows import Rows, read_rows
 from spatialfeat.data.frames import FrameTable, refuse_two_spellings
+from spatialfeat.data.tables import Rows, read_rows
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import CsvTable
 from spatialfeat.names import name_problem, natural_key, same_name_key

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spatialfeat.data.frames import FrameTable
-from spatialfeat.data.videos import group_videos
+from spatialfeat.data.frames import FrameTable, group_videos
 from spatialfeat.scores.evaluation import EvaluatedVideo
 from spatialfeat.scores.metrics import IntArray
 from spatialfeat.scores.timeline import usual_step

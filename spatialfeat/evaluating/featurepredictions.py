@@ -11,8 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from spatialfeat.config import FeaturesSource, check_phase_names
-from spatialfeat.data.csvrows import Origin, Rows
 from spatialfeat.data.frames import UNLABELLED, FrameTable, make_table
+from spatialfeat.data.tables import Origin, Rows
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluating.evaluationinput import NETWORK_NAME, EvaluationInput, FramePredictions, PredictionSet
 from spatialfeat.features.featurefile import FeatureFile

@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from spatialfeat.config import DEFAULT_NUM_PHASES, PredictionsSource, check_phase_names, default_phase_names
-from spatialfeat.data.csvrows import Rows, read_rows
-from spatialfeat.data.csvtext import refuse_repeated_columns
 from spatialfeat.data.frames import UNLABELLED, FrameTable, make_table, read_frames
+from spatialfeat.data.tables import Rows, read_rows, refuse_repeated_columns
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluating.evaluationinput import EvaluationInput, FramePredictions, PredictionSet
 from spatialfeat.scores.metrics import IntArray

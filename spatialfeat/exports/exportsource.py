@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from spatialfeat.config import ExportConfig, Shard
 from spatialfeat.console import count_text
-from spatialfeat.data.frames import UNLABELLED
+from spatialfeat.data.frames import UNLABELLED, patients_in_several_splits
 from spatialfeat.data.pseudonyms import Pseudonyms, open_pseudonyms
-from spatialfeat.data.videos import patients_in_several_splits
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.featurefolder import open_feature_dir
 from spatialfeat.features.featurejoin import FeatureReader, join_patients

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spatialfeat.data.csvrows import read_rows
+from spatialfeat.data.tables import read_rows
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.exports.exportsource import ExportVideo, name_some
 from spatialfeat.names import name_problem, natural_key, same_name_key

@@ -7,9 +7,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from spatialfeat.data.frames import Video
 from spatialfeat.data.images import content_digest
 from spatialfeat.data.pseudonyms import Pseudonyms
-from spatialfeat.data.videos import Video
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.featurefile import FeatureFile, read_info
 from spatialfeat.features.featureschema import SUFFIX, FeatureFileInfo, Recipe, VideoHeader

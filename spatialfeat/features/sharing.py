@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from spatialfeat.data.videos import Video
+from spatialfeat.data.frames import Video
 
 
 def share_out(videos: Sequence[Video], shares: int) -> list[list[Video]]:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatialfeat.console import count_text
-from spatialfeat.data.framecheck import describe_broken_image
-from spatialfeat.data.videos import Video
+from spatialfeat.data.dataset import describe_broken_image
+from spatialfeat.data.frames import Video
 from spatialfeat.device import library_versions
 from spatialfeat.features.extractplan import feature_path, image_paths, stat_digest, video_header
 from spatialfeat.features.extractresult import ExtractResult

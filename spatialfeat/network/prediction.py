@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from spatialfeat.console import frame_bar
+from spatialfeat.data.cache import FrameCache
 from spatialfeat.data.dataset import FrameDataset, make_loader, refuse_failures
-from spatialfeat.data.framecache import FrameCache
 from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.transforms import Preprocessing, evaluation_transform
 from spatialfeat.distributed import ProcessGroup

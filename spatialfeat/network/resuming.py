@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from spatialfeat.config import WEIGHTS_NAME, FinetuneConfig
-from spatialfeat.data.studydata import StudyData
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import file_sha256, read_json_object
 from spatialfeat.network.history import EpochRecord
 from spatialfeat.network.training import EarlyStopping
 from spatialfeat.network.trainingstate import START_ANEW, STATE_NAME, TrainingState, read_state
 from spatialfeat.runrecord import RECORD_NAME, recorded_options
+from spatialfeat.training.data import StudyData
 
 MAY_DIFFER = frozenset(
     {

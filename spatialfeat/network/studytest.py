@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from spatialfeat.config import PREDICTIONS_NAME, WEIGHTS_NAME, FinetuneConfig
-from spatialfeat.data.framecache import FrameCache
+from spatialfeat.data.cache import FrameCache
 from spatialfeat.data.frames import FrameTable
 from spatialfeat.distributed import ProcessGroup
 from spatialfeat.evaluating.evaluationinput import evaluated_videos

@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from spatialfeat.config import FinetuneConfig
-from spatialfeat.data.dataset import EpochSampler, FrameDataset, make_loader
-from spatialfeat.data.framecache import FrameCache
-from spatialfeat.data.sharedbatches import SharedBatches
-from spatialfeat.data.studydata import StudyData, study_transforms
+from spatialfeat.data.cache import FrameCache
+from spatialfeat.data.dataset import EpochSampler, FrameDataset, SharedBatches, make_loader
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.device import random_state, restore_random_state
 from spatialfeat.distributed import ProcessGroup
@@ -24,6 +22,7 @@ from spatialfeat.network.history import EpochRecord
 from spatialfeat.network.model import PhaseResNet50, freeze
 from spatialfeat.network.training import train_one_epoch, validate
 from spatialfeat.network.trainingstep import BatchShare, TrainingStep
+from spatialfeat.training.data import StudyData, study_transforms
 
 
 class Trainer:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatialfeat.config import CHOLEC80_GRAPH
-from spatialfeat.data.csvrows import Rows, read_rows
+from spatialfeat.data.tables import Rows, read_rows
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.scores.relaxed import CHOLEC80, TransitionGraph
 

@@ -10,11 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from spatialfeat.config import TEST_CSV, FinetuneConfig
-from spatialfeat.data.framecache import FrameCache
-from spatialfeat.data.framecheck import IsCached
-from spatialfeat.data.frames import FrameTable, read_frames
+from spatialfeat.data.cache import FrameCache
+from spatialfeat.data.dataset import IsCached
+from spatialfeat.data.frames import FrameTable, read_frames, shared_patients
 from spatialfeat.data.transforms import FrameTransform, Preprocessing, evaluation_transform, training_transform
-from spatialfeat.data.videos import shared_patients
 
 SHOWN_PATIENTS = 5
 RULE = "!" * 80

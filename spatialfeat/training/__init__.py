@@ -1,0 +1,1 @@
+"""What `finetune` is made of: its data, one training, and the files that it leaves."""
