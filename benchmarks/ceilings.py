@@ -27,10 +27,9 @@ from spatialfeat.data.dataset import EpochSampler, FrameDataset, SharedBatches, 
 from spatialfeat.data.frames import FrameTable, read_frames
 from spatialfeat.data.transforms import Preprocessing, evaluation_transform, training_transform
 from spatialfeat.device import DTYPES, prepare_processor, usable_cores, use_true_float32
-from spatialfeat.network.checkpoint import load_checkpoint
-from spatialfeat.network.fastnetwork import InferenceNetwork
-from spatialfeat.network.model import freeze
-from spatialfeat.network.trainingstep import TrainingStep
+from spatialfeat.network.resnet import InferenceNetwork, freeze
+from spatialfeat.network.weights import load_checkpoint
+from spatialfeat.training.trainer import TrainingStep
 
 PREPROCESSING = Preprocessing()
 NUM_BATCHES_IN_MEMORY = 4

@@ -30,8 +30,8 @@ from spatialfeat.evaluating.predictionfiles import read_prediction_files
 from spatialfeat.evaluating.scorefiles import compare_with_first, score, write_comparison, write_scores
 from spatialfeat.evaluating.scoretables import comparison_table, score_tables
 from spatialfeat.files import move_into, prepare_output_dir, read_json_object, working_folder
-from spatialfeat.network.checkpoint import MORE_CLASSES, load_checkpoint
-from spatialfeat.network.prediction import as_set, predict_frames, write_predictions_csv
+from spatialfeat.network.inference import as_set, predict_frames, write_predictions_csv
+from spatialfeat.network.weights import MORE_CLASSES, load_checkpoint
 from spatialfeat.reporting.pictures import save_pictures
 from spatialfeat.reporting.report import write_report
 from spatialfeat.runrecord import RECORD_NAME, RunRecord

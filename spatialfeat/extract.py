@@ -32,11 +32,11 @@ from spatialfeat.features.extractresult import ExtractIntent, ExtractResult, mer
 from spatialfeat.features.featureschema import Recipe
 from spatialfeat.features.featurewriter import remove_partial_files
 from spatialfeat.features.sharing import share_out
+from spatialfeat.features.sink import FeatureSink
 from spatialfeat.files import prepare_output_dir, require_room
-from spatialfeat.network.checkpoint import MORE_CLASSES, Checkpoint, load_checkpoint
-from spatialfeat.network.featuresink import FeatureSink
 from spatialfeat.network.inference import run_inference
-from spatialfeat.network.model import BACKBONE, FEATURE_LAYER, NUM_FEATURES
+from spatialfeat.network.resnet import BACKBONE, FEATURE_LAYER, NUM_FEATURES
+from spatialfeat.network.weights import MORE_CLASSES, Checkpoint, load_checkpoint
 from spatialfeat.runrecord import RunRecord
 
 logger = logging.getLogger(__name__)

@@ -25,18 +25,24 @@ from spatialfeat.device import (
 from spatialfeat.distributed import ProcessGroup, lost_contact_told, process_group
 from spatialfeat.errors import SpatialfeatError, computing_faults_told
 from spatialfeat.files import move_aside, prepare_output_dir, read_json_object, require_room
-from spatialfeat.network.checkpoint import initial_model
-from spatialfeat.network.history import EpochRecord, epoch_line, read_history
-from spatialfeat.network.model import PhaseResNet50, num_bytes
-from spatialfeat.network.resuming import Resumption, is_trained, look_for_study, study_identity
-from spatialfeat.network.studyfiles import TRAINING_NAMES, StudyFiles
-from spatialfeat.network.studytest import TEST_NAMES, run_test_stage
-from spatialfeat.network.trainer import Trainer
-from spatialfeat.network.training import EarlyStopping
-from spatialfeat.network.trainingstate import STATE_NAME, TrainingState
+from spatialfeat.network.resnet import PhaseResNet50, num_bytes
+from spatialfeat.network.weights import initial_model
 from spatialfeat.runrecord import RECORD_NAME, RunRecord, earlier_sessions
 from spatialfeat.signals import is_interruption
 from spatialfeat.training.data import StudyData, cached_images, read_study, warn_of_shared_patients
+from spatialfeat.training.files import (
+    STATE_NAME,
+    TRAINING_NAMES,
+    Resumption,
+    StudyFiles,
+    TrainingState,
+    is_trained,
+    look_for_study,
+    study_identity,
+)
+from spatialfeat.training.history import EpochRecord, epoch_line, read_history
+from spatialfeat.training.test import TEST_NAMES, run_test_stage
+from spatialfeat.training.trainer import EarlyStopping, Trainer
 
 RESULT_NAMES = (STATE_NAME, RECORD_NAME, *(name for name in TRAINING_NAMES if name != STATE_NAME), *TEST_NAMES)
 """What a study leaves in its folder. Results of an earlier study there are moved aside as a whole."""

@@ -34,10 +34,10 @@ import spatialfeat.extract
 import spatialfeat.files as files
 import spatialfeat.finetune  # noqa: F401  # what the children need is imported once, here
 from spatialfeat.cli import app
-from spatialfeat.network import history
-from spatialfeat.network.model import PhaseResNet50
-from spatialfeat.network.trainingstate import STATE_NAME
+from spatialfeat.network.resnet import PhaseResNet50
 from spatialfeat.reporting import plots
+from spatialfeat.training import history
+from spatialfeat.training.files import STATE_NAME
 
 MIDDLE_OF_EPOCH_S = 0.03
 

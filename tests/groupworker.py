@@ -17,10 +17,8 @@ from spatialfeat.console import show_log_messages
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.distributed import ProcessGroup, process_group
 from spatialfeat.errors import AlreadyToldError, SpatialfeatError
-from spatialfeat.network.model import freeze
-from spatialfeat.network.replicas import GlobalBatchNorm2d
-from spatialfeat.network.trainer import frame_weights
-from spatialfeat.network.trainingstep import BatchShare, TrainingStep
+from spatialfeat.network.resnet import freeze
+from spatialfeat.training.trainer import BatchShare, GlobalBatchNorm2d, TrainingStep, frame_weights
 
 SHARES = (slice(0, 3), slice(3, 4)), (slice(0, 1), slice(1, 1))
 """Rows of a batch for each rank: uneven ones, and of a batch with a single frame."""

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from spatialfeat.data.transforms import Preprocessing, normalize
-from spatialfeat.network.model import PhaseResNet50
+from spatialfeat.network.resnet import PhaseResNet50
 
 
 def smooth_images(count: int, side_px: int) -> torch.Tensor:

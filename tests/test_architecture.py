@@ -146,7 +146,7 @@ def test_the_architecture_page_says_why_each_dependency_is_there() -> None:
         ("evaluate", "import spatialfeat.finetune as study", "evaluate imports finetune"),
         ("data/frames", "def later():\n    from spatialfeat.finetune import run", "data.frames imports finetune"),
         ("data/frames", "from spatialfeat import cli_options", "data.frames imports cli_options"),
-        ("data/frames", "from spatialfeat.network.model import rows", "data.frames imports network.model"),
+        ("data/frames", "from spatialfeat.network.resnet import rows", "data.frames imports network.model"),
         ("files", "from spatialfeat.data import frames", "files imports data.frames"),
         ("network/model", "import typer", "network.model imports typer"),
         ("network/model", "def later():\n    import h5py", "network.model imports h5py"),

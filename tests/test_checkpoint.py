@@ -18,9 +18,8 @@ from torchvision.models import ResNet50_Weights, resnet18, resnet50
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.finetune import FinetuneResult
-from spatialfeat.network.checkpoint import initial_model, load_checkpoint, save_weights, snapshot
-from spatialfeat.network.model import PhaseResNet50
-from spatialfeat.network.weightsdescription import description_path
+from spatialfeat.network.resnet import PhaseResNet50
+from spatialfeat.network.weights import description_path, initial_model, load_checkpoint, save_weights, snapshot
 
 
 def save(path: Path, content: Any) -> Path:

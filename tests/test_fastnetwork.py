@@ -7,9 +7,8 @@ from torch import nn
 
 from spatialfeat.data.transforms import Preprocessing, normalize
 from spatialfeat.device import choose_precision
-from spatialfeat.network import fastnetwork
-from spatialfeat.network.fastnetwork import FoldedStages, InferenceNetwork
-from spatialfeat.network.model import PhaseResNet50
+from spatialfeat.network import resnet as fastnetwork
+from spatialfeat.network.resnet import FoldedStages, InferenceNetwork, PhaseResNet50
 
 PREPROCESSING = Preprocessing.for_image_size(96)
 CPU = torch.device("cpu")

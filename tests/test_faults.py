@@ -21,8 +21,8 @@ from spatialfeat.cli import app
 from spatialfeat.console import LastingStream
 from spatialfeat.errors import REMEDIES, SpatialfeatError, computing_faults_told, describe_os_error
 from spatialfeat.files import read_json_object
-from spatialfeat.network.fastnetwork import InferenceNetwork
-from spatialfeat.network.trainingstep import TrainingStep
+from spatialfeat.network.resnet import InferenceNetwork
+from spatialfeat.training.trainer import TrainingStep
 
 GPU_MEMORY = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.75 GiB of which 1.06 GiB is free."

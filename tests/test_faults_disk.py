@@ -22,9 +22,8 @@ from spatialfeat.config import FinetuneConfig
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import read_json_object
 from spatialfeat.finetune import FinetuneResult, finetune
-from spatialfeat.network.checkpoint import load_checkpoint
-from spatialfeat.network.studyfiles import StudyFiles
-from spatialfeat.network.trainingstate import STATE_NAME, TrainingState, read_state
+from spatialfeat.network.weights import load_checkpoint
+from spatialfeat.training.files import STATE_NAME, StudyFiles, TrainingState, read_state
 
 
 @contextmanager

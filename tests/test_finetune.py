@@ -18,11 +18,10 @@ from spatialfeat.data.dataset import frames_of
 from spatialfeat.data.frames import read_frames
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.finetune import FinetuneResult, finetune
-from spatialfeat.network import trainer
-from spatialfeat.network.checkpoint import load_checkpoint
-from spatialfeat.network.prediction import predict_frames
-from spatialfeat.network.training import RunningScore
-from spatialfeat.network.trainingstep import TrainingStep
+from spatialfeat.network.inference import predict_frames
+from spatialfeat.network.weights import load_checkpoint
+from spatialfeat.training import trainer
+from spatialfeat.training.trainer import RunningScore, TrainingStep
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -25,8 +25,8 @@ from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluating.predictionfiles import read_prediction_files
 from spatialfeat.features.featurefile import FeatureFile
 from spatialfeat.names import MAX_NAME_BYTES, for_terminal, name_problem, spreadsheet_cell
-from spatialfeat.network import weightsdescription
-from spatialfeat.network.checkpoint import read_state_dict
+from spatialfeat.network import weights as weightsdescription
+from spatialfeat.network.weights import read_state_dict
 
 EXAMPLES = settings(
     max_examples=60,

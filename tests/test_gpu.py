@@ -23,7 +23,7 @@ from spatialfeat.device import describe_device, select_device, use_true_float32
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.extract import extract
 from spatialfeat.finetune import FinetuneResult, finetune
-from spatialfeat.network.checkpoint import save_weights, snapshot
+from spatialfeat.network.weights import save_weights, snapshot
 
 pytestmark = pytest.mark.gpu
 

@@ -36,10 +36,8 @@ from spatialfeat.features.featurefile import FeatureFile
 from spatialfeat.files import read_json_object
 from spatialfeat.files import write_csv as write_csv_frame
 from spatialfeat.names import for_terminal, name_problem, spreadsheet_cell
-from spatialfeat.network import weightsdescription
-from spatialfeat.network.checkpoint import load_checkpoint
-from spatialfeat.network.weightsdescription import description_path
-from spatialfeat.network.weightsguard import convert_exactly
+from spatialfeat.network import weights as weightsdescription
+from spatialfeat.network.weights import convert_exactly, description_path, load_checkpoint
 
 PACKAGE = Path(spatialfeat.__file__).parent
 

@@ -23,8 +23,8 @@ from spatialfeat.errors import SpatialfeatError
 from spatialfeat.export import export
 from spatialfeat.extract import extract
 from spatialfeat.features.featurefolder import read_features
-from spatialfeat.network.checkpoint import save_weights, snapshot
-from spatialfeat.network.model import PhaseResNet50
+from spatialfeat.network.resnet import PhaseResNet50
+from spatialfeat.network.weights import save_weights, snapshot
 
 PATIENTS = ("Zebra77", "Quokka4")
 

@@ -14,11 +14,10 @@ from tinydata import make_table, write_csv
 
 from spatialfeat.config import FinetuneConfig
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.network.history import EpochRecord
-from spatialfeat.network.resuming import Resumption, look_for_study, study_identity
-from spatialfeat.network.trainingstate import TrainingState, write_state
 from spatialfeat.runrecord import RunRecord
 from spatialfeat.training.data import StudyData
+from spatialfeat.training.files import Resumption, TrainingState, look_for_study, study_identity, write_state
+from spatialfeat.training.history import EpochRecord
 
 ENVIRONMENT = {"device": "cpu (2 cores)", "torch": "2.6.0"}
 ACCURACIES = (0.5, 0.4, 0.3)  # Best in the first of three epochs.

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from spatialfeat.network import tensorboardlog
-from spatialfeat.network.history import EpochRecord
-from spatialfeat.network.tensorboardlog import TensorBoardLog
+from spatialfeat.training import history as tensorboardlog
+from spatialfeat.training.history import EpochRecord, TensorBoardLog
 
 HISTORY = [EpochRecord(epoch, 2 / epoch, 0.1 * epoch, 3 / epoch, 0.2 * epoch, 1e-4, 1.0) for epoch in (1, 2, 3)]
 

@@ -11,7 +11,7 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 
 from spatialfeat.config import FinetuneConfig
-from spatialfeat.network.trainer import balanced_weights, training_loss
+from spatialfeat.training.trainer import balanced_weights, training_loss
 
 LABELS = np.array([0, 0, 0, 0, 0, 0, 1, 1, 3, 3], dtype=np.int64)
 

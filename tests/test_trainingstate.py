@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.network.history import EpochRecord
-from spatialfeat.network.trainingstate import TrainingState, read_state, write_state
+from spatialfeat.training.files import TrainingState, read_state, write_state
+from spatialfeat.training.history import EpochRecord
 
 
 def make_state(**changes: Any) -> TrainingState:

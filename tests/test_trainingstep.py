@@ -9,8 +9,8 @@ from torch import nn
 
 from spatialfeat.data.transforms import Preprocessing, normalize
 from spatialfeat.device import choose_precision
-from spatialfeat.network.model import PhaseResNet50, freeze, set_training_mode
-from spatialfeat.network.trainingstep import TrainingStep
+from spatialfeat.network.resnet import PhaseResNet50, freeze, set_training_mode
+from spatialfeat.training.trainer import TrainingStep
 
 PREPROCESSING = Preprocessing.for_image_size(64)
 NUM_CHILDREN = 10

@@ -21,9 +21,8 @@ from spatialfeat.data.transforms import (
     evaluation_transform,
     training_transform,
 )
-from spatialfeat.network.fastnetwork import InferenceNetwork
-from spatialfeat.network.model import PhaseResNet50, freeze
-from spatialfeat.network.trainingstep import TrainingStep
+from spatialfeat.network.resnet import InferenceNetwork, PhaseResNet50, freeze
+from spatialfeat.training.trainer import TrainingStep
 
 CPU_BATCH = 8
 """A smaller batch than the study's suffices on a CPU, where the time of a frame hardly depends on it."""

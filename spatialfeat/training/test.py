@@ -14,8 +14,8 @@ from spatialfeat.distributed import ProcessGroup
 from spatialfeat.evaluating.evaluationinput import evaluated_videos
 from spatialfeat.evaluating.scorefiles import score, write_scores
 from spatialfeat.evaluating.scoretables import score_tables
-from spatialfeat.network.checkpoint import load_checkpoint
-from spatialfeat.network.prediction import as_set, predict_frames, write_predictions_csv
+from spatialfeat.network.inference import as_set, predict_frames, write_predictions_csv
+from spatialfeat.network.weights import load_checkpoint
 from spatialfeat.reporting.pictures import confusion_title
 from spatialfeat.reporting.plots import save_confusion_matrix
 

@@ -1,0 +1,337 @@
+"""`training_state.pt`: all that training needs to go on after an interruption as if there had been none.
+
+Written after every epoch and before anything else of that epoch, so that it is the truth: whatever a kill leaves undone
+or half done beside it (weights, history, curves) is made again from it. It holds tensors, numbers, texts, lists and
+dicts, and is read with torch's restricted unpickler: loading it executes nothing.
+
+The files that training leaves. All of them are written here, so that of several processes one can do it alone.
+
+What `finetune --resume` finds in an output folder: nothing, a study to go on with, or one that is finished.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spatialfeat.config import WEIGHTS_NAME, FinetuneConfig, default_phase_names
+from spatialfeat.data.transforms import Preprocessing
+from spatialfeat.errors import SpatialfeatError
+from spatialfeat.files import file_sha256, read_json_object, write_atomically
+from spatialfeat.network.weights import DAMAGED_FILE_ERRORS, StateDict, description_path, save_tensors, save_weights
+from spatialfeat.runrecord import RECORD_NAME, recorded_options
+from spatialfeat.signals import signals_held
+from spatialfeat.training.data import StudyData
+from spatialfeat.training.history import TENSORBOARD_NAME, EpochRecord, TensorBoardLog, write_history
+from spatialfeat.training.trainer import EarlyStopping
+
+STATE_NAME = "training_state.pt"
+STATE_SCHEMA = 1
+PLAIN_TYPES = (torch.Tensor, str, int, float, bool, type(None))
+START_ANEW = "leave out --resume to start the study anew (what is there is moved aside)"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingState:
+    """A study after its last whole epoch.
+
+    history: one record per epoch so far; early stopping is worked out from it.
+    training: `Trainer.state_dict()`: network, optimizer, schedule, random number generators.
+    best_weights: the weights of the best epoch so far, float32 on the CPU.
+    identity: the options and data hashes that decide the result (`resuming.study_identity`).
+    environment: device and versions, which may change the last digits.
+    """
+
+    history: tuple[EpochRecord, ...]
+    training: dict[str, Any]
+    best_weights: StateDict
+    identity: dict[str, Any]
+    environment: dict[str, str]
+
+
+def write_state(path: Path, state: TrainingState) -> None:
+    """Replace the state of the epoch before, in one step."""
+    content = {
+        "schema": STATE_SCHEMA,
+        "history": [record._asdict() for record in state.history],
+        "training": state.training,
+        "best_weights": dict(state.best_weights),
+        "identity": state.identity,
+        "environment": state.environment,
+    }
+    _require_plain(content, "state")
+    write_atomically(path, lambda temporary: save_tensors(content, temporary))
+
+
+def read_state(path: Path) -> TrainingState:
+    """Read a state onto the CPU.
+
+    Raises:
+        SpatialfeatError: damaged, foreign, or holding objects that would have to be executed.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise SpatialfeatError(f"{path}: cannot be read ({error.strerror or error}); {START_ANEW}") from error
+    except DAMAGED_FILE_ERRORS as error:
+        raise SpatialfeatError(f"{path}: is damaged, or no training state; {START_ANEW}") from error
+    if not isinstance(content, dict) or content.get("schema") != STATE_SCHEMA:
+        raise SpatialfeatError(f"{path}: is no training state of this version of spatialfeat; {START_ANEW}")
+    try:
+        return TrainingState(
+            history=_records(content["history"]),
+            training=dict(content["training"]),
+            best_weights=dict(content["best_weights"]),
+            identity=dict(content["identity"]),
+            environment=dict(content["environment"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise SpatialfeatError(f"{path}: is an incomplete training state ({error!r}); {START_ANEW}") from error
+
+
+def _require_plain(value: Any, place: str) -> None:
+    """Refuse to write what `read_state` would refuse to read: an object of another type, also a subclass."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _require_plain(item, f"{place}[{key!r}]")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            _require_plain(item, f"{place}[{index}]")
+    else:
+        assert type(value) in PLAIN_TYPES, f"{place} is a {type(value)}"
+
+
+def _records(rows: Sequence[dict[str, Any]]) -> tuple[EpochRecord, ...]:
+    records = tuple(EpochRecord(**row) for row in rows)
+    if not records or [record.epoch for record in records] != list(range(1, len(records) + 1)):
+        raise ValueError("its epochs are not 1, 2, 3, ...")
+    return records
+
+
+TRAINING_NAMES = (
+    STATE_NAME,
+    WEIGHTS_NAME,
+    str(description_path(Path(WEIGHTS_NAME))),
+    "history.csv",
+    "loss_curves.png",
+    "accuracy_curves.png",
+    TENSORBOARD_NAME,
+)
+"""What `StudyFiles` writes. The state comes first: moved aside, it takes with it the claim that a study is here."""
+
+
+class StudyFiles:
+    """Writes the files of a study, epoch by epoch. To be closed, for TensorBoard's sake."""
+
+    def __init__(self, config: FinetuneConfig) -> None:
+        self._config = config
+        self.weights_path = config.out_dir / WEIGHTS_NAME
+        self.epochs_saved = 0
+        self._tensorboard = TensorBoardLog(config.out_dir) if config.tensorboard else None
+
+    def save_epoch(self, state: TrainingState) -> None:
+        """Write all files of the last epoch of `state`.
+
+        The state goes first. A process that is killed anywhere in here has either not ended this epoch, or can make
+        all that is missing from the state. A signal waits until all are written.
+        """
+        with signals_held():
+            write_state(self._config.out_dir / STATE_NAME, state)
+            self.epochs_saved = len(state.history)
+            best = _best(state.history)
+            if best.epoch == len(state.history):
+                self._write_weights(state, best)
+            write_history(self._config.out_dir, state.history, best.epoch)
+            if self._tensorboard is not None:
+                self._tensorboard.add(state.history[-1])
+
+    def restore(self, state: TrainingState) -> None:
+        """Make every file fit `state` again, whatever an interrupted run has left of them."""
+        self.epochs_saved = len(state.history)
+        best = _best(state.history)
+        with signals_held():
+            self._write_weights(state, best)
+            write_history(self._config.out_dir, state.history, best.epoch)
+            if self._tensorboard is not None:
+                self._tensorboard.restart(state.history)
+
+    def close(self) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def _write_weights(self, state: TrainingState, best: EpochRecord) -> None:
+        config = self._config
+        training: dict[str, Any] = {
+            "epoch": best.epoch,
+            "val_accuracy": best.val_acc,
+            "initial_weights": config.weights,
+            "freeze_until": config.freeze_until,
+            "class_weights": config.class_weights,
+            "label_smoothing": config.label_smoothing,
+            "clip_grad_norm": config.clip_grad_norm,
+            "precision": config.precision,
+            "seed": config.seed,
+        }
+        save_weights(
+            self.weights_path,
+            state.best_weights,
+            phase_names=config.phase_names or default_phase_names(config.num_classes),
+            preprocessing=Preprocessing.for_image_size(config.image_size_px),
+            training=training,
+        )
+
+
+def _best(history: tuple[EpochRecord, ...]) -> EpochRecord:
+    """The epoch whose weights are kept. It does not depend on the patience."""
+    return history[EarlyStopping.after(history, patience=len(history)).best_epoch - 1]
+
+
+MAY_DIFFER = frozenset(
+    {
+        # Names and places: of the CSVs the content counts.
+        "train_csv", "val_csv", "test_csv", "img_dir", "out_dir",
+        # When training ends; `_refuse_earlier_end` looks at these.
+        "epochs", "patience",
+        # How it is computed and reported.
+        "device", "workers", "cache_dir", "cache_limit_gb", "resume", "keep_state", "tensorboard",
+    }
+)  # fmt: skip
+"""Options that a resumed study may give anew. All others decide the result, and must be those of the first start."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """`state` is None where there is nothing to go on with: a folder without a study, or with a finished one."""
+
+    state: TrainingState | None = None
+    is_finished: bool = False
+
+
+def study_identity(config: FinetuneConfig, data: StudyData) -> dict[str, Any]:
+    """Everything that decides what training gives: options, and the hashes of the training and validation CSV."""
+    options = {name: value for name, value in recorded_options(config).items() if name not in MAY_DIFFER}
+    return options | {
+        "train_csv_sha256": file_sha256(data.train.source),
+        "val_csv_sha256": file_sha256(data.val.source),
+    }
+
+
+def look_for_study(
+    config: FinetuneConfig, data: StudyData, identity: dict[str, Any], environment: dict[str, str]
+) -> Resumption:
+    """Find out where to go on in `config.out_dir`.
+
+    Raises:
+        SpatialfeatError: the study there is another one, naming what differs; or it cannot be continued.
+    """
+    path = config.out_dir / STATE_NAME
+    record = read_json_object(config.out_dir / RECORD_NAME)
+    was_completed = record.get("command") == "finetune" and record.get("status") == "complete"
+    if path.exists():
+        state = read_state(path)
+        _refuse_differences(path, state.identity, identity)
+        _refuse_earlier_end(path, state.history, config)
+        is_finished = was_completed and is_trained(state.history, config) and _has_same_data(record, data)
+        if is_finished:
+            return Resumption(is_finished=True)
+        _warn_of_environment(state.environment, environment)
+        return Resumption(state)
+    if was_completed and (config.out_dir / WEIGHTS_NAME).exists():
+        _require_same_finished_study(config, data, identity, record)
+        return Resumption(is_finished=True)
+    logger.info("nothing to resume in %s: starting from the beginning", config.out_dir)
+    return Resumption()
+
+
+def is_trained(history: tuple[EpochRecord, ...], config: FinetuneConfig) -> bool:
+    """Whether training has come to its end: the last epoch, or early stopping."""
+    return len(history) >= config.epochs or EarlyStopping.after(history, config.patience).should_stop
+
+
+def _refuse_differences(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    # An option that the earlier version did not have yet did what is its default now.
+    defaults = recorded_options(FinetuneConfig())
+    differing = [
+        _difference(name, before.get(name, defaults.get(name)), now.get(name))
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name, defaults.get(name)) != now.get(name)
+    ]
+    if differing:
+        raise SpatialfeatError(
+            f"{path}: belongs to a study with other options: {', '.join(differing)}; give the same again, choose "
+            f"another --out, or {START_ANEW}"
+        )
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    if name.endswith("_csv_sha256"):
+        return f"--{name.removesuffix('_csv_sha256')}-csv has other content"
+    option = name.removesuffix("_px").replace("_", "-")
+    return f"--{option} {_shown(now)} (it was {_shown(before)})"
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _refuse_earlier_end(path: Path, history: tuple[EpochRecord, ...], config: FinetuneConfig) -> None:
+    """Refuse --epochs and --patience with which training would have ended before the epochs that are there."""
+    done = len(history)
+    if config.epochs < done:
+        raise SpatialfeatError(
+            f"--epochs {config.epochs}: {path} has trained {done} epochs already; pass at least {done}, or {START_ANEW}"
+        )
+    if EarlyStopping.after(history[:-1], config.patience).should_stop:
+        raise SpatialfeatError(
+            f"--patience {config.patience}: with it, {path} would have stopped before epoch {done}, which is trained "
+            f"already; pass the value of the first start, or {START_ANEW}"
+        )
+
+
+def _has_same_data(record: dict[str, Any], data: StudyData) -> bool:
+    """Whether run.json names the same CSV contents, the test frames' included."""
+    hashes = record.get("data_sha256")
+    now = sorted(file_sha256(table.source) for table in data.tables)
+    return isinstance(hashes, dict) and sorted(hashes.values()) == now
+
+
+def _require_same_finished_study(
+    config: FinetuneConfig, data: StudyData, identity: dict[str, Any], record: dict[str, Any]
+) -> None:
+    """The training state is gone, as it should be after the end: run.json says what was done."""
+    path = config.out_dir / RECORD_NAME
+    options, hashes = record.get("options"), record.get("data_sha256")
+    if not isinstance(options, dict) or not isinstance(hashes, dict):
+        raise SpatialfeatError(f"{path}: is not a record of this version of spatialfeat; {START_ANEW}")
+    before = {name: value for name, value in options.items() if name not in MAY_DIFFER} | {
+        f"{split}_csv_sha256": hashes.get(options.get(f"{split}_csv")) for split in ("train", "val")
+    }
+    _refuse_differences(path, before, identity)
+    for name in ("epochs", "patience"):
+        if options.get(name) != getattr(config, name):
+            raise SpatialfeatError(
+                f"--{name} {getattr(config, name)}: the study in {config.out_dir} ended with --{name} "
+                f"{options.get(name)} and without --keep-state, so it cannot be trained further; {START_ANEW}"
+            )
+    if not _has_same_data(record, data):
+        raise SpatialfeatError(
+            f"{path}: the study is finished, with other test frames; score these with "
+            f"`spatialfeat evaluate --weights {config.out_dir / WEIGHTS_NAME}`"
+        )
+
+
+def _warn_of_environment(before: dict[str, str], now: dict[str, str]) -> None:
+    changed = [
+        f"{name} {now.get(name)} (it was {before.get(name)})"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        logger.warning("resuming with %s: results may differ in their last digits", ", ".join(changed))

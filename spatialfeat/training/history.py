@@ -1,0 +1,116 @@
+"""history.csv and the curves: what happened in each epoch.
+
+The history as TensorBoard scalars, where TensorBoard is installed (`pip install spatialfeat[tensorboard]`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pandas as pd
+
+from spatialfeat.errors import SpatialfeatError
+from spatialfeat.files import write_csv
+from spatialfeat.reporting.plots import save_curves
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+
+class EpochRecord(NamedTuple):
+    """One line of history.csv. Accuracies are fractions 0..1; lr is the rate the epoch was trained with."""
+
+    epoch: int
+    train_loss: float
+    train_acc: float
+    val_loss: float
+    val_acc: float
+    lr: float
+    seconds: float
+
+
+def write_history(out_dir: Path, history: Sequence[EpochRecord], best_epoch: int) -> None:
+    """Write history.csv, loss_curves.png and accuracy_curves.png, replacing those of the epoch before."""
+    frame = pd.DataFrame(list(history))
+    write_csv(out_dir / "history.csv", frame)
+    for quantity, train, val in (("loss", "train_loss", "val_loss"), ("accuracy", "train_acc", "val_acc")):
+        save_curves(
+            out_dir / f"{quantity}_curves.png",
+            quantity=quantity,
+            train=frame[train].tolist(),
+            val=frame[val].tolist(),
+            best_epoch=best_epoch,
+        )
+
+
+def read_history(out_dir: Path) -> tuple[EpochRecord, ...]:
+    """The records that `write_history` wrote, digit for digit."""
+    path = out_dir / "history.csv"
+    try:
+        frame = pd.read_csv(path, usecols=list(EpochRecord._fields), float_precision="round_trip")
+    except (OSError, ValueError) as error:
+        raise SpatialfeatError(f"{path}: cannot be read ({error}); restore it, or train again") from error
+    return tuple(EpochRecord(*row) for row in frame[list(EpochRecord._fields)].itertuples(index=False))
+
+
+def epoch_line(record: EpochRecord, epochs: int, is_best: bool) -> str:
+    """The line that a person sees after an epoch."""
+    return (
+        f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}  "
+        f"train loss {record.train_loss:.4f} acc {record.train_acc:.4f}  "
+        f"val loss {record.val_loss:.4f} acc {record.val_acc:.4f}  "
+        f"lr {record.lr:.2g}  {record.seconds:.1f} s{'  best so far' if is_best else ''}"
+    )
+
+
+TENSORBOARD_NAME = "tensorboard"
+
+
+def has_tensorboard() -> bool:
+    """Whether TensorBoard is installed. Does not import it, which takes a second."""
+    return importlib.util.find_spec("tensorboard") is not None
+
+
+class TensorBoardLog:
+    """Scalars per epoch in `out_dir/tensorboard/`: one chart for the losses, one for the accuracies, one for the rate.
+
+    Does nothing where TensorBoard is not installed.
+    """
+
+    def __init__(self, out_dir: Path) -> None:
+        self._folder = out_dir / TENSORBOARD_NAME
+        self._writer: SummaryWriter | None = None
+
+    def add(self, record: EpochRecord) -> None:
+        """Log one epoch and flush it to the file."""
+        if not has_tensorboard():
+            return
+        if self._writer is None:
+            from torch.utils.tensorboard.writer import SummaryWriter
+
+            # Tells a TensorBoard that is open on this folder to forget what it has read of epochs logged again.
+            self._writer = SummaryWriter(str(self._folder), purge_step=record.epoch)
+        for tag, value in (
+            ("loss/train", record.train_loss),
+            ("loss/validation", record.val_loss),
+            ("accuracy/train", record.train_acc),
+            ("accuracy/validation", record.val_acc),
+            ("learning rate", record.lr),
+        ):
+            self._writer.add_scalar(tag, value, record.epoch)
+        self._writer.flush()
+
+    def restart(self, history: Sequence[EpochRecord]) -> None:
+        """Log all epochs of a resumed study again: a kill can have come between an epoch and its log."""
+        for path in self._folder.glob("events.out.tfevents.*"):
+            path.unlink()
+        for record in history:
+            self.add(record)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
