@@ -6,8 +6,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from spatialfeat.features.featurefile import FeatureFile
-    from spatialfeat.features.featurefolder import read_features
+    from spatialfeat.features.file import FeatureFile
+    from spatialfeat.features.folder import read_features
     from spatialfeat.features.windows import FeatureWindows, collate_videos
 
 __version__ = "0.1.0"
@@ -15,10 +15,10 @@ __version__ = "0.1.0"
 __all__ = ["FeatureFile", "FeatureWindows", "collate_videos", "read_features"]
 
 _MODULES = {
-    "FeatureFile": "spatialfeat.features.featurefile",
+    "FeatureFile": "spatialfeat.features.file",
     "FeatureWindows": "spatialfeat.features.windows",
     "collate_videos": "spatialfeat.features.windows",
-    "read_features": "spatialfeat.features.featurefolder",
+    "read_features": "spatialfeat.features.folder",
 }
 
 

@@ -101,9 +101,7 @@ def info(
 
     def run() -> None:
         with quick_imports():
-            from spatialfeat.features.featuresummary import FolderSummary
-            from spatialfeat.features.infotext import render
-            from spatialfeat.info import describe
+            from spatialfeat.info import FolderSummary, describe, render
 
         summary = describe(path)
         typer.echo(for_terminal(render(summary)))

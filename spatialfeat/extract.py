@@ -27,12 +27,16 @@ from spatialfeat.device import (
 )
 from spatialfeat.distributed import ProcessGroup, lost_contact_told, process_group
 from spatialfeat.errors import SpatialfeatError, computing_faults_told
-from spatialfeat.features.extractplan import feature_path, plan_extraction
-from spatialfeat.features.extractresult import ExtractIntent, ExtractResult, merge_results
-from spatialfeat.features.featureschema import Recipe
-from spatialfeat.features.featurewriter import remove_partial_files
-from spatialfeat.features.sharing import share_out
-from spatialfeat.features.sink import FeatureSink
+from spatialfeat.features.plan import (
+    ExtractIntent,
+    ExtractResult,
+    feature_path,
+    merge_results,
+    plan_extraction,
+    share_out,
+)
+from spatialfeat.features.schema import Recipe
+from spatialfeat.features.writer import FeatureSink, remove_partial_files
 from spatialfeat.files import prepare_output_dir, require_room
 from spatialfeat.network.inference import run_inference
 from spatialfeat.network.resnet import BACKBONE, FEATURE_LAYER, NUM_FEATURES

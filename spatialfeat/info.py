@@ -1,21 +1,139 @@
-"""`spatialfeat info`: what feature files hold, and whether they can be used together. `infotext` writes it out."""
+"""What a feature file, or a folder of them, holds in a few numbers.
+
+`spatialfeat info`: what feature files hold, and whether they can be used together. `infotext` writes it out.
+
+Summaries of feature files as text of at most 100 columns, for ordinary ids and names.
+"""
 
 from __future__ import annotations
 
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from spatialfeat.data.frames import patients_in_several_splits
+import numpy as np
+from numpy.typing import NDArray
+
+from spatialfeat.data.frames import UNLABELLED, patients_in_several_splits
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.featurefile import FeatureFile
-from spatialfeat.features.featurefolder import list_feature_files, mixed_recipes, repeated_videos
-from spatialfeat.features.featuresummary import (
-    DatasetSummary,
-    FileSummary,
-    FolderSummary,
-    VideoSummary,
-    summarize_video,
-)
+from spatialfeat.features.file import FeatureFile
+from spatialfeat.features.folder import SHORT_HASH, list_feature_files, mixed_recipes, repeated_videos
+from spatialfeat.features.schema import Recipe
+from spatialfeat.files import parse_json_object
 from spatialfeat.names import natural_key
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoSummary:
+    """One video in a few numbers.
+
+    frame_step: the usual difference of consecutive frame numbers within a segment: the most common one, the smallest
+        of several, 1 where there is none.
+    num_gaps: how often consecutive frame numbers within a segment differ by more than that.
+    duration_s: from the first to the last frame of each segment, gaps included, by fps.
+    frames_per_phase: (C,) int64. num_unlabelled: frames with label -100.
+    """
+
+    path: Path
+    video_id: str
+    patient_id: str
+    split: str
+    recipe: Recipe
+    num_frames: int
+    num_segments: int
+    frame_step: int
+    num_gaps: int
+    duration_s: float
+    frames_per_phase: NDArray[np.int64]
+    num_unlabelled: int
+    size_bytes: int
+
+    @property
+    def phases(self) -> list[int]:
+        """The phases that occur, in order."""
+        return [int(phase) for phase in np.flatnonzero(self.frames_per_phase)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderSummary:
+    """The videos of a folder in numeric order, and one sentence per problem: unreadable, foreign or mixed files.
+
+    flagged: the files among `videos` that have a problem, i.e. should not be used together with the others.
+    notes: what may be on purpose: patients in several splits, unfinished files.
+    """
+
+    path: Path
+    videos: list[VideoSummary]
+    problems: list[str]
+    flagged: set[Path]
+    notes: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSummary:
+    """A dataset of a feature file; `axes` names its dimensions, e.g. "channel,time"."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    axes: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSummary:
+    """One feature file: its video, its datasets, and every root attribute as a Python value."""
+
+    video: VideoSummary
+    datasets: list[DatasetSummary]
+    attributes: dict[str, Any]
+
+
+def summarize_video(file: FeatureFile) -> VideoSummary:
+    """Summarize one video from its labels and frame numbers.
+
+    Raises:
+        SpatialfeatError: the file cannot be read, or holds a label outside its phases.
+    """
+    labels, segments, frames = file.labels, file.segments, file.frames
+    foreign = labels[(labels != UNLABELLED) & ((labels < 0) | (labels >= file.num_phases))]
+    if len(foreign):
+        raise SpatialfeatError(
+            f"{file.path}: label {foreign[0]} is outside 0..{file.num_phases - 1}; extract the video again"
+        )
+    step, num_gaps = count_gaps(segments, frames)
+    return VideoSummary(
+        path=file.path,
+        video_id=file.video_id,
+        patient_id=file.patient_id,
+        split=file.split,
+        recipe=file.recipe,
+        num_frames=len(file),
+        num_segments=len(np.unique(segments)),
+        frame_step=step,
+        num_gaps=num_gaps,
+        duration_s=_duration_frames(segments, frames, step) / file.fps,
+        frames_per_phase=np.bincount(labels[labels != UNLABELLED], minlength=file.num_phases).astype(np.int64),
+        num_unlabelled=int((labels == UNLABELLED).sum()),
+        size_bytes=file.path.stat().st_size,
+    )
+
+
+def count_gaps(segments: NDArray[np.int64], frames: NDArray[np.int64]) -> tuple[int, int]:
+    """(usual step, number of gaps) of the frame numbers (T,) of a video; see `VideoSummary`."""
+    steps = np.diff(frames)[np.diff(segments) == 0]
+    if len(steps) == 0:
+        return 1, 0
+    counts = Counter(steps.tolist())
+    usual = min(counts, key=lambda step: (-counts[step], step))
+    return usual, int((steps > usual).sum())
+
+
+def _duration_frames(segments: NDArray[np.int64], frames: NDArray[np.int64], step: int) -> int:
+    # The last frame of a segment stands for as much time as any other.
+    return sum(int(np.ptp(frames[segments == segment])) + step for segment in np.unique(segments))
 
 
 def describe(path: Path) -> FolderSummary | FileSummary:
@@ -65,3 +183,202 @@ def _notes(features_dir: Path, videos: list[VideoSummary]) -> list[str]:
     ]
     unfinished = sorted(path.name for path in features_dir.glob(".*.partial"))
     return notes + [f"{name} is unfinished: an extraction is running, or was cut off" for name in unfinished]
+
+
+WIDTH = 100
+NO_BREAK = "\xa0"
+_COLUMNS = ("video", "split", "frames", "duration", "gaps", "phases", "unlabelled", "weights", "precision", "size")
+_LEFT = {"video", "split", "phases", "weights", "precision"}
+_SPLIT_ORDER = ("train", "val", "test")
+
+
+def render(summary: FolderSummary | FileSummary) -> str:
+    """The summary as text, without a final newline."""
+    return _render_folder(summary) if isinstance(summary, FolderSummary) else _render_file(summary)
+
+
+def format_phases(phases: Sequence[int]) -> str:
+    """Phases in increasing order as ranges: `0-3,5`; `-` for none."""
+    runs: list[list[int]] = []
+    for phase in phases:
+        if runs and phase == runs[-1][-1] + 1:
+            runs[-1].append(phase)
+        else:
+            runs.append([phase])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs) or "-"
+
+
+def format_duration(seconds: float) -> str:
+    """`1:02:03`; hours are always shown."""
+    total = round(seconds)
+    return f"{total // 3600}:{total // 60 % 60:02d}:{total % 60:02d}"
+
+
+def format_size(size_bytes: int) -> str:
+    """`12.3 MB`, in powers of 1000."""
+    if size_bytes < 1000:
+        return f"{size_bytes} B"
+    size, units = size_bytes / 1000, ["kB", "MB", "GB", "TB"]
+    while round(size, 1) >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.1f} {units[0]}"
+
+
+def _render_folder(folder: FolderSummary) -> str:
+    lines: list[str] = []
+    if folder.videos:
+        rows = [_row(video) for video in folder.videos]
+        table = _table([_COLUMNS, *rows, *_totals(folder.videos)])
+        # The header, a rule, the videos, a rule, the totals.
+        rule = "-" * len(table[0])
+        marks = ["  !" if video.path in folder.flagged else "" for video in folder.videos]
+        marked = [line + mark for line, mark in zip(table[1 : len(rows) + 1], marks, strict=True)]
+        lines += [table[0], rule, *marked, rule, *table[len(rows) + 1 :], ""]
+        lines += [*_recipe_lines(folder.videos), ""]
+    for word, sentences in (("problem", folder.problems), ("note", folder.notes)):
+        for sentence in sentences:
+            lines += _wrapped(f"{word}: ", sentence)
+    if not folder.problems:
+        lines.append("All files can be used together.")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _row(video: VideoSummary) -> tuple[str, ...]:
+    return (
+        video.video_id,
+        video.split,
+        str(video.num_frames),
+        format_duration(video.duration_s),
+        str(video.num_gaps),
+        format_phases(video.phases),
+        str(video.num_unlabelled),
+        video.recipe.weights_sha256[:SHORT_HASH],
+        video.recipe.precision,
+        format_size(video.size_bytes),
+    )
+
+
+def _totals(videos: Sequence[VideoSummary]) -> list[tuple[str, ...]]:
+    splits = sorted({video.split for video in videos}, key=_split_key)
+    groups = [(split, [video for video in videos if video.split == split]) for split in splits]
+    if len(groups) > 1:
+        groups.append(("all", list(videos)))
+    return [_total(split, members) for split, members in groups]
+
+
+def _split_key(split: str) -> tuple[int, str]:
+    return (_SPLIT_ORDER.index(split) if split in _SPLIT_ORDER else len(_SPLIT_ORDER), split)
+
+
+def _total(split: str, videos: Sequence[VideoSummary]) -> tuple[str, ...]:
+    phases = sorted({phase for video in videos for phase in video.phases})
+    return (
+        f"{len(videos)} video{'s' * (len(videos) != 1)}",
+        split,
+        str(sum(video.num_frames for video in videos)),
+        format_duration(sum(video.duration_s for video in videos)),
+        str(sum(video.num_gaps for video in videos)),
+        format_phases(phases),
+        str(sum(video.num_unlabelled for video in videos)),
+        "",
+        "",
+        format_size(sum(video.size_bytes for video in videos)),
+    )
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines with aligned columns; the first row holds the columns' names."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            text.ljust(width) if name in _LEFT else text.rjust(width)
+            for name, text, width in zip(_COLUMNS, row, widths, strict=True)
+        ]
+        lines.append("  ".join(cells))
+    return lines
+
+
+def _recipe_lines(videos: Sequence[VideoSummary]) -> list[str]:
+    """How the files were made, where all agree; what differs among them is a problem and told there."""
+    recipes = [video.recipe for video in videos]
+    lines = _field("fps", recipes, "{:g}")
+    if len({recipe.phase_names for recipe in recipes}) == 1:
+        lines += _phases_line(recipes[0].phase_names)
+    lines += _field("group_by", recipes) + _field("layout", recipes)
+    if len({(recipe.backbone, recipe.layer) for recipe in recipes}) == 1:
+        lines += _wrapped("network: ", f"{recipes[0].backbone}, layer {recipes[0].layer}")
+    if len({recipe.preprocessing for recipe in recipes}) == 1:
+        lines += _wrapped("preprocessing: ", _readable(recipes[0].preprocessing))
+    return lines
+
+
+def _field(name: str, recipes: Sequence[Recipe], template: str = "{}") -> list[str]:
+    values = list(dict.fromkeys(getattr(recipe, name) for recipe in recipes))
+    label = {"group_by": "one file per"}.get(name, name)
+    return _wrapped(f"{label}: ", " and ".join(template.format(value) for value in values))
+
+
+def _phases_line(names: Sequence[str]) -> list[str]:
+    return _wrapped("phases: ", ", ".join(_unbroken(f"{index} {name}") for index, name in enumerate(names)))
+
+
+def _render_file(summary: FileSummary) -> str:
+    video, recipe = summary.video, summary.video.recipe
+    gaps = f"{video.num_gaps} gap{'s' * (video.num_gaps != 1)} in frame numbers"
+    segments = f"{video.num_segments} segment{'s' * (video.num_segments != 1)}"
+    lines = [
+        str(video.path),
+        f"video {video.video_id}, patient {video.patient_id}, split {video.split}, {format_size(video.size_bytes)}",
+        f"{video.num_frames} frames in {segments}, {format_duration(video.duration_s)} at {recipe.fps:g} fps, {gaps} "
+        f"(usual step {video.frame_step})",
+        "",
+        "datasets",
+    ]
+    shapes = [str(dataset.shape) for dataset in summary.datasets]
+    for dataset, shape in zip(summary.datasets, shapes, strict=True):
+        lines.append(f"  {dataset.name:<10} {shape:<{max(map(len, shapes))}}  {dataset.dtype:<8} {dataset.axes}")
+    lines += ["", "frames per phase", *_phase_table(video), "", "attributes"]
+    width = max(map(len, summary.attributes))
+    for name in sorted(summary.attributes):
+        lines += _wrapped(f"  {name:<{width}}  ", _readable(summary.attributes[name]))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _phase_table(video: VideoSummary) -> list[str]:
+    names = [*video.recipe.phase_names, "unlabelled"]
+    numbers = [*map(str, range(len(video.recipe.phase_names))), ""]
+    counts = [*video.frames_per_phase.tolist(), video.num_unlabelled]
+    if not video.num_unlabelled:
+        names, numbers, counts = names[:-1], numbers[:-1], counts[:-1]
+    wide = max(map(len, names))
+    return [
+        f"  {number:>2} {name:<{wide}} {count:>7} {count / video.num_frames:>7.1%}"
+        for number, name, count in zip(numbers, names, counts, strict=True)
+    ]
+
+
+def _readable(value: Any) -> str:
+    """An attribute for a person: JSON objects as `key value, key value`, lists with commas."""
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    content = parse_json_object(value) if isinstance(value, str) else None
+    if content is not None:
+        return ", ".join(_unbroken(f"{key} {_short_list(part)}") for key, part in content.items())
+    return str(value)
+
+
+def _short_list(value: Any) -> str:
+    return "(" + " ".join(map(str, value)) + ")" if isinstance(value, list) else str(value)
+
+
+def _unbroken(text: str) -> str:
+    """Text whose blanks `_wrapped` does not take for the end of a line."""
+    return text.replace(" ", NO_BREAK)
+
+
+def _wrapped(label: str, text: str) -> list[str]:
+    """`label` and the text behind it, wrapped and indented; a word is never cut, so that paths can be copied."""
+    lines = textwrap.wrap(text, WIDTH, initial_indent=label, subsequent_indent=" " * len(label),
+                          break_long_words=False, break_on_hyphens=False)  # fmt: skip
+    return [line.replace(NO_BREAK, " ") for line in lines] or [label]

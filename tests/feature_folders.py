@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialfeat.features.featureschema import Recipe, VideoHeader
-from spatialfeat.features.featurewriter import FeatureFileWriter
+from spatialfeat.features.schema import Recipe, VideoHeader
+from spatialfeat.features.writer import FeatureFileWriter
 
 PHASES = ("access", "resection", "closure")
 

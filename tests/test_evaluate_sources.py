@@ -20,8 +20,8 @@ from spatialfeat.config import EvaluateConfig, ExtractConfig
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluate import evaluate
 from spatialfeat.extract import extract
-from spatialfeat.features.featureschema import VideoHeader
-from spatialfeat.features.featurewriter import FeatureFileWriter
+from spatialfeat.features.schema import VideoHeader
+from spatialfeat.features.writer import FeatureFileWriter
 
 FEATURES_RECIPE = replace(RECIPE, phase_names=("a", "b", "c", "d"))
 

@@ -16,7 +16,7 @@ from spatialfeat.cli import app
 from spatialfeat.config import ExportConfig
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.export import EXPORTERS, export
-from spatialfeat.features.featurefile import FeatureFile
+from spatialfeat.features.file import FeatureFile
 from spatialfeat.formats import FORMATS
 
 OUT_NAMES = {name: "out.h5" if form.suffixes else "out" for name, form in FORMATS.items()}

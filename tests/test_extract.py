@@ -20,7 +20,7 @@ from spatialfeat.config import ExtractConfig
 from spatialfeat.device import choose_precision
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.extract import extract
-from spatialfeat.features.featurefile import read_info
+from spatialfeat.features.file import read_info
 from spatialfeat.finetune import FinetuneResult
 
 

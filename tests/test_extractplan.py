@@ -24,7 +24,7 @@ from tinydata import (
 from spatialfeat.data.frames import Video, group_videos, read_frames
 from spatialfeat.data.images import content_digest
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.extractplan import (
+from spatialfeat.features.plan import (
     ExtractionPlan,
     feature_path,
     image_paths,
@@ -32,7 +32,7 @@ from spatialfeat.features.extractplan import (
     stat_digest,
     video_header,
 )
-from spatialfeat.features.featureschema import Recipe
+from spatialfeat.features.schema import Recipe
 
 IDS = ["video10_1", "video2_10", "video2_9", "video10_2"]
 

@@ -23,9 +23,9 @@ from tinydata import (
 )
 
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.featurefile import read_info
-from spatialfeat.features.featureschema import Recipe, VideoHeader
-from spatialfeat.features.featurewriter import FeatureFileWriter
+from spatialfeat.features.file import read_info
+from spatialfeat.features.schema import Recipe, VideoHeader
+from spatialfeat.features.writer import FeatureFileWriter
 
 LAYOUTS = pytest.mark.parametrize("recipe", [RECIPE, TIME_FIRST_RECIPE], ids=["channel-first", "time-first"])
 

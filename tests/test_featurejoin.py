@@ -12,9 +12,8 @@ from feature_folders import make_video
 from spatialfeat.config import ExportConfig
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.export import export
-from spatialfeat.features.featurefolder import open_feature_dir
-from spatialfeat.features.featurejoin import join_patients
-from spatialfeat.features.featureschema import TIME_CHANNEL
+from spatialfeat.features.folder import join_patients, open_feature_dir
+from spatialfeat.features.schema import TIME_CHANNEL
 
 
 def test_segments_follow_each_other_in_numeric_order(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from tinydata import RECIPE, TIME_FIRST_RECIPE, make_header, make_outputs, write
 import spatialfeat
 from spatialfeat import FeatureFile, read_features
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features import featurehandles
-from spatialfeat.features.featurefolder import list_feature_files, open_feature_dir
-from spatialfeat.features.featureschema import Recipe
+from spatialfeat.features import file as featurehandles
+from spatialfeat.features.folder import list_feature_files, open_feature_dir
+from spatialfeat.features.schema import Recipe
 
 LAYOUTS = pytest.mark.parametrize("recipe", [RECIPE, TIME_FIRST_RECIPE], ids=["channel-first", "time-first"])
 

@@ -23,7 +23,7 @@ from spatialfeat.data.pseudonyms import open_pseudonyms
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluating.predictionfiles import read_prediction_files
-from spatialfeat.features.featurefile import FeatureFile
+from spatialfeat.features.file import FeatureFile
 from spatialfeat.names import MAX_NAME_BYTES, for_terminal, name_problem, spreadsheet_cell
 from spatialfeat.network import weights as weightsdescription
 from spatialfeat.network.weights import read_state_dict

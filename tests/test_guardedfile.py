@@ -12,7 +12,7 @@ import pytest
 from feature_folders import make_video
 
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.guardedfile import GuardedFile
+from spatialfeat.features.writer import GuardedFile
 
 # A limit on the size of files stands in for a full disk: the write fails in the same way, without needing a small disk.
 LIMITED = """

@@ -32,7 +32,7 @@ from spatialfeat.data.frames import read_frames
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.export import export
-from spatialfeat.features.featurefile import FeatureFile
+from spatialfeat.features.file import FeatureFile
 from spatialfeat.files import read_json_object
 from spatialfeat.files import write_csv as write_csv_frame
 from spatialfeat.names import for_terminal, name_problem, spreadsheet_cell

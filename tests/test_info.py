@@ -15,10 +15,18 @@ from typer.testing import CliRunner
 
 from spatialfeat.cli import app
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.featureschema import Recipe
-from spatialfeat.features.featuresummary import FileSummary, FolderSummary, VideoSummary, count_gaps
-from spatialfeat.features.infotext import format_duration, format_phases, format_size, render
-from spatialfeat.info import describe
+from spatialfeat.features.schema import Recipe
+from spatialfeat.info import (
+    FileSummary,
+    FolderSummary,
+    VideoSummary,
+    count_gaps,
+    describe,
+    format_duration,
+    format_phases,
+    format_size,
+    render,
+)
 
 run = CliRunner().invoke
 

@@ -22,7 +22,7 @@ from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.export import export
 from spatialfeat.extract import extract
-from spatialfeat.features.featurefolder import read_features
+from spatialfeat.features.folder import read_features
 from spatialfeat.network.resnet import PhaseResNet50
 from spatialfeat.network.weights import save_weights, snapshot
 

@@ -14,8 +14,7 @@ from spatialfeat.config import ExtractConfig, Shard, parse_shard
 from spatialfeat.data.dataset import EpochSampler, SharedBatches
 from spatialfeat.data.frames import Video, group_videos
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.extractresult import ExtractIntent, merge_results
-from spatialfeat.features.sharing import share_out
+from spatialfeat.features.plan import ExtractIntent, merge_results, share_out
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from tinytcn import TinyTcn, frame_predictions, segmental_scores, temporal_predi
 from spatialfeat import read_features
 from spatialfeat.config import ExtractConfig, FinetuneConfig
 from spatialfeat.extract import extract
-from spatialfeat.features.featureschema import VideoHeader
-from spatialfeat.features.featurewriter import FeatureFileWriter
+from spatialfeat.features.schema import VideoHeader
+from spatialfeat.features.writer import FeatureFileWriter
 from spatialfeat.finetune import finetune
 
 NUM_PHASES = 5

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from spatialfeat.data.frames import FrameTable, read_frames
-from spatialfeat.features.featureschema import Recipe, VideoHeader
-from spatialfeat.features.featurewriter import FeatureFileWriter
+from spatialfeat.features.schema import Recipe, VideoHeader
+from spatialfeat.features.writer import FeatureFileWriter
 
 RECIPE = Recipe(
     weights_sha256="a" * 64,

@@ -9,7 +9,7 @@ from typing import Any
 from spatialfeat.checking.findings import Finding
 from spatialfeat.checking.probe import Speeds
 from spatialfeat.config import FinetuneConfig
-from spatialfeat.features.infotext import format_size
+from spatialfeat.info import format_size
 
 FEATURES = 2048
 WEIGHTS_BYTES = 94_400_000

@@ -10,7 +10,7 @@ import numpy as np
 from spatialfeat.checking.findings import Finding, first_places
 from spatialfeat.console import count_text
 from spatialfeat.data.frames import UNLABELLED, FrameTable, Video, videos_of
-from spatialfeat.features.featuresummary import count_gaps
+from spatialfeat.info import count_gaps
 from spatialfeat.names import natural_key
 
 SHORT_RUN = 3

@@ -15,9 +15,9 @@ from spatialfeat.data.frames import UNLABELLED, FrameTable, make_table
 from spatialfeat.data.tables import Origin, Rows
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluating.evaluationinput import NETWORK_NAME, EvaluationInput, FramePredictions, PredictionSet
-from spatialfeat.features.featurefile import FeatureFile
-from spatialfeat.features.featurefolder import read_features
-from spatialfeat.features.featureschema import TIME_CHANNEL
+from spatialfeat.features.file import FeatureFile
+from spatialfeat.features.folder import read_features
+from spatialfeat.features.schema import TIME_CHANNEL
 from spatialfeat.scores.calibration import softmax
 
 ALL_SPLITS = "all"

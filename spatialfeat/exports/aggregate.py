@@ -20,8 +20,8 @@ from spatialfeat import __version__
 from spatialfeat.config import ExportConfig
 from spatialfeat.exports.exportjob import Advance, ExportJob
 from spatialfeat.exports.exportsource import ExportSource, ExportVideo, require_file_names
-from spatialfeat.features.featureschema import TIME_CHANNEL
-from spatialfeat.features.guardedfile import GuardedFile
+from spatialfeat.features.schema import TIME_CHANNEL
+from spatialfeat.features.writer import GuardedFile
 
 FORMAT = "spatialfeat aggregate"
 SCHEMA = 1

@@ -14,7 +14,7 @@ import pandas as pd
 from spatialfeat.config import ExportConfig
 from spatialfeat.exports.exportjob import Advance, ExportJob
 from spatialfeat.exports.exportsource import ExportSource, require_file_names
-from spatialfeat.features.featureschema import TIME_CHANNEL
+from spatialfeat.features.schema import TIME_CHANNEL
 from spatialfeat.files import open_csv_text, write_frame
 
 

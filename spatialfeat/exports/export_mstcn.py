@@ -23,7 +23,7 @@ from spatialfeat.exports.exportsource import ExportSource, ExportVideo, name_som
 from spatialfeat.exports.mstcnsplits import bundles_of_folds, bundles_of_splits, refuse_small_bundles
 from spatialfeat.exports.npyfile import write_channel_first_npy
 from spatialfeat.exports.verify_mstcn import MIN_FRAMES, verify_mstcn
-from spatialfeat.features.featureschema import CHANNEL_TIME
+from spatialfeat.features.schema import CHANNEL_TIME
 
 RESERVED_NAMES = ("gtea", "50salads", "breakfast")
 

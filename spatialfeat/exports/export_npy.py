@@ -16,7 +16,7 @@ from spatialfeat.config import ExportConfig
 from spatialfeat.exports.exportjob import Advance, ExportJob
 from spatialfeat.exports.exportsource import ExportSource, ExportVideo, require_file_names
 from spatialfeat.exports.npyfile import FLOAT32, npy_header
-from spatialfeat.features.featureschema import TIME_CHANNEL
+from spatialfeat.features.schema import TIME_CHANNEL
 from spatialfeat.files import CsvTable, open_csv_text
 
 

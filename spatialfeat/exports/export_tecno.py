@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from spatialfeat.config import ExportConfig
 from spatialfeat.exports.exportjob import Advance, ExportJob
 from spatialfeat.exports.exportsource import ExportSource, ExportVideo
-from spatialfeat.features.featureschema import TIME_CHANNEL
+from spatialfeat.features.schema import TIME_CHANNEL
 from spatialfeat.files import CsvTable, open_csv_text
 
 PROTOCOL = 4

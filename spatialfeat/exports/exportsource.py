@@ -16,9 +16,8 @@ from spatialfeat.console import count_text
 from spatialfeat.data.frames import UNLABELLED, patients_in_several_splits
 from spatialfeat.data.pseudonyms import Pseudonyms, open_pseudonyms
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.featurefolder import open_feature_dir
-from spatialfeat.features.featurejoin import FeatureReader, join_patients
-from spatialfeat.features.featureschema import TIME_CHANNEL, Recipe
+from spatialfeat.features.folder import FeatureReader, join_patients, open_feature_dir
+from spatialfeat.features.schema import TIME_CHANNEL, Recipe
 from spatialfeat.files import read_json_object
 from spatialfeat.formats import FORMATS, ExportFormat
 from spatialfeat.names import natural_key

@@ -24,8 +24,8 @@ from torch.utils.data import Dataset
 
 from spatialfeat.data.frames import UNLABELLED
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.featurefile import FeatureFile
-from spatialfeat.features.featurefolder import of_split, read_features
+from spatialfeat.features.file import FeatureFile
+from spatialfeat.features.folder import of_split, read_features
 
 LAST_WINDOW = ("pad", "drop", "shift")
 

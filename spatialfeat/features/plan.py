@@ -1,18 +1,24 @@
-"""Which videos does an extraction have to compute, which are done already, and which must not be mixed?"""
+"""Which videos does an extraction have to compute, which are done already, and which must not be mixed?
+
+What became of the videos of an extraction, in one process and in all of them.
+
+Whole videos shared out among processes and job arrays: every file is written by one of them.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from spatialfeat.data.frames import Video
 from spatialfeat.data.images import content_digest
 from spatialfeat.data.pseudonyms import Pseudonyms
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.featurefile import FeatureFile, read_info
-from spatialfeat.features.featureschema import SUFFIX, FeatureFileInfo, Recipe, VideoHeader
+from spatialfeat.features.file import FeatureFile, read_info
+from spatialfeat.features.schema import SUFFIX, FeatureFileInfo, Recipe, VideoHeader
 
 
 @dataclass(frozen=True)
@@ -155,3 +161,50 @@ def _differences(fields: Sequence[str], there: Recipe, now: Recipe) -> str:
             text += " ({} there, {} now)".format(*values)
         texts.append(text)
     return ", ".join(texts)
+
+
+@dataclass(frozen=True)
+class ExtractIntent:
+    """Video ids: what is to be computed, what is there already, and what has broken images and why."""
+
+    to_compute: list[str]
+    skipped: list[str]
+    failed: dict[str, str]
+
+
+@dataclass
+class ExtractResult:
+    """Video ids by what became of them; `failed` maps an id to the reason."""
+
+    written: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def merge_results(intent: ExtractIntent, shares: Sequence[dict[str, Any]]) -> ExtractResult:
+    """What became of all videos, in their order, from the results of the processes as `asdict` gives them."""
+    written = {video_id for share in shares for video_id in share["written"]}
+    failed = {video_id: reason for share in shares for video_id, reason in share["failed"].items()}
+    return ExtractResult(
+        [video_id for video_id in intent.to_compute if video_id in written],
+        intent.skipped,
+        intent.failed | {video_id: failed[video_id] for video_id in intent.to_compute if video_id in failed},
+    )
+
+
+def share_out(videos: Sequence[Video], shares: int) -> list[list[Video]]:
+    """Deal the videos out, longest first, each to the share that has the fewest frames by then.
+
+    Depends on the videos alone, so processes that never speak to each other agree. No share has more than 4/3 of the
+    frames of the best possible largest share (Graham's bound).
+
+    Returns:
+        `shares` lists, some of them empty if there are fewer videos; each in the order of `videos`.
+    """
+    loads = [0] * shares
+    share_of = {}
+    for index in sorted(range(len(videos)), key=lambda index: (-len(videos[index]), index)):
+        share = loads.index(min(loads))
+        loads[share] += len(videos[index])
+        share_of[index] = share
+    return [[videos[index] for index in range(len(videos)) if share_of[index] == share] for share in range(shares)]
