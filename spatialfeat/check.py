@@ -35,8 +35,7 @@ from spatialfeat.device import (
     use_true_float32,
 )
 from spatialfeat.files import prepare_output_dir, write_atomically, write_json
-from spatialfeat.reporting.plots import save_figure
-from spatialfeat.reporting.plots_balance import balance_figure
+from spatialfeat.reports.plots import balance_figure, save_figure
 from spatialfeat.runrecord import RunRecord
 
 logger = logging.getLogger(__name__)

@@ -24,21 +24,24 @@ from spatialfeat.device import (
     use_true_float32,
 )
 from spatialfeat.errors import SpatialfeatError, computing_faults_told, os_errors_named
-from spatialfeat.evaluating.evaluationinput import EvaluationInput, PredictionSet, Rates, evaluated_videos, find_rates
-from spatialfeat.evaluating.featurepredictions import read_feature_predictions
-from spatialfeat.evaluating.predictionfiles import read_prediction_files
-from spatialfeat.evaluating.scorefiles import compare_with_first, score, write_comparison, write_scores
-from spatialfeat.evaluating.scoretables import comparison_table, score_tables
 from spatialfeat.files import move_into, prepare_output_dir, read_json_object, working_folder
 from spatialfeat.network.inference import as_set, predict_frames, write_predictions_csv
 from spatialfeat.network.weights import MORE_CLASSES, load_checkpoint
-from spatialfeat.reporting.pictures import save_pictures
-from spatialfeat.reporting.report import write_report
+from spatialfeat.reports.report import save_pictures, write_report
+from spatialfeat.reports.tables import comparison_table, score_tables
 from spatialfeat.runrecord import RECORD_NAME, RunRecord
-from spatialfeat.scores.evaluation import Evaluation
-from spatialfeat.scores.relaxed import DEFAULT_WINDOW_S
-from spatialfeat.scores.summary import SummaryOptions
-from spatialfeat.scores.transitions import cholec80_notice, relaxed_graph
+from spatialfeat.scores.predictions import (
+    Evaluation,
+    EvaluationInput,
+    PredictionSet,
+    Rates,
+    evaluated_videos,
+    find_rates,
+    read_feature_predictions,
+    read_prediction_files,
+)
+from spatialfeat.scores.relaxed import DEFAULT_WINDOW_S, cholec80_notice, relaxed_graph
+from spatialfeat.scores.summary import SummaryOptions, compare_with_first, score, write_comparison, write_scores
 
 RESULT_PATTERNS = (
     "metrics.json",

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from spatialfeat.scores.calibration import reliability_curve
-from spatialfeat.scores.evaluation import EvaluatedVideo, Evaluation
-from spatialfeat.scores.scoring import ScoredVideo, per_video_rows
-from spatialfeat.scores.summary import SummaryOptions, summarize
+from spatialfeat.scores.predictions import EvaluatedVideo, Evaluation
+from spatialfeat.scores.summary import ScoredVideo, SummaryOptions, per_video_rows, summarize
 
 CHOLEC_NAMES = (
     "Preparation",

@@ -35,7 +35,7 @@ import spatialfeat.files as files
 import spatialfeat.finetune  # noqa: F401  # what the children need is imported once, here
 from spatialfeat.cli import app
 from spatialfeat.network.resnet import PhaseResNet50
-from spatialfeat.reporting import plots
+from spatialfeat.reports import plots
 from spatialfeat.training import history
 from spatialfeat.training.files import STATE_NAME
 

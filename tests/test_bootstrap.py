@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.scores.bootstrap import (
+from spatialfeat.scores.metrics import accuracies, confusion_counts, phase_scores, pooled_scores
+from spatialfeat.scores.segments import edit_score, segment_f1, segment_matches
+from spatialfeat.scores.summary import ScoredVideo, tally
+from spatialfeat.scores.table import (
     VideoTallies,
     bootstrap_differences,
     bootstrap_intervals,
@@ -19,9 +22,6 @@ from spatialfeat.scores.bootstrap import (
     resampled_scores,
     resampling_weights,
 )
-from spatialfeat.scores.metrics import accuracies, confusion_counts, phase_scores, pooled_scores
-from spatialfeat.scores.scoring import ScoredVideo, tally
-from spatialfeat.scores.segments import edit_score, segment_f1, segment_matches
 
 C = 3
 

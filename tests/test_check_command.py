@@ -14,8 +14,7 @@ from typer.testing import CliRunner, Result
 from spatialfeat.checking.checktext import WIDTH
 from spatialfeat.checking.findings import CODES
 from spatialfeat.cli import app
-from spatialfeat.reporting.palette import set_colour
-from spatialfeat.reporting.plots_balance import balance_figure
+from spatialfeat.reports.plots import balance_figure, set_colour
 
 ROOT = Path(__file__).parent.parent
 

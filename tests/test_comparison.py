@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.scores.comparison import compare
-from spatialfeat.scores.scoring import ScoredVideo
+from spatialfeat.scores.summary import ScoredVideo
+from spatialfeat.scores.table import compare
 
 SCORES = {
     "accuracy",

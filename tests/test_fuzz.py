@@ -22,11 +22,11 @@ from spatialfeat.data.frames import read_frames
 from spatialfeat.data.pseudonyms import open_pseudonyms
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.evaluating.predictionfiles import read_prediction_files
 from spatialfeat.features.file import FeatureFile
 from spatialfeat.names import MAX_NAME_BYTES, for_terminal, name_problem, spreadsheet_cell
 from spatialfeat.network import weights as weightsdescription
 from spatialfeat.network.weights import read_state_dict
+from spatialfeat.scores.predictions import read_prediction_files
 
 EXAMPLES = settings(
     max_examples=60,

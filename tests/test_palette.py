@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from spatialfeat.reporting.palette import PHASE_COLOURS, phase_style
+from spatialfeat.reports.plots import PHASE_COLOURS, phase_style
 
 # Machado, Oliveira and Fernandes, "A Physiologically-based Model for Simulation of Color Vision Deficiency", 2009:
 # complete deficiency, on linear RGB.

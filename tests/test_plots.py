@@ -17,14 +17,28 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.reporting.palette import phase_style
-from spatialfeat.reporting.pictures import name_suffixes, save_pictures
-from spatialfeat.reporting.plots import confusion_figure, plain_text, save_figure, svg_bytes
-from spatialfeat.reporting.plots_ribbons import VIDEOS_PER_PAGE, overview_figures, ribbon_figure
-from spatialfeat.reporting.plots_scores import per_phase_figure, reliability_figure
-from spatialfeat.scores.evaluation import EvaluatedVideo, Evaluation
+from spatialfeat.reports.plots import (
+    confusion_figure,
+    per_phase_figure,
+    phase_style,
+    plain_text,
+    reliability_figure,
+    save_figure,
+    svg_bytes,
+)
+from spatialfeat.reports.report import name_suffixes, save_pictures
+from spatialfeat.reports.ribbons import (
+    VIDEOS_PER_PAGE,
+    duration_text,
+    find_runs,
+    overview_figures,
+    ribbon_figure,
+    time_unit,
+    timeline,
+    usual_step,
+)
+from spatialfeat.scores.predictions import EvaluatedVideo, Evaluation
 from spatialfeat.scores.summary import SummaryOptions
-from spatialfeat.scores.timeline import duration_text, find_runs, time_unit, timeline, usual_step
 
 NO_INTERVALS = SummaryOptions(bootstrap_samples=0)
 

@@ -10,8 +10,7 @@ from predictions_data import BETTER, PREDICTED, TRUTH, foreign_rows, write_predi
 
 from spatialfeat.config import PredictionsSource
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.evaluating.evaluationinput import EvaluationInput
-from spatialfeat.evaluating.predictionfiles import read_prediction_files
+from spatialfeat.scores.predictions import EvaluationInput, read_prediction_files
 
 
 def read(*predictions: Path | str, csv: Path | None = None, num_classes: int | None = None) -> EvaluationInput:

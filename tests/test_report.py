@@ -14,15 +14,14 @@ import pytest
 from evaluation_data import CHOLEC_NAMES, drawn_evaluations, drawn_video, evaluation_of, scored_videos
 
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.reporting.palette import phase_style
-from spatialfeat.reporting.report import write_report
-from spatialfeat.reporting.report_html import interval_text, number, signed, spread
-from spatialfeat.reporting.report_ribbons import ROW, WIDTH, ribbons
-from spatialfeat.scores.comparison import compare
-from spatialfeat.scores.evaluation import EvaluatedVideo, Evaluation
+from spatialfeat.reports.plots import phase_style
+from spatialfeat.reports.report import write_report
+from spatialfeat.reports.ribbons import ROW, WIDTH, find_runs, ribbons, timeline, usual_step
+from spatialfeat.reports.tables import interval_text, number, signed, spread
+from spatialfeat.scores.predictions import EvaluatedVideo, Evaluation
 from spatialfeat.scores.relaxed import CHOLEC80
 from spatialfeat.scores.summary import SummaryOptions
-from spatialfeat.scores.timeline import find_runs, timeline, usual_step
+from spatialfeat.scores.table import compare
 
 VOID = {"meta", "link", "img", "br", "rect", "path"}
 EVIL = "<script>alert(1)</script>"

@@ -14,7 +14,7 @@ from evaluation_data import drawn_evaluations
 from PIL import Image
 from test_report import EVIL, comparisons_of
 
-from spatialfeat.reporting.report import write_report
+from spatialfeat.reports.report import write_report
 
 PHASE_NAMES = (
     "Preparation",

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from predictions_data import BETTER, PREDICTED, TRUTH
 
-from spatialfeat.evaluating.scorefiles import compare_with_first, score
-from spatialfeat.evaluating.scoretables import comparison_table, score_tables
-from spatialfeat.scores.evaluation import EvaluatedVideo, Evaluation
+from spatialfeat.reports.tables import comparison_table, score_tables
+from spatialfeat.scores.predictions import EvaluatedVideo, Evaluation
 from spatialfeat.scores.relaxed import CHOLEC80
-from spatialfeat.scores.summary import SummaryOptions
+from spatialfeat.scores.summary import SummaryOptions, compare_with_first, score
 
 NAMES = ("preparation", "a phase whose name is much too long for a table", "c", "d", "e", "f", "g")
 OPTIONS = SummaryOptions(relaxed=CHOLEC80, sampling_fps=1.0, bootstrap_samples=100)

@@ -13,8 +13,7 @@ from sklearn.metrics import f1_score
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.scores.calibration import reliability_curve
 from spatialfeat.scores.relaxed import CHOLEC80, TransitionGraph
-from spatialfeat.scores.scoring import ScoredVideo, per_video_rows
-from spatialfeat.scores.summary import SummaryOptions, summarize
+from spatialfeat.scores.summary import ScoredVideo, SummaryOptions, per_video_rows, summarize
 
 NAMES = ("start", "middle", "end")
 AVERAGES = {

@@ -8,8 +8,7 @@ import pytest
 from predictions_data import Rows, write_rows
 
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.scores.relaxed import CHOLEC80
-from spatialfeat.scores.transitions import read_transitions, relaxed_graph
+from spatialfeat.scores.relaxed import CHOLEC80, read_transitions, relaxed_graph
 
 NAMES = ("prepare", "cut", "close")
 

@@ -10,7 +10,7 @@ from spatialfeat.checking.findings import ERROR, LEVELS, NOTE, WARNING, Finding
 from spatialfeat.checking.imagecheck import kind_counts, size_counts
 from spatialfeat.console import count_text
 from spatialfeat.info import format_duration, format_size
-from spatialfeat.scores.timeline import duration_text
+from spatialfeat.reports.ribbons import duration_text
 
 WIDTH = 100
 SHOWN_PLACES = 4

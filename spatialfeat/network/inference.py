@@ -22,10 +22,10 @@ from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.transforms import Preprocessing, evaluation_transform
 from spatialfeat.distributed import ProcessGroup
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.evaluating.evaluationinput import NETWORK_NAME, FramePredictions, PredictionSet
 from spatialfeat.files import write_csv
 from spatialfeat.network.resnet import InferenceNetwork, PhaseResNet50
 from spatialfeat.scores.calibration import softmax
+from spatialfeat.scores.predictions import NETWORK_NAME, FramePredictions, PredictionSet
 
 NOT_FINITE = "the network's output is NaN or infinite; use other weights, or a finer --precision"
 

@@ -1,4 +1,6 @@
-"""Build the content of `metrics.json` (schema 1) from scored videos.
+"""Videos with labels and predictions: check them, count what each contributes, score each alone.
+
+Build the content of `metrics.json` (schema 1) from scored videos.
 
 Every number is a fraction 0..1, the edit score included (elsewhere often printed as 0..100); null (None)
 where undefined. Keys say how a number was averaged:
@@ -15,26 +17,24 @@ where undefined. Keys say how a number was averaged:
   namesakes.
 
 Videos without a labelled frame are left out; num_videos and num_frames count what was scored.
+
+Score predictions, and write what an evaluation leaves behind about them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.scores.bootstrap import (
-    NUM_SAMPLES,
-    Interval,
-    VideoTallies,
-    bootstrap_intervals,
-    bootstrap_phase_intervals,
-    resampling_facts,
-)
-from spatialfeat.scores.calibration import ReliabilityCurve
+from spatialfeat.files import write_csv, write_json
+from spatialfeat.scores.calibration import ReliabilityCurve, reliability_curve
 from spatialfeat.scores.metrics import (
     SCORE_NAMES,
     STRATEGIES,
@@ -42,15 +42,102 @@ from spatialfeat.scores.metrics import (
     IntArray,
     accuracies,
     average_scores,
+    confusion_counts,
     missing_phases,
     nan_mean,
     nan_std,
     phase_scores,
     pooled_scores_of_counts,
+    scored_frames,
 )
+from spatialfeat.scores.predictions import EvaluatedVideo, Evaluation
 from spatialfeat.scores.relaxed import DEFAULT_WINDOW_S, TransitionGraph, relaxed_scores, window_frames
-from spatialfeat.scores.scoring import ScoredVideo, labelled_videos, tally
-from spatialfeat.scores.segments import IOU_PERCENTS, segment_f1
+from spatialfeat.scores.segments import IOU_PERCENTS, edit_score, segment_f1, segment_matches
+from spatialfeat.scores.table import (
+    NUM_SAMPLES,
+    Interval,
+    VideoTallies,
+    bootstrap_intervals,
+    bootstrap_phase_intervals,
+    compare,
+    resampling_facts,
+)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ScoredVideo:
+    """One video to score: labels and predictions (T,), in time order, as for `metrics.scored_frames`."""
+
+    video_id: str
+    patient_id: str
+    labels: npt.NDArray[np.integer[Any]]
+    predictions: npt.NDArray[np.integer[Any]]
+
+
+def labelled_videos(videos: Sequence[ScoredVideo], num_phases: int) -> list[ScoredVideo]:
+    """Check every video and keep those with a labelled frame, reduced to their labelled frames.
+
+    Raises SpatialfeatError for a repeated video id, as `metrics.scored_frames`, and if nothing is labelled.
+    """
+    seen: set[str] = set()
+    kept = []
+    for video in videos:
+        if video.video_id in seen:
+            raise SpatialfeatError(f"video {video.video_id}: occurs twice; give each video once")
+        seen.add(video.video_id)
+        labels, predictions = scored_frames(
+            video.labels, video.predictions, num_phases, place=f"video {video.video_id}"
+        )
+        if len(labels):
+            kept.append(
+                ScoredVideo(
+                    video_id=video.video_id,
+                    patient_id=video.patient_id,
+                    labels=labels,
+                    predictions=predictions,
+                )
+            )
+    if not kept:
+        raise SpatialfeatError(f"none of {len(videos)} videos has a labelled frame; metrics need labels")
+    return kept
+
+
+def tally(videos: Sequence[ScoredVideo], num_phases: int) -> VideoTallies:
+    """Count what each video contributes; every video needs a labelled frame (`labelled_videos`)."""
+    sequences = [(video.labels, video.predictions, num_phases) for video in videos]
+    return VideoTallies(
+        patient_ids=tuple(video.patient_id for video in videos),
+        counts=np.stack([confusion_counts(*sequence) for sequence in sequences]),
+        edit=np.array([edit_score(*sequence) for sequence in sequences]),
+        matches=np.stack([segment_matches(*sequence) for sequence in sequences]),
+    )
+
+
+def per_video_rows(videos: Sequence[ScoredVideo], num_phases: int) -> list[dict[str, Any]]:
+    """One row per scored video, for a table.
+
+    {"video_id", "patient_id", "num_frames", "accuracy", "edit", "f1_10", "f1_25", "f1_50"} and, for
+    precision, recall, jaccard and f1, "macro_<score>_A" and "macro_<score>_B": mean over the phases where
+    defined, None where none is. Raises SpatialfeatError as `labelled_videos`.
+    """
+    scored = labelled_videos(videos, num_phases)
+    tallies = tally(scored, num_phases)
+    scores = phase_scores(tallies.counts)
+    columns: dict[str, FloatArray] = {"accuracy": accuracies(tallies.counts)}
+    for strategy in STRATEGIES:
+        for name in SCORE_NAMES:
+            table = missing_phases(getattr(scores, name), scores.support, strategy)
+            columns[f"macro_{name}_{strategy}"] = nan_mean(table, axis=1)
+    columns["edit"] = tallies.edit
+    matched = segment_f1(tallies.matches)
+    columns |= {f"f1_{percent}": matched[:, index] for index, percent in enumerate(IOU_PERCENTS)}
+    num_frames = tallies.counts.sum(axis=(1, 2))
+    return [
+        {"video_id": video.video_id, "patient_id": video.patient_id, "num_frames": int(num_frames[row])}
+        | {name: None if np.isnan(values[row]) else float(values[row]) for name, values in columns.items()}
+        for row, video in enumerate(scored)
+    ]
+
 
 SCHEMA = 1
 RELAXED_NAMES = ("precision", "recall", "jaccard")
@@ -216,3 +303,81 @@ def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
 
 def _pair(interval: Interval | None) -> list[float] | None:
     return None if interval is None else list(interval)
+
+
+COMPARISON_SCHEMA = 1
+
+
+def score(
+    name: str,
+    videos: tuple[EvaluatedVideo, ...],
+    phase_names: Sequence[str],
+    options: SummaryOptions | None = None,
+    *,
+    group_by: str = "video",
+) -> Evaluation:
+    """Score one set of predictions. group_by: what `videos` are, "video" or "patient"; metrics.json says so too.
+
+    Raises:
+        SpatialfeatError: as `summary.summarize`.
+    """
+    scored = _scored(videos)
+    metrics = summarize(scored, phase_names, options, _reliability(videos)) | {"grouped_by": group_by}
+    return Evaluation(name=name, videos=videos, metrics=metrics, per_video=per_video_rows(scored, len(phase_names)))
+
+
+def compare_with_first(evaluations: Sequence[Evaluation], *, num_samples: int, seed: int) -> list[dict[str, Any]]:
+    """Every later set of predictions minus the first: what `comparison.compare` returns, under the names of the two."""
+    first = evaluations[0]
+    return [
+        {"first": first.name, "second": later.name}
+        | compare(
+            _scored(first.videos),
+            _scored(later.videos),
+            first.metrics["num_phases"],
+            num_samples=num_samples,
+            seed=seed,
+        )
+        for later in evaluations[1:]
+    ]
+
+
+def write_comparison(out_dir: Path, comparisons: Sequence[dict[str, Any]]) -> None:
+    """Write comparison.json, for two or more sets of predictions."""
+    write_json(out_dir / "comparison.json", {"schema": COMPARISON_SCHEMA, "comparisons": list(comparisons)})
+
+
+def write_scores(out_dir: Path, evaluation: Evaluation) -> None:
+    """Write metrics.json, per_video.csv and per_phase.csv, the last with intervals beside the scores."""
+    metrics = evaluation.metrics
+    write_json(out_dir / "metrics.json", metrics)
+    write_csv(out_dir / "per_video.csv", pd.DataFrame(evaluation.per_video))
+    intervals = metrics["intervals"]["per_phase"]
+    rows = [row | _bounds(found) for row, found in zip(metrics["per_phase"], intervals, strict=True)]
+    write_csv(out_dir / "per_phase.csv", pd.DataFrame(rows))
+
+
+def _scored(videos: Sequence[EvaluatedVideo]) -> list[ScoredVideo]:
+    return [
+        ScoredVideo(
+            video_id=video.video_id, patient_id=video.patient_id, labels=video.labels, predictions=video.predictions
+        )
+        for video in videos
+    ]
+
+
+def _reliability(videos: Sequence[EvaluatedVideo]) -> ReliabilityCurve | None:
+    """Of all frames together; None if the predictions came without probabilities."""
+    tables = [video.probabilities for video in videos if video.probabilities is not None]
+    if len(tables) < len(videos):
+        return None
+    return reliability_curve(np.concatenate(tables), np.concatenate([video.labels for video in videos]))
+
+
+def _bounds(intervals: dict[str, Any]) -> dict[str, float | None]:
+    """{"f1_low", "f1_high", ...} of one phase's {"f1": [low, high] or None, ...}."""
+    return {
+        f"{name}_{end}": None if intervals[name] is None else intervals[name][index]
+        for name in SCORE_NAMES
+        for index, end in enumerate(("low", "high"))
+    }

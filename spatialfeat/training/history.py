@@ -14,7 +14,7 @@ import pandas as pd
 
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import write_csv
-from spatialfeat.reporting.plots import save_curves
+from spatialfeat.reports.plots import save_curves
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter

@@ -11,13 +11,13 @@ from spatialfeat.config import PREDICTIONS_NAME, WEIGHTS_NAME, FinetuneConfig
 from spatialfeat.data.cache import FrameCache
 from spatialfeat.data.frames import FrameTable
 from spatialfeat.distributed import ProcessGroup
-from spatialfeat.evaluating.evaluationinput import evaluated_videos
-from spatialfeat.evaluating.scorefiles import score, write_scores
-from spatialfeat.evaluating.scoretables import score_tables
 from spatialfeat.network.inference import as_set, predict_frames, write_predictions_csv
 from spatialfeat.network.weights import load_checkpoint
-from spatialfeat.reporting.pictures import confusion_title
-from spatialfeat.reporting.plots import save_confusion_matrix
+from spatialfeat.reports.plots import save_confusion_matrix
+from spatialfeat.reports.report import confusion_title
+from spatialfeat.reports.tables import score_tables
+from spatialfeat.scores.predictions import evaluated_videos
+from spatialfeat.scores.summary import score, write_scores
 
 TEST_NAMES = (
     PREDICTIONS_NAME,
