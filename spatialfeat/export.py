@@ -11,13 +11,10 @@ from pathlib import Path
 from spatialfeat.config import ExportConfig
 from spatialfeat.console import frame_bar
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.exports.aggregate import Hdf5Export
-from spatialfeat.exports.export_csv import CsvExport
-from spatialfeat.exports.export_mstcn import MsTcnExport
-from spatialfeat.exports.export_npy import NpyExport
-from spatialfeat.exports.export_tecno import TecnoExport
-from spatialfeat.exports.exportjob import ExportJob, read_back
-from spatialfeat.exports.exportsource import open_source
+from spatialfeat.exports.mstcn import MsTcnExport
+from spatialfeat.exports.plain import CsvExport, Hdf5Export, NpyExport
+from spatialfeat.exports.source import ExportJob, open_source, read_back
+from spatialfeat.exports.tecno import TecnoExport
 from spatialfeat.files import atomic_folder, atomic_path, require_room
 from spatialfeat.formats import FORMATS, ExportFormat
 

@@ -10,7 +10,7 @@ from feature_folders import PHASES, make_study, make_video
 from spatialfeat.config import ExportConfig
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.export import export
-from spatialfeat.exports import exportsource
+from spatialfeat.exports import source as exportsource
 
 
 def run(features_dir: Path, out: Path, **options: object) -> None:

@@ -287,7 +287,7 @@ def test_memory_does_not_grow_with_the_number_of_videos(tmp_path: Path, form: st
 
 @pytest.mark.parametrize("form", ["ms-tcn", "npy", "hdf5", "csv"])
 def test_long_videos_are_read_in_blocks(features_dir: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spatialfeat.exports.exportsource.FRAMES_PER_BLOCK", 16)
+    monkeypatch.setattr("spatialfeat.exports.source.FRAMES_PER_BLOCK", 16)
     read, longest = FeatureFile.features, 0
 
     def count(file: FeatureFile, start: int = 0, stop: int | None = None, *, axes: str) -> object:

@@ -9,7 +9,7 @@ from feature_folders import make_video
 
 from spatialfeat.config import ExportConfig
 from spatialfeat.export import export
-from spatialfeat.exports import exportsource
+from spatialfeat.exports import source as exportsource
 
 
 def test_numbers_come_back_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from spatialfeat.config import ExportConfig
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.export import export
-from spatialfeat.exports import exportsource
+from spatialfeat.exports import source as exportsource
 from spatialfeat.exports.verify_mstcn import verify_mstcn
 
 MISSING = -100

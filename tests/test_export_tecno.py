@@ -12,7 +12,7 @@ from feature_folders import Made, make_study, make_video
 from spatialfeat.config import ExportConfig
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.export import export
-from spatialfeat.exports.export_tecno import PortablePickler, PortableUnpickler
+from spatialfeat.exports.tecno import PortablePickler, PortableUnpickler
 
 MISSING = -100
 

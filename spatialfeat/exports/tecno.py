@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatialfeat.config import ExportConfig
-from spatialfeat.exports.exportjob import Advance, ExportJob
-from spatialfeat.exports.exportsource import ExportSource, ExportVideo
+from spatialfeat.exports.source import Advance, ExportJob, ExportSource, ExportVideo
 from spatialfeat.features.schema import TIME_CHANNEL
 from spatialfeat.files import CsvTable, open_csv_text
 
