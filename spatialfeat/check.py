@@ -10,19 +10,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from spatialfeat.checking.checkedtables import CheckedTables, read_tables
-from spatialfeat.checking.checkreport import CheckReport, SplitFacts
-from spatialfeat.checking.checktext import render
-from spatialfeat.checking.estimate import check_room, estimate_runs, rows_by_split
-from spatialfeat.checking.filecheck import check_missing, check_unreadable, check_unused, present_ids
-from spatialfeat.checking.findings import Finding, in_order
-from spatialfeat.checking.imagecheck import check_images
-from spatialfeat.checking.imagescan import ImageScan, scan_images
-from spatialfeat.checking.labelcheck import check_labels, phase_counts
-from spatialfeat.checking.machine import machine_for
-from spatialfeat.checking.privacy import check_ids
-from spatialfeat.checking.probe import Speeds, measure_speeds
-from spatialfeat.checking.videocheck import VideoFacts, check_videos, video_facts
+from spatialfeat.checks.estimate import Speeds, check_room, estimate_runs, machine_for, measure_speeds, rows_by_split
+from spatialfeat.checks.findings import Finding, in_order
+from spatialfeat.checks.images import (
+    ImageScan,
+    check_images,
+    check_missing,
+    check_unreadable,
+    check_unused,
+    present_ids,
+    scan_images,
+)
+from spatialfeat.checks.report import CheckReport, SplitFacts, render
+from spatialfeat.checks.rows import CheckedTables, check_ids, check_labels, phase_counts, read_tables
+from spatialfeat.checks.videos import VideoFacts, check_videos, video_facts
 from spatialfeat.config import CheckConfig, default_phase_names
 from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.transforms import Preprocessing

@@ -97,7 +97,7 @@ def check(
         )
         with quick_imports():
             from spatialfeat.check import check as run_check
-            from spatialfeat.checking.checktext import render
+            from spatialfeat.checks.report import render
 
         report = run_check(options)
         typer.echo(for_terminal(render(report)))

@@ -10,9 +10,9 @@ import torch
 from tinydata import png_bytes, write_csv
 
 from spatialfeat.check import examine
-from spatialfeat.checking.checkedtables import read_tables
-from spatialfeat.checking.checkreport import CheckReport
-from spatialfeat.checking.findings import Finding
+from spatialfeat.checks.findings import Finding
+from spatialfeat.checks.report import CheckReport
+from spatialfeat.checks.rows import read_tables
 from spatialfeat.config import CheckConfig
 
 SIZE_PX = (90, 80)

@@ -15,9 +15,8 @@ from PIL import Image
 from tinydata import png_bytes
 
 import spatialfeat.check as check_module
-from spatialfeat.checking.estimate import Machine
-from spatialfeat.checking.findings import CODES, ERROR
-from spatialfeat.checking.probe import Speeds
+from spatialfeat.checks.estimate import Machine, Speeds
+from spatialfeat.checks.findings import CODES, ERROR
 
 
 @pytest.fixture

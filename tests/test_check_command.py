@@ -11,8 +11,8 @@ from check_data import DataSet, make_clean
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from spatialfeat.checking.checktext import WIDTH
-from spatialfeat.checking.findings import CODES
+from spatialfeat.checks.findings import CODES
+from spatialfeat.checks.report import WIDTH
 from spatialfeat.cli import app
 from spatialfeat.reports.plots import balance_figure, set_colour
 
@@ -81,7 +81,7 @@ def test_an_error_gives_exit_code_1_and_every_line_fits(data: DataSet) -> None:
 
 
 def test_an_estimate_is_told_and_written(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spatialfeat.checking.probe.SECONDS", 0.0)
+    monkeypatch.setattr("spatialfeat.checks.estimate.SECONDS", 0.0)
     result = run(data, "--batch-size", "2", "--epochs", "5")
     assert "ESTIMATE for this machine as it is now: cpu" in result.stdout
     assert "for 5 epochs" in result.stdout

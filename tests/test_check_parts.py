@@ -11,14 +11,18 @@ import pytest
 import torch
 from tinydata import make_table, write_csv, write_images
 
-from spatialfeat.checking.checkedtables import read_tables
-from spatialfeat.checking.estimate import Machine, estimate_runs, features_bytes, frame_seconds
-from spatialfeat.checking.filecheck import check_missing
-from spatialfeat.checking.imagescan import scan_images
-from spatialfeat.checking.machine import free_memory
-from spatialfeat.checking.privacy import check_ids
-from spatialfeat.checking.probe import Speeds, measure_speeds
-from spatialfeat.checking.videocheck import check_videos, video_facts
+from spatialfeat.checks.estimate import (
+    Machine,
+    Speeds,
+    estimate_runs,
+    features_bytes,
+    frame_seconds,
+    free_memory,
+    measure_speeds,
+)
+from spatialfeat.checks.images import check_missing, scan_images
+from spatialfeat.checks.rows import check_ids, read_tables
+from spatialfeat.checks.videos import check_videos, video_facts
 from spatialfeat.config import CheckConfig, FinetuneConfig
 from spatialfeat.data.frames import read_frames
 from spatialfeat.data.images import list_pngs
@@ -213,7 +217,7 @@ def test_an_estimate_adds_up() -> None:
 
 
 def test_the_probe_measures_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spatialfeat.checking.probe.SECONDS", 0.0)
+    monkeypatch.setattr("spatialfeat.checks.estimate.SECONDS", 0.0)
     table = make_table(tmp_path, ["1_1_1", "1_1_2"])
     write_images(table)
     config = FinetuneConfig(image_size_px=64, batch_size=2, precision="fp32")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spatialfeat.checking.findings import Finding, first_places
+from spatialfeat.checks.findings import Finding, first_places
 from spatialfeat.console import count_text
 from spatialfeat.data.frames import UNLABELLED, FrameTable, Video, videos_of
 from spatialfeat.info import count_gaps
