@@ -9,10 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spatialfeat.config import WEIGHTS_NAME, FinetuneConfig
+import numpy as np
+
+from spatialfeat.config import PREDICTIONS_NAME, WEIGHTS_NAME, FinetuneConfig
 from spatialfeat.console import count_text
 from spatialfeat.data.cache import FrameCache, open_cache, total_use
 from spatialfeat.data.dataset import require_images
+from spatialfeat.data.frames import FrameTable
 from spatialfeat.device import (
     choose_precision,
     choose_workers,
@@ -25,9 +28,15 @@ from spatialfeat.device import (
 from spatialfeat.distributed import ProcessGroup, lost_contact_told, process_group
 from spatialfeat.errors import SpatialfeatError, computing_faults_told
 from spatialfeat.files import move_aside, prepare_output_dir, read_json_object, require_room
+from spatialfeat.network.inference import as_set, predict_frames, write_predictions_csv
 from spatialfeat.network.resnet import PhaseResNet50, num_bytes
-from spatialfeat.network.weights import initial_model
+from spatialfeat.network.weights import initial_model, load_checkpoint
+from spatialfeat.reports.plots import save_confusion_matrix
+from spatialfeat.reports.report import confusion_title
+from spatialfeat.reports.tables import score_tables
 from spatialfeat.runrecord import RECORD_NAME, RunRecord, earlier_sessions
+from spatialfeat.scores.predictions import evaluated_videos
+from spatialfeat.scores.summary import score, write_scores
 from spatialfeat.signals import is_interruption
 from spatialfeat.training.data import StudyData, cached_images, read_study, warn_of_shared_patients
 from spatialfeat.training.files import (
@@ -41,8 +50,17 @@ from spatialfeat.training.files import (
     study_identity,
 )
 from spatialfeat.training.history import EpochRecord, epoch_line, read_history
-from spatialfeat.training.test import TEST_NAMES, run_test_stage
 from spatialfeat.training.trainer import EarlyStopping, Trainer
+
+TEST_NAMES = (
+    PREDICTIONS_NAME,
+    "metrics.json",
+    "per_video.csv",
+    "per_phase.csv",
+    "confusion_matrix.png",
+    "confusion_matrix.svg",
+)
+"""What the test leaves in the study's folder."""
 
 RESULT_NAMES = (STATE_NAME, RECORD_NAME, *(name for name in TRAINING_NAMES if name != STATE_NAME), *TEST_NAMES)
 """What a study leaves in its folder. Results of an earlier study there are moved aside as a whole."""
@@ -301,3 +319,33 @@ def _announce(setting: _Setting, state: TrainingState | None) -> None:
             "random weights with %d frozen children: the frozen part stays random; pass --freeze-until 0 to train it",
             config.freeze_until,
         )
+
+
+def run_test_stage(
+    config: FinetuneConfig, table: FrameTable, group: ProcessGroup, workers: int, cache: FrameCache | None
+) -> dict[str, Any] | None:
+    """Score the saved weights, read back from their file. None in all processes but the main one, which writes."""
+    out_dir = config.out_dir
+    checkpoint = load_checkpoint(out_dir / WEIGHTS_NAME)
+    predictions = predict_frames(
+        checkpoint.model,
+        table,
+        checkpoint.preprocessing,
+        device=group.device,
+        precision=config.precision,
+        batch_size=group.share(config.batch_size),
+        workers=workers,
+        title="test",
+        cache=cache,
+        group=group,
+    )
+    if not group.is_main:
+        return None
+    write_predictions_csv(out_dir / PREDICTIONS_NAME, predictions)
+    evaluation = score("test", evaluated_videos(as_set(table, predictions), "video"), checkpoint.phase_names)
+    write_scores(out_dir, evaluation)
+    counts = np.asarray(evaluation.metrics["confusion_matrix"], dtype=np.int64)
+    title = confusion_title(evaluation)
+    save_confusion_matrix(out_dir / "confusion_matrix.png", counts, checkpoint.phase_names, title)
+    logger.info("\n%s\n", score_tables(evaluation))
+    return evaluation.metrics

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.scores.summary import ScoredVideo
-from spatialfeat.scores.table import compare
+from spatialfeat.scores.summary import ScoredVideo, compare
 
 SCORES = {
     "accuracy",

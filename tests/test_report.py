@@ -20,8 +20,7 @@ from spatialfeat.reports.ribbons import ROW, WIDTH, find_runs, ribbons, timeline
 from spatialfeat.reports.tables import interval_text, number, signed, spread
 from spatialfeat.scores.predictions import EvaluatedVideo, Evaluation
 from spatialfeat.scores.relaxed import CHOLEC80
-from spatialfeat.scores.summary import SummaryOptions
-from spatialfeat.scores.table import compare
+from spatialfeat.scores.summary import SummaryOptions, compare
 
 VOID = {"meta", "link", "img", "br", "rect", "path"}
 EVIL = "<script>alert(1)</script>"

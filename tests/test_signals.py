@@ -99,15 +99,15 @@ def test_a_signal_does_not_reach_the_next_command() -> None:
 def run_program(code: str) -> int:
     imports = (
         "import os, signal, time\n"
-        "from spatialfeat import interruption\n"
+        "from spatialfeat import signals\n"
         "def send(number): os.kill(os.getpid(), number)\n"
     )
     return subprocess.run([sys.executable, "-c", imports + code], capture_output=True, timeout=60).returncode
 
 
 HANGING_CLEAN_UP = """
-interruption.SECONDS_OF_ECHO = {seconds}
-with interruption.signals_as_exceptions():
+signals.SECONDS_OF_ECHO = {seconds}
+with signals.signals_as_exceptions():
     try:
         send(signal.SIGINT)
     except KeyboardInterrupt:
@@ -122,12 +122,12 @@ def test_a_second_signal_ends_the_process_at_once_unless_it_is_the_echo_of_the_f
 
 
 def test_nohup_is_respected() -> None:
-    code = "with interruption.signals_as_exceptions(): send(signal.SIGHUP)"
+    code = "with signals.signals_as_exceptions(): send(signal.SIGHUP)"
     assert run_program(f"signal.signal(signal.SIGHUP, signal.SIG_IGN)\n{code}") == 0
     assert run_program(code) != 0
 
 
 def test_a_decoding_worker_survives_the_jobs_signals_and_not_the_main_processs_second() -> None:
-    code = "interruption.leave_signals_to_main_process()\n"
+    code = "signals.leave_signals_to_main_process()\n"
     assert run_program(code + "send(signal.SIGINT); send(signal.SIGHUP); send(signal.SIGTERM)") == 0
     assert run_program(code + "send(signal.SIGTERM); send(signal.SIGTERM); time.sleep(60)") == -signal.SIGTERM

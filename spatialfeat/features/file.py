@@ -159,13 +159,6 @@ def close(path: Path, stamp: FileStamp) -> None:
         handles.close(path, stamp)
 
 
-def plain(value: Any) -> Any:
-    """An HDF5 attribute's value as a Python value; arrays become tuples."""
-    if isinstance(value, np.ndarray):
-        return tuple(value.tolist())
-    return value.item() if isinstance(value, np.generic) else value
-
-
 class FeatureFile:
     """One video's features, read as they are asked for.
 

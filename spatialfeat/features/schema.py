@@ -28,7 +28,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.file import plain
 from spatialfeat.names import label_problem, name_problem
 
 MAX_ATTRIBUTES = 1000
@@ -71,6 +70,13 @@ def read_attribute(item: h5py.File | h5py.Dataset, name: str) -> Any:
     if any(len(text) > MAX_TEXT_CHARACTERS for text in np.ravel(value).tolist() if isinstance(text, str)):
         raise too_large
     return value
+
+
+def plain(value: Any) -> Any:
+    """An HDF5 attribute's value as a Python value; arrays become tuples."""
+    if isinstance(value, np.ndarray):
+        return tuple(value.tolist())
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def storage_problem(dataset: h5py.Dataset) -> str | None:

@@ -11,7 +11,7 @@ A run costs about ten bytes: one path per phase and row, every run a horizontal 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from spatialfeat.errors import SpatialfeatError
 from spatialfeat.reports.plots import UNLABELLED_COLOUR, UNLABELLED_LINE, phase_style, plain_text
 from spatialfeat.reports.tables import escaped, paint, swatch
 from spatialfeat.scores.metrics import IGNORED_LABEL, FloatArray, IntArray
-from spatialfeat.scores.predictions import EvaluatedVideo, Evaluation
+from spatialfeat.scores.predictions import EvaluatedVideo, Evaluation, usual_step
 
 GAP_FACTOR = 1.5
 """Frame numbers further apart than this many usual steps leave a gap; less is jitter of the sampling."""
@@ -59,16 +59,6 @@ class Runs:
     values: IntArray
     starts: FloatArray
     ends: FloatArray
-
-
-def usual_step(videos: Iterable[EvaluatedVideo]) -> float:
-    """The median difference of successive frame numbers, over all videos (the lower of two); 1 if none has two frames.
-
-    One number for all, so that a video of a single frame gets a sensible length too.
-    """
-    steps = [np.diff(video.frames)[np.diff(video.segments) == 0] for video in videos]
-    found = np.concatenate([*steps, np.zeros(0, dtype=np.int64)])
-    return float(np.sort(found)[(len(found) - 1) // 2]) if len(found) else 1.0
 
 
 def timeline(video: EvaluatedVideo, *, fps: float, step: float) -> Timeline:

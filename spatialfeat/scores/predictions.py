@@ -16,7 +16,7 @@ true phase, which may be missing where another file has it, `true_label` or `lab
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,6 @@ from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
 from spatialfeat.features.folder import read_features
 from spatialfeat.features.schema import TIME_CHANNEL
-from spatialfeat.reports.ribbons import usual_step
 from spatialfeat.scores.calibration import softmax
 from spatialfeat.scores.metrics import IntArray
 
@@ -162,6 +161,16 @@ class Rates:
 
     sampling_fps: float | None
     numbering_fps: float
+
+
+def usual_step(videos: Iterable[EvaluatedVideo]) -> float:
+    """The median difference of successive frame numbers, over all videos (the lower of two); 1 if none has two frames.
+
+    One number for all, so that a video of a single frame gets a sensible length too.
+    """
+    steps = [np.diff(video.frames)[np.diff(video.segments) == 0] for video in videos]
+    found = np.concatenate([*steps, np.zeros(0, dtype=np.int64)])
+    return float(np.sort(found)[(len(found) - 1) // 2]) if len(found) else 1.0
 
 
 def find_rates(videos: Sequence[EvaluatedVideo], *, given_fps: float | None, stored_fps: float | None) -> Rates:

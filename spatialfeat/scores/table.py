@@ -30,7 +30,6 @@ from spatialfeat.scores.metrics import (
     scores_from_totals,
 )
 from spatialfeat.scores.segments import IOU_PERCENTS, segment_f1
-from spatialfeat.scores.summary import ScoredVideo, labelled_videos, tally
 
 LEVEL = 0.95
 NUM_SAMPLES = 2000
@@ -184,49 +183,3 @@ def bootstrap_differences(
         )
         for name in first_scores
     }
-
-
-def compare(
-    first: Sequence[ScoredVideo],
-    second: Sequence[ScoredVideo],
-    num_phases: int,
-    *,
-    num_samples: int = NUM_SAMPLES,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Compare two predictions of the same frames by paired bootstrap over patients.
-
-    Returns {"level", "unit", "num_patients", "samples", "seed", "differences": {score: {"difference": second
-    - first, "interval": [low, high] or None}}}, scores as `bootstrap.resampled_scores` names them.
-    Raises SpatialfeatError if videos, patients or labels disagree, and as `scoring.labelled_videos`.
-    """
-    scored, other_scored = labelled_videos(first, num_phases), labelled_videos(second, num_phases)
-    _require_same_frames(first, second)
-    others = {video.video_id: video for video in other_scored}
-    tallies = tally(scored, num_phases)
-    other_tallies = tally([others[video.video_id] for video in scored], num_phases)
-    found = bootstrap_differences(tallies, other_tallies, num_samples=num_samples, seed=seed)
-    return resampling_facts(tallies, num_samples=num_samples, seed=seed) | {
-        "differences": {
-            name: {
-                "difference": item.estimate,
-                "interval": None if item.interval is None else list(item.interval),
-            }
-            for name, item in found.items()
-        },
-    }
-
-
-def _require_same_frames(first: Sequence[ScoredVideo], second: Sequence[ScoredVideo]) -> None:
-    others = {video.video_id: video for video in second}
-    lone = sorted({video.video_id for video in first} ^ set(others))
-    if lone:
-        raise SpatialfeatError(
-            f"{len(lone)} videos are in one prediction only ({', '.join(lone[:5])}); predict the same videos"
-        )
-    for video in first:
-        other = others[video.video_id]
-        if video.patient_id != other.patient_id or not np.array_equal(video.labels, other.labels):
-            raise SpatialfeatError(
-                f"video {video.video_id}: patient or labels differ between predictions; use the same frames"
-            )
