@@ -26,6 +26,7 @@ from spatialfeat.checks.rows import CheckedTables, check_ids, check_labels, phas
 from spatialfeat.checks.videos import VideoFacts, check_videos, video_facts
 from spatialfeat.config import CheckConfig, default_phase_names
 from spatialfeat.data.frames import FrameTable
+from spatialfeat.data.images import ImageFolder
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.device import (
     MAX_WORKERS,
@@ -109,7 +110,7 @@ def _scan(config: CheckConfig, tables: Sequence[FrameTable], findings: list[Find
     if not ids:
         return None
     workers = min(usable_cores(), MAX_WORKERS) if config.workers is None else config.workers
-    scan = scan_images(config.img_dir, ids, workers=workers, decode=config.decode)
+    scan = scan_images(ImageFolder(config.img_dir), ids, workers=workers, decode=config.decode)
     findings += check_unreadable(tables, scan)
     if scan.readable.any():
         findings += check_images(tables, scan, Preprocessing.for_image_size(config.image_size_px).resize_px)

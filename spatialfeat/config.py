@@ -39,8 +39,8 @@ CACHE_LIMIT_GB = 100.0
 CACHE_SIZE_RATIO = 320 / 224
 """Shorter side of cached training frames, as a multiple of the network's input: see docs/architecture.md."""
 
-NUM_CHILDREN = 10
-"""Children of a torchvision ResNet: conv1, bn1, relu, maxpool, layer1..layer4, avgpool, fc."""
+CHILDREN = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool", "fc")
+"""The children of a torchvision ResNet, which --freeze-until counts."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,9 @@ class FinetuneConfig:
             raise SpatialfeatError(f"--lr {self.lr}: must be a positive number, e.g. 1e-4")
         if not 0 < self.lr_factor < 1:
             raise SpatialfeatError(f"--lr-factor {self.lr_factor}: must lie between 0 and 1, e.g. 0.5")
-        if not 0 <= self.freeze_until < NUM_CHILDREN:
+        if not 0 <= self.freeze_until < len(CHILDREN):
             raise SpatialfeatError(
-                f"--freeze-until {self.freeze_until}: must be 0 (train everything) to {NUM_CHILDREN - 1} "
+                f"--freeze-until {self.freeze_until}: must be 0 (train everything) to {len(CHILDREN) - 1} "
                 "(train the classifier only)"
             )
         one_of("--class-weights", self.class_weights, CLASS_WEIGHTS)

@@ -1,14 +1,12 @@
-"""What a person sees while the program works: progress bars, and log lines that do not tear them.
-
-Small words for messages, tables and reports.
-"""
+"""What a person sees in the terminal: progress bars, log lines that do not tear them, counts, durations, tables."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -19,6 +17,12 @@ from spatialfeat.names import for_terminal
 from spatialfeat.signals import raise_if_interrupted
 
 SECONDS_BETWEEN_LOG_FILE_UPDATES = 30
+
+WIDTH = 100
+"""Columns of wrapped text."""
+
+NO_BREAK = "\xa0"
+"""A blank at which `wrap` does not end a line."""
 
 
 class LastingStream:
@@ -122,6 +126,66 @@ def show_log_messages() -> None:
     package_logger.propagate = False
 
 
-def count_text(count: int, noun: str) -> str:
-    """`1 frame`, `2 frames`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def count_text(count: int, noun: str, plural: str = "") -> str:
+    """`1 frame`, `2 frames`; `plural` where it is not the noun with an s."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
+
+
+def clock_text(seconds: float) -> str:
+    """`1:02:03`; hours are always shown."""
+    total = round(seconds)
+    return f"{total // 3600}:{total // 60 % 60:02d}:{total % 60:02d}"
+
+
+def duration_text(seconds: float) -> str:
+    """`0.04 s`, `42 s`, `3 min 05 s` or `1 h 02 min`, rounded."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def size_text(num_bytes: int) -> str:
+    """`12.3 MB`, in powers of 1000."""
+    if num_bytes < 1000:
+        return f"{num_bytes} B"
+    size, units = num_bytes / 1000, ["kB", "MB", "GB", "TB"]
+    while round(size, 1) >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.1f} {units[0]}"
+
+
+def align(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
+    """Rows of cells as lines with aligned columns: those whose index is in `left` to the left, the others to the right.
+
+    A row may end early; blanks at the end of a line are cut.
+    """
+    num_columns = max(map(len, rows))
+    padded = [[*row, *[""] * (num_columns - len(row))] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*padded, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if index in left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in padded
+    ]
+
+
+def wrap(text: str, first: str = "", rest: str | None = None) -> list[str]:
+    """Lines of at most WIDTH characters that begin with `first`, and then `rest` (default: as many blanks).
+
+    A word is never cut, so that paths can be copied; a line does not end at a NO_BREAK.
+    """
+    lines = textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=" " * len(first) if rest is None else rest,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [line.replace(NO_BREAK, " ") for line in lines] or [first.rstrip()]

@@ -231,7 +231,7 @@ def process_group(requested_device: str) -> Iterator[ProcessGroup]:
     dist.init_process_group("gloo", store=store, rank=ranks.rank, world_size=ranks.size, timeout=WAIT_FOR_WORK)
     failed = True
     try:
-        with lost_contact_told():
+        with translate_lost_contact():
             yield _group_on_devices(ranks, requested_device)
         failed = False
     finally:
@@ -279,7 +279,7 @@ def _device_of_rank(ranks: Ranks, requested: str) -> torch.device:
 
 
 @contextmanager
-def lost_contact_told() -> Iterator[None]:
+def translate_lost_contact() -> Iterator[None]:
     """Raise SpatialfeatError when another process of the group has ended: also inside whatever records the failure."""
     import torch.distributed as dist
 

@@ -78,7 +78,7 @@ def describe_os_error(error: OSError, place: Path | str | None = None) -> str | 
 
 
 @contextmanager
-def os_errors_named(place: Path | str) -> Iterator[None]:
+def translate_os_errors(place: Path | str) -> Iterator[None]:
     """Raise SpatialfeatError naming `place` for the errors in REMEDIES: a failed write does not know its file."""
     try:
         yield
@@ -90,7 +90,7 @@ def os_errors_named(place: Path | str) -> Iterator[None]:
 
 
 @contextmanager
-def computing_faults_told(*, batch_size: int, workers: int, image_size_px: int | None = None) -> Iterator[None]:
+def translate_computing_faults(*, batch_size: int, workers: int, image_size_px: int | None = None) -> Iterator[None]:
     """Around everything that runs the network: raise SpatialfeatError when memory runs out or a worker is killed.
 
     Not only around the loader: torch raises for a killed worker wherever the main process is at that moment.

@@ -23,22 +23,26 @@ from spatialfeat.device import (
     select_device,
     use_true_float32,
 )
-from spatialfeat.errors import SpatialfeatError, computing_faults_told, os_errors_named
+from spatialfeat.errors import SpatialfeatError, translate_computing_faults, translate_os_errors
 from spatialfeat.files import move_into, prepare_output_dir, read_json_object, working_folder
-from spatialfeat.network.inference import as_set, predict_frames, write_predictions_csv
+from spatialfeat.network.inference import predict_logits
+from spatialfeat.network.resnet import InferenceNetwork
 from spatialfeat.network.weights import MORE_CLASSES, load_checkpoint
 from spatialfeat.reports.report import save_pictures, write_report
 from spatialfeat.reports.tables import comparison_table, score_tables
 from spatialfeat.runrecord import RECORD_NAME, RunRecord
 from spatialfeat.scores.predictions import (
+    NETWORK_NAME,
     Evaluation,
     EvaluationInput,
+    FramePredictions,
     PredictionSet,
     Rates,
     evaluated_videos,
     find_rates,
     read_feature_predictions,
     read_prediction_files,
+    write_predictions_csv,
 )
 from spatialfeat.scores.relaxed import DEFAULT_WINDOW_S, cholec80_notice, relaxed_graph
 from spatialfeat.scores.summary import SummaryOptions, compare_with_first, score, write_comparison, write_scores
@@ -127,7 +131,7 @@ def _results_folder(out_dir: Path) -> Iterator[Path]:
 
     Of a failed evaluation only the record moves, and only where no whole run has left one.
     """
-    with working_folder(out_dir / WORKING_NAME, out_dir) as results_dir, os_errors_named(out_dir):
+    with working_folder(out_dir / WORKING_NAME, out_dir) as results_dir, translate_os_errors(out_dir):
         try:
             yield results_dir
         except BaseException:
@@ -248,18 +252,12 @@ def _open_weights(source: WeightsSource, config: EvaluateConfig) -> EvaluationIn
         prepare_processor()
         logger.info("evaluating %s: %d frames on %s", source.csv, len(table), describe_arithmetic(device, precision))
         workers = choose_workers(source.workers, device)
-        with computing_faults_told(batch_size=source.batch_size, workers=workers):
-            predictions = predict_frames(
-                checkpoint.model,
-                table,
-                checkpoint.preprocessing,
-                device=device,
-                precision=precision,
-                batch_size=source.batch_size,
-                workers=workers,
-                title="evaluate",
+        with translate_computing_faults(batch_size=source.batch_size, workers=workers):
+            network = InferenceNetwork(
+                checkpoint.model.to(device), checkpoint.preprocessing, precision, source.batch_size
             )
-        return (as_set(table, predictions),)
+            logits = predict_logits(network, table, workers=workers, title="evaluate")
+        return (PredictionSet(name=NETWORK_NAME, parts=(FramePredictions.of_logits(table, logits),)),)
 
     return EvaluationInput(
         tables=(table,),

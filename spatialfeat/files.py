@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from spatialfeat.errors import SpatialfeatError, os_errors_named
+from spatialfeat.errors import SpatialfeatError, translate_os_errors
 from spatialfeat.names import spreadsheet_cell
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def atomic_path(final_path: Path) -> Iterator[Path]:
     """
     temporary_path = final_path.with_name(f".{final_path.stem}.partial{final_path.suffix}")
     try:
-        with os_errors_named(final_path):
+        with translate_os_errors(final_path):
             yield temporary_path
             commit(temporary_path, final_path)
     except BaseException:

@@ -13,7 +13,7 @@ import numpy as np
 
 from spatialfeat.config import PREDICTIONS_NAME, WEIGHTS_NAME, FinetuneConfig
 from spatialfeat.console import count_text
-from spatialfeat.data.cache import FrameCache, open_cache, total_use
+from spatialfeat.data.cache import open_cache, total_use
 from spatialfeat.data.dataset import require_images
 from spatialfeat.data.frames import FrameTable
 from spatialfeat.device import (
@@ -25,32 +25,31 @@ from spatialfeat.device import (
     seed_everything,
     use_true_float32,
 )
-from spatialfeat.distributed import ProcessGroup, lost_contact_told, process_group
-from spatialfeat.errors import SpatialfeatError, computing_faults_told
+from spatialfeat.distributed import ProcessGroup, process_group, translate_lost_contact
+from spatialfeat.errors import SpatialfeatError, translate_computing_faults
 from spatialfeat.files import move_aside, prepare_output_dir, read_json_object, require_room
-from spatialfeat.network.inference import as_set, predict_frames, write_predictions_csv
-from spatialfeat.network.resnet import PhaseResNet50, num_bytes
+from spatialfeat.network.backbone import RESNET50
+from spatialfeat.network.inference import predict_logits
+from spatialfeat.network.resnet import InferenceNetwork, PhaseResNet50
 from spatialfeat.network.weights import initial_model, load_checkpoint
-from spatialfeat.reports.plots import save_confusion_matrix
-from spatialfeat.reports.report import confusion_title
+from spatialfeat.reports.plots import confusion_title, save_confusion_matrix
 from spatialfeat.reports.tables import score_tables
 from spatialfeat.runrecord import RECORD_NAME, RunRecord, earlier_sessions
-from spatialfeat.scores.predictions import evaluated_videos
+from spatialfeat.scores.predictions import FramePredictions, PredictionSet, evaluated_videos, write_predictions_csv
 from spatialfeat.scores.summary import score, write_scores
 from spatialfeat.signals import is_interruption
-from spatialfeat.training.data import StudyData, cached_images, read_study, warn_of_shared_patients
+from spatialfeat.training.data import read_study, warn_of_shared_patients
 from spatialfeat.training.files import (
     STATE_NAME,
     TRAINING_NAMES,
-    Resumption,
     StudyFiles,
     TrainingState,
-    is_trained,
-    look_for_study,
+    find_study,
+    study_bytes,
     study_identity,
 )
-from spatialfeat.training.history import EpochRecord, epoch_line, read_history
-from spatialfeat.training.trainer import EarlyStopping, Trainer
+from spatialfeat.training.history import EpochRecord, best_epoch, epoch_line, is_trained, read_history, stopped_early
+from spatialfeat.training.trainer import Trainer
 
 TEST_NAMES = (
     PREDICTIONS_NAME,
@@ -78,135 +77,225 @@ class FinetuneResult:
     test_metrics: dict[str, Any] | None
 
 
-@dataclass(frozen=True, eq=False)
-class _Setting:
-    """One run of the command: what is computed on what."""
-
-    config: FinetuneConfig
-    data: StudyData
-    group: ProcessGroup
-    workers: int
-    identity: dict[str, Any]
-    environment: dict[str, str]
-    cache: FrameCache | None
-
-
 def finetune(config: FinetuneConfig) -> FinetuneResult:
     """Run the whole study, or with `config.resume` the rest of it, and write its files to `config.out_dir`.
 
     Processes that torchrun has started train together; the main one writes the files, and alone has test metrics.
 
     Raises:
-        SpatialfeatError: anything that the user can mend, before training starts where possible.
+        SpatialfeatError: anything that the user can fix, before training starts where possible.
     """
     use_true_float32()
     prepare_processor()
     with process_group(config.device) as group:
         with group.together():
-            setting = _read_setting(config, group)
-            found = _look_for_study(setting)
-        config = setting.config
-        group.require_same("--precision", config.precision, "pass the one that all devices have")
-        if found.is_finished:
-            return _finished_study(setting)
+            study = _Study(config, group)
+            state, is_finished = study.find() if config.resume else (None, False)
+        group.require_same("--precision", study.config.precision, "pass the one that all devices have")
+        if is_finished:
+            return study.finished()
         seed_everything(config.seed)
         with group.together(), group.main_first():  # ImageNet weights are downloaded once.
-            model = PhaseResNet50(config.num_classes) if found.state else _initial_model(config)
+            model = study.initial_model() if state is None else RESNET50.build(config.num_classes)
         with group.together():
             if group.is_main:
-                _check_and_clear(setting, model, found.state)
-        result = _run_study(setting, model, found.state)
-        _remove_state(setting)
+                study.prepare(model, state)
+        result = study.run(model, state)
+        study.remove_state()
         return result
 
 
-def _read_setting(config: FinetuneConfig, group: ProcessGroup) -> _Setting:
-    if config.batch_size < group.size:
-        raise SpatialfeatError(
-            f"--batch-size {config.batch_size}: is the batch of all {group.size} processes together, and each needs a "
-            f"frame; pass at least {group.size}, or start fewer processes"
+class _Study:
+    """One run of the command: what is computed on what, by this process of `group`."""
+
+    def __init__(self, config: FinetuneConfig, group: ProcessGroup) -> None:
+        if config.batch_size < group.size:
+            raise SpatialfeatError(
+                f"--batch-size {config.batch_size}: is the batch of all {group.size} processes together, and each "
+                f"needs a frame; pass at least {group.size}, or start fewer processes"
+            )
+        self.group, self.data = group, read_study(config)
+        if group.is_main:
+            prepare_output_dir(config.out_dir)
+        precision = choose_precision(config.precision, group.device)
+        self.config = config = replace(config, precision=precision, cache_size_px=config.training_frames_px)
+        self.workers = choose_workers(config.workers, group.device, processes=group.local_size)
+        self.identity = study_identity(config, self.data)
+        self.environment = {"device": group.description, **library_versions()}
+        self.cache = open_cache(config.cache_dir, config.cache_limit_gb)
+
+    def find(self) -> tuple[TrainingState | None, bool]:
+        """See `find_study`."""
+        return find_study(self.config, self.data, self.identity, self.environment)
+
+    def initial_model(self) -> PhaseResNet50:
+        config = self.config
+        return initial_model(config.weights, config.num_classes, reset_classifier=config.reset_classifier)
+
+    def prepare(self, model: PhaseResNet50, state: TrainingState | None) -> None:
+        """The last checks, which one process makes for all; then the way is cleared for the results."""
+        config = self.config
+        require_room(config.out_dir, study_bytes(model, config.freeze_until), "state and weights take")
+        require_images(self.data.tables)  # Last of the checks: it takes seconds, the others do not.
+        self._announce(state)
+        self._move_aside(state)
+
+    def run(self, model: PhaseResNet50, state: TrainingState | None) -> FinetuneResult:
+        """Train and test; of several processes, the main one keeps the record."""
+        config = self.config
+        translating = translate_computing_faults(
+            batch_size=config.batch_size, workers=self.workers, image_size_px=config.image_size_px
         )
-    data = read_study(config)
-    if group.is_main:
-        prepare_output_dir(config.out_dir)
-    config = replace(
-        config, precision=choose_precision(config.precision, group.device), cache_size_px=config.training_frames_px
-    )
-    return _Setting(
-        config,
-        data,
-        group,
-        choose_workers(config.workers, group.device, processes=group.local_size),
-        study_identity(config, data),
-        {"device": group.description, **library_versions()},
-        open_cache(config.cache_dir, config.cache_limit_gb),
-    )
+        if not self.group.is_main:
+            with translating:
+                return self._train_and_test(model, None, state)[0]
+        resumed = (
+            {} if state is None else {"resumed_after_epoch": len(state.history), **earlier_sessions(config.out_dir)}
+        )
+        with (
+            RunRecord(
+                config.out_dir,
+                "finetune",
+                config,
+                [table.source for table in self.data.tables],
+                device=self.environment["device"],
+                workers=self.workers,
+                **resumed,
+            ) as record,
+            translate_lost_contact(),
+            translating,
+            closing(StudyFiles(config)) as files,
+            _advice_after_interruption(files),
+        ):
+            result, facts = self._train_and_test(model, files, state)
+            history, best = result.history, result.best_epoch
+            warn_of_shared_patients(self.data)  # Again: hours of progress lie between the first time and the scores.
+            record.finish(best_epoch=best, best_val_acc=history[best - 1].val_acc, epochs=len(history), **facts)
+        return result
 
+    def finished(self) -> FinetuneResult:
+        """What a finished study has left; nothing is computed."""
+        out_dir = self.config.out_dir
+        logger.info("the study in %s is finished: nothing to do", out_dir)
+        self.remove_state()
+        history = read_history(out_dir)
+        metrics = read_json_object(out_dir / "metrics.json") or None
+        return FinetuneResult(out_dir / WEIGHTS_NAME, history, best_epoch(history), metrics)
 
-def _look_for_study(setting: _Setting) -> Resumption:
-    if not setting.config.resume:
-        return Resumption()
-    return look_for_study(setting.config, setting.data, setting.identity, setting.environment)
+    def remove_state(self) -> None:
+        """A finished study needs no state, which takes three to four times the space of the weights."""
+        if self.group.is_main and not self.config.keep_state:
+            (self.config.out_dir / STATE_NAME).unlink(missing_ok=True)
 
+    def _train_and_test(
+        self, model: PhaseResNet50, files: StudyFiles | None, state: TrainingState | None
+    ) -> tuple[FinetuneResult, dict[str, Any]]:
+        """The result, and facts for the record. `files` are those of the main process."""
+        history = self._train(model.to(self.group.device), files, state)
+        weights_path = self.config.out_dir / WEIGHTS_NAME
+        logger.info("kept the weights of epoch %d: %s", best_epoch(history), weights_path)
+        self.group.wait()  # Until the main process has written them.
+        metrics = None if self.data.test is None else self._test(self.data.test)
+        facts = {} if metrics is None else {"test": metrics["pooled"]}
+        if self.cache is not None:
+            facts["cache"] = total_use(self.group.gather(self.cache.close()))
+        return FinetuneResult(weights_path, history, best_epoch(history), metrics), facts
 
-def _check_and_clear(setting: _Setting, model: PhaseResNet50, state: TrainingState | None) -> None:
-    """The last checks, which one process makes for all, and the way cleared for the results."""
-    config, data = setting.config, setting.data
-    # While state and weights are written, those of the epoch before are still there.
-    require_room(config.out_dir, 4 * num_bytes(model), "state and weights take")
-    # Last of the checks: it takes seconds, the others do not.
-    require_images(data.tables, cached_images(config, data, setting.cache))
-    _announce(setting, state)
-    _move_aside(config, state)
+    def _train(
+        self, model: PhaseResNet50, files: StudyFiles | None, state: TrainingState | None
+    ) -> tuple[EpochRecord, ...]:
+        """Train until the last epoch or until validation accuracy stops improving, from `state` on if there is one.
 
+        Every process decides for itself when to stop and what is best: they have the same history to decide by.
+        """
+        config = self.config
+        trainer = Trainer(config, self.data, model, self.group, self.workers, self.cache)
+        history: tuple[EpochRecord, ...] = ()
+        best_weights = trainer.weights() if state is None else state.best_weights
+        if state is not None:
+            history = state.history
+            trainer.load_state_dict(state.training)
+            if files:
+                files.restore(state)
+        while not is_trained(history, config):
+            history = (*history, trainer.run_epoch(len(history) + 1))
+            if files:
+                training = trainer.state_dict()
+                if best_epoch(history) == len(history):
+                    best_weights = training["model"]
+                files.save_epoch(
+                    TrainingState(
+                        history=history,
+                        training=training,
+                        best_weights=best_weights,
+                        identity=self.identity,
+                        environment=self.environment,
+                    )
+                )
+            logger.info("%s", epoch_line(history, config.epochs))
+        if stopped_early(history, config.patience):
+            logger.info("stopping early: no better validation accuracy for %d epochs", config.patience)
+        return history
 
-def _run_study(setting: _Setting, model: PhaseResNet50, state: TrainingState | None) -> FinetuneResult:
-    """Train and test; of several processes, the main one keeps the record."""
-    config, data = setting.config, setting.data
-    faults_told = computing_faults_told(
-        batch_size=config.batch_size, workers=setting.workers, image_size_px=config.image_size_px
-    )
-    if not setting.group.is_main:
-        with faults_told:
-            return _train_and_test(setting, model, None, state)[0]
-    resumed = {} if state is None else {"resumed_after_epoch": len(state.history)} | earlier_sessions(config.out_dir)
-    with (
-        RunRecord(
-            config.out_dir,
-            "finetune",
-            config,
-            [table.source for table in data.tables],
-            device=setting.environment["device"],
-            workers=setting.workers,
-            **resumed,
-        ) as record,
-        lost_contact_told(),
-        faults_told,
-        closing(StudyFiles(config)) as files,
-        _advice_after_interruption(files),
-    ):
-        result, facts = _train_and_test(setting, model, files, state)
-        history, best_epoch = result.history, result.best_epoch
-        warn_of_shared_patients(data)  # Again: hours of progress lie between the first time and the scores.
-        record.finish(best_epoch=best_epoch, best_val_acc=history[best_epoch - 1].val_acc, epochs=len(history), **facts)
-    return result
+    def _test(self, table: FrameTable) -> dict[str, Any] | None:
+        """Score the saved weights, read back from their file. None in all processes but the main one, which writes."""
+        config, group = self.config, self.group
+        checkpoint = load_checkpoint(config.out_dir / WEIGHTS_NAME)
+        network = InferenceNetwork(
+            checkpoint.model.to(group.device),
+            checkpoint.preprocessing,
+            config.precision,
+            group.share(config.batch_size),
+        )
+        logits = predict_logits(network, table, workers=self.workers, title="test", cache=self.cache, group=group)
+        if not group.is_main:
+            return None
+        predictions = FramePredictions.of_logits(table, logits)
+        write_predictions_csv(config.out_dir / PREDICTIONS_NAME, predictions)
+        videos = evaluated_videos(PredictionSet(name="test", parts=(predictions,)), "video")
+        evaluation = score("test", videos, checkpoint.phase_names)
+        write_scores(config.out_dir, evaluation)
+        counts = np.asarray(evaluation.metrics["confusion_matrix"], dtype=np.int64)
+        picture_path = config.out_dir / "confusion_matrix.png"
+        save_confusion_matrix(picture_path, counts, checkpoint.phase_names, confusion_title(evaluation))
+        logger.info("\n%s\n", score_tables(evaluation))
+        return evaluation.metrics
 
+    def _announce(self, state: TrainingState | None) -> None:
+        config = self.config
+        frames = ", ".join(f"{len(table)} {table.split}" for table in self.data.tables)
+        logger.info("fine-tuning a ResNet-50 on %s frames, %d phases", frames, config.num_classes)
+        arithmetic = describe_arithmetic(self.group.device, config.precision)
+        logger.info("computing on %s%s", arithmetic, self.group.processes_text)
+        logger.info("%s, seed %d", count_text(self.workers, "decoding worker"), config.seed)
+        if state is not None:
+            logger.info("resuming after epoch %d of at most %d", len(state.history), config.epochs)
+            return
+        start = "ImageNet (IMAGENET1K_V1)" if config.weights == "imagenet" else config.weights
+        logger.info("starting from %s weights, first %d children frozen", start, config.freeze_until)
+        if config.weights == "random" and config.freeze_until:
+            logger.warning(
+                "random weights with %d frozen children: the frozen part stays random; pass --freeze-until 0 to train "
+                "it",
+                config.freeze_until,
+            )
 
-def _train_and_test(
-    setting: _Setting, model: PhaseResNet50, files: StudyFiles | None, state: TrainingState | None
-) -> tuple[FinetuneResult, dict[str, Any]]:
-    """The result, and facts for the record. `files` are those of the main process."""
-    config, group, test = setting.config, setting.group, setting.data.test
-    history = _train(setting, model.to(group.device), files, state)
-    best_epoch = EarlyStopping.after(history, config.patience).best_epoch
-    weights_path = config.out_dir / WEIGHTS_NAME
-    logger.info("kept the weights of epoch %d: %s", best_epoch, weights_path)
-    group.wait()  # Until the main process has written them.
-    test_metrics = None if test is None else run_test_stage(config, test, group, setting.workers, setting.cache)
-    facts = {} if test_metrics is None else {"test": test_metrics["pooled"]}
-    if setting.cache is not None:
-        facts["cache"] = total_use(group.gather(setting.cache.close()))
-    return FinetuneResult(weights_path, history, best_epoch, test_metrics), facts
+    def _move_aside(self, state: TrainingState | None) -> None:
+        """Keep results of an earlier study away from those to come."""
+        out_dir = self.config.out_dir
+        if state is not None:
+            if not is_trained(state.history, self.config):
+                # More epochs for a study that was tested: its test results are not those of the weights to come.
+                move_aside(out_dir, TEST_NAMES)
+            return
+        if not any((out_dir / name).exists() for name in RESULT_NAMES if name != RECORD_NAME):
+            return  # A run that was stopped in its first epoch leaves a record only, which is not worth a folder.
+        is_complete = read_json_object(out_dir / RECORD_NAME).get("status") == "complete"
+        if (out_dir / STATE_NAME).exists() and not is_complete:
+            logger.warning(
+                "%s holds an unfinished study, which is moved aside; --resume would have gone on with it", out_dir
+            )
+        move_aside(out_dir, RESULT_NAMES)
 
 
 @contextmanager
@@ -221,131 +310,3 @@ def _advice_after_interruption(files: StudyFiles) -> Iterator[None]:
         elif is_interruption(error):
             logger.info("interrupted before the first epoch was saved: run the same command again to start over")
         raise
-
-
-def _train(
-    setting: _Setting, model: PhaseResNet50, files: StudyFiles | None, state: TrainingState | None
-) -> tuple[EpochRecord, ...]:
-    """Train until the last epoch or until validation accuracy stops improving, from `state` on if there is one.
-
-    Every process decides for itself when to stop and what is best: they have the same numbers to decide by.
-    """
-    config = setting.config
-    trainer = Trainer(config, setting.data, model, setting.group, setting.workers, setting.cache)
-    if state is not None:
-        trainer.load_state_dict(state.training)
-        if files:
-            files.restore(state)
-    history = () if state is None else state.history
-    stopping = EarlyStopping.after(history, config.patience)
-    best_weights = {} if state is None else state.best_weights
-    while not is_trained(history, config):
-        record = trainer.run_epoch(len(history) + 1)
-        history = (*history, record)
-        is_best = stopping.update(record.epoch, record.val_acc)
-        if files:
-            training = trainer.state_dict()
-            if is_best:
-                best_weights = training["model"]
-            files.save_epoch(
-                TrainingState(
-                    history=history,
-                    training=training,
-                    best_weights=best_weights,
-                    identity=setting.identity,
-                    environment=setting.environment,
-                )
-            )
-        logger.info("%s", epoch_line(record, config.epochs, is_best))
-    if stopping.should_stop:
-        logger.info("stopping early: no better validation accuracy for %d epochs", config.patience)
-    return history
-
-
-def _initial_model(config: FinetuneConfig) -> PhaseResNet50:
-    return initial_model(config.weights, config.num_classes, reset_classifier=config.reset_classifier)
-
-
-def _move_aside(config: FinetuneConfig, state: TrainingState | None) -> None:
-    """Keep results of an earlier study away from those to come."""
-    if state is not None:
-        if not is_trained(state.history, config):
-            # More epochs for a study that was tested: its test results are not those of the weights to come.
-            move_aside(config.out_dir, TEST_NAMES)
-        return
-    if not any((config.out_dir / name).exists() for name in RESULT_NAMES if name != RECORD_NAME):
-        return  # A run that was stopped in its first epoch leaves a record only, which is not worth a folder.
-    is_complete = read_json_object(config.out_dir / RECORD_NAME).get("status") == "complete"
-    if (config.out_dir / STATE_NAME).exists() and not is_complete:
-        logger.warning(
-            "%s holds an unfinished study, which is moved aside; --resume would have gone on with it", config.out_dir
-        )
-    move_aside(config.out_dir, RESULT_NAMES)
-
-
-def _remove_state(setting: _Setting) -> None:
-    """A finished study needs no state, which takes three to four times the space of the weights."""
-    config = setting.config
-    if setting.group.is_main and not config.keep_state:
-        (config.out_dir / STATE_NAME).unlink(missing_ok=True)
-
-
-def _finished_study(setting: _Setting) -> FinetuneResult:
-    """What a finished study has left; nothing is computed."""
-    config = setting.config
-    logger.info("the study in %s is finished: nothing to do", config.out_dir)
-    _remove_state(setting)
-    history = read_history(config.out_dir)
-    best_epoch = EarlyStopping.after(history, config.patience).best_epoch
-    metrics = read_json_object(config.out_dir / "metrics.json") or None
-    return FinetuneResult(config.out_dir / WEIGHTS_NAME, history, best_epoch, metrics)
-
-
-def _announce(setting: _Setting, state: TrainingState | None) -> None:
-    config = setting.config
-    frames = ", ".join(f"{len(table)} {table.split}" for table in setting.data.tables)
-    logger.info("fine-tuning a ResNet-50 on %s frames, %d phases", frames, config.num_classes)
-    workers = count_text(setting.workers, "decoding worker")
-    arithmetic = describe_arithmetic(setting.group.device, config.precision)
-    logger.info("computing on %s%s", arithmetic, setting.group.processes_text)
-    logger.info("%s, seed %d", workers, config.seed)
-    if state is not None:
-        logger.info("resuming after epoch %d of at most %d", len(state.history), config.epochs)
-        return
-    start = "ImageNet (IMAGENET1K_V1)" if config.weights == "imagenet" else config.weights
-    logger.info("starting from %s weights, first %d children frozen", start, config.freeze_until)
-    if config.weights == "random" and config.freeze_until:
-        logger.warning(
-            "random weights with %d frozen children: the frozen part stays random; pass --freeze-until 0 to train it",
-            config.freeze_until,
-        )
-
-
-def run_test_stage(
-    config: FinetuneConfig, table: FrameTable, group: ProcessGroup, workers: int, cache: FrameCache | None
-) -> dict[str, Any] | None:
-    """Score the saved weights, read back from their file. None in all processes but the main one, which writes."""
-    out_dir = config.out_dir
-    checkpoint = load_checkpoint(out_dir / WEIGHTS_NAME)
-    predictions = predict_frames(
-        checkpoint.model,
-        table,
-        checkpoint.preprocessing,
-        device=group.device,
-        precision=config.precision,
-        batch_size=group.share(config.batch_size),
-        workers=workers,
-        title="test",
-        cache=cache,
-        group=group,
-    )
-    if not group.is_main:
-        return None
-    write_predictions_csv(out_dir / PREDICTIONS_NAME, predictions)
-    evaluation = score("test", evaluated_videos(as_set(table, predictions), "video"), checkpoint.phase_names)
-    write_scores(out_dir, evaluation)
-    counts = np.asarray(evaluation.metrics["confusion_matrix"], dtype=np.int64)
-    title = confusion_title(evaluation)
-    save_confusion_matrix(out_dir / "confusion_matrix.png", counts, checkpoint.phase_names, title)
-    logger.info("\n%s\n", score_tables(evaluation))
-    return evaluation.metrics

@@ -7,8 +7,6 @@ Summaries of feature files as text of at most 100 columns, for ordinary ids and 
 
 from __future__ import annotations
 
-import textwrap
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialfeat.data.frames import UNLABELLED, patients_in_several_splits
+from spatialfeat.console import NO_BREAK, align, clock_text, count_text, size_text, wrap
+from spatialfeat.data.frames import UNLABELLED, count_gaps, patients_in_several_splits
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
-from spatialfeat.features.folder import SHORT_HASH, list_feature_files, mixed_recipes, repeated_videos
-from spatialfeat.features.schema import Recipe
+from spatialfeat.features.folder import SHORT_HASH, list_feature_files, mixed_provenances, repeated_videos
+from spatialfeat.features.schema import Provenance
 from spatialfeat.files import parse_json_object
 from spatialfeat.names import natural_key
 
@@ -41,7 +40,7 @@ class VideoSummary:
     video_id: str
     patient_id: str
     split: str
-    recipe: Recipe
+    provenance: Provenance
     num_frames: int
     num_segments: int
     frame_step: int
@@ -109,7 +108,7 @@ def summarize_video(file: FeatureFile) -> VideoSummary:
         video_id=file.video_id,
         patient_id=file.patient_id,
         split=file.split,
-        recipe=file.recipe,
+        provenance=file.provenance,
         num_frames=len(file),
         num_segments=len(np.unique(segments)),
         frame_step=step,
@@ -119,16 +118,6 @@ def summarize_video(file: FeatureFile) -> VideoSummary:
         num_unlabelled=int((labels == UNLABELLED).sum()),
         size_bytes=file.path.stat().st_size,
     )
-
-
-def count_gaps(segments: NDArray[np.int64], frames: NDArray[np.int64]) -> tuple[int, int]:
-    """(usual step, number of gaps) of the frame numbers (T,) of a video; see `VideoSummary`."""
-    steps = np.diff(frames)[np.diff(segments) == 0]
-    if len(steps) == 0:
-        return 1, 0
-    counts = Counter(steps.tolist())
-    usual = min(counts, key=lambda step: (-counts[step], step))
-    return usual, int((steps > usual).sum())
 
 
 def _duration_frames(segments: NDArray[np.int64], frames: NDArray[np.int64], step: int) -> int:
@@ -163,7 +152,7 @@ def _describe_folder(features_dir: Path) -> FolderSummary:
                 files.append(file)
         except SpatialfeatError as error:
             problems.append(str(error).removeprefix(f"{features_dir}/"))
-    conflicts = [*mixed_recipes(files), *repeated_videos(files)]
+    conflicts = [*mixed_provenances(files), *repeated_videos(files)]
     problems += [f"{conflict.sentence}; extract it again, or move it away" for conflict in conflicts]
     videos.sort(key=lambda video: natural_key(video.video_id))
     return FolderSummary(
@@ -185,10 +174,8 @@ def _notes(features_dir: Path, videos: list[VideoSummary]) -> list[str]:
     return notes + [f"{name} is unfinished: an extraction is running, or was cut off" for name in unfinished]
 
 
-WIDTH = 100
-NO_BREAK = "\xa0"
 _COLUMNS = ("video", "split", "frames", "duration", "gaps", "phases", "unlabelled", "weights", "precision", "size")
-_LEFT = {"video", "split", "phases", "weights", "precision"}
+_LEFT = tuple(map(_COLUMNS.index, ("video", "split", "phases", "weights", "precision")))
 _SPLIT_ORDER = ("train", "val", "test")
 
 
@@ -208,36 +195,20 @@ def format_phases(phases: Sequence[int]) -> str:
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs) or "-"
 
 
-def format_duration(seconds: float) -> str:
-    """`1:02:03`; hours are always shown."""
-    total = round(seconds)
-    return f"{total // 3600}:{total // 60 % 60:02d}:{total % 60:02d}"
-
-
-def format_size(size_bytes: int) -> str:
-    """`12.3 MB`, in powers of 1000."""
-    if size_bytes < 1000:
-        return f"{size_bytes} B"
-    size, units = size_bytes / 1000, ["kB", "MB", "GB", "TB"]
-    while round(size, 1) >= 1000 and len(units) > 1:
-        size, units = size / 1000, units[1:]
-    return f"{size:.1f} {units[0]}"
-
-
 def _render_folder(folder: FolderSummary) -> str:
     lines: list[str] = []
     if folder.videos:
         rows = [_row(video) for video in folder.videos]
-        table = _table([_COLUMNS, *rows, *_totals(folder.videos)])
+        table = align([_COLUMNS, *rows, *_totals(folder.videos)], left=_LEFT)
         # The header, a rule, the videos, a rule, the totals.
         rule = "-" * len(table[0])
         marks = ["  !" if video.path in folder.flagged else "" for video in folder.videos]
         marked = [line + mark for line, mark in zip(table[1 : len(rows) + 1], marks, strict=True)]
         lines += [table[0], rule, *marked, rule, *table[len(rows) + 1 :], ""]
-        lines += [*_recipe_lines(folder.videos), ""]
+        lines += [*_provenance_lines(folder.videos), ""]
     for word, sentences in (("problem", folder.problems), ("note", folder.notes)):
         for sentence in sentences:
-            lines += _wrapped(f"{word}: ", sentence)
+            lines += wrap(sentence, f"{word}: ")
     if not folder.problems:
         lines.append("All files can be used together.")
     return "\n".join(line.rstrip() for line in lines)
@@ -248,13 +219,13 @@ def _row(video: VideoSummary) -> tuple[str, ...]:
         video.video_id,
         video.split,
         str(video.num_frames),
-        format_duration(video.duration_s),
+        clock_text(video.duration_s),
         str(video.num_gaps),
         format_phases(video.phases),
         str(video.num_unlabelled),
-        video.recipe.weights_sha256[:SHORT_HASH],
-        video.recipe.precision,
-        format_size(video.size_bytes),
+        video.provenance.weights_sha256[:SHORT_HASH],
+        video.provenance.precision,
+        size_text(video.size_bytes),
     )
 
 
@@ -273,64 +244,51 @@ def _split_key(split: str) -> tuple[int, str]:
 def _total(split: str, videos: Sequence[VideoSummary]) -> tuple[str, ...]:
     phases = sorted({phase for video in videos for phase in video.phases})
     return (
-        f"{len(videos)} video{'s' * (len(videos) != 1)}",
+        count_text(len(videos), "video"),
         split,
         str(sum(video.num_frames for video in videos)),
-        format_duration(sum(video.duration_s for video in videos)),
+        clock_text(sum(video.duration_s for video in videos)),
         str(sum(video.num_gaps for video in videos)),
         format_phases(phases),
         str(sum(video.num_unlabelled for video in videos)),
         "",
         "",
-        format_size(sum(video.size_bytes for video in videos)),
+        size_text(sum(video.size_bytes for video in videos)),
     )
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines with aligned columns; the first row holds the columns' names."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            text.ljust(width) if name in _LEFT else text.rjust(width)
-            for name, text, width in zip(_COLUMNS, row, widths, strict=True)
-        ]
-        lines.append("  ".join(cells))
-    return lines
-
-
-def _recipe_lines(videos: Sequence[VideoSummary]) -> list[str]:
+def _provenance_lines(videos: Sequence[VideoSummary]) -> list[str]:
     """How the files were made, where all agree; what differs among them is a problem and told there."""
-    recipes = [video.recipe for video in videos]
-    lines = _field("fps", recipes, "{:g}")
-    if len({recipe.phase_names for recipe in recipes}) == 1:
-        lines += _phases_line(recipes[0].phase_names)
-    lines += _field("group_by", recipes) + _field("layout", recipes)
-    if len({(recipe.backbone, recipe.layer) for recipe in recipes}) == 1:
-        lines += _wrapped("network: ", f"{recipes[0].backbone}, layer {recipes[0].layer}")
-    if len({recipe.preprocessing for recipe in recipes}) == 1:
-        lines += _wrapped("preprocessing: ", _readable(recipes[0].preprocessing))
+    provenances = [video.provenance for video in videos]
+    lines = _field("fps", provenances, "{:g}")
+    if len({provenance.phase_names for provenance in provenances}) == 1:
+        lines += _phases_line(provenances[0].phase_names)
+    lines += _field("group_by", provenances) + _field("layout", provenances)
+    if len({(provenance.backbone, provenance.layer) for provenance in provenances}) == 1:
+        lines += wrap(f"{provenances[0].backbone}, layer {provenances[0].layer}", "network: ")
+    if len({provenance.preprocessing for provenance in provenances}) == 1:
+        lines += wrap(_readable(provenances[0].preprocessing), "preprocessing: ")
     return lines
 
 
-def _field(name: str, recipes: Sequence[Recipe], template: str = "{}") -> list[str]:
-    values = list(dict.fromkeys(getattr(recipe, name) for recipe in recipes))
+def _field(name: str, provenances: Sequence[Provenance], template: str = "{}") -> list[str]:
+    values = list(dict.fromkeys(getattr(provenance, name) for provenance in provenances))
     label = {"group_by": "one file per"}.get(name, name)
-    return _wrapped(f"{label}: ", " and ".join(template.format(value) for value in values))
+    return wrap(" and ".join(template.format(value) for value in values), f"{label}: ")
 
 
 def _phases_line(names: Sequence[str]) -> list[str]:
-    return _wrapped("phases: ", ", ".join(_unbroken(f"{index} {name}") for index, name in enumerate(names)))
+    return wrap(", ".join(_unbroken(f"{index} {name}") for index, name in enumerate(names)), "phases: ")
 
 
 def _render_file(summary: FileSummary) -> str:
-    video, recipe = summary.video, summary.video.recipe
-    gaps = f"{video.num_gaps} gap{'s' * (video.num_gaps != 1)} in frame numbers"
-    segments = f"{video.num_segments} segment{'s' * (video.num_segments != 1)}"
+    video, provenance = summary.video, summary.video.provenance
+    gaps = f"{count_text(video.num_gaps, 'gap')} in frame numbers"
+    segments = count_text(video.num_segments, "segment")
     lines = [
         str(video.path),
-        f"video {video.video_id}, patient {video.patient_id}, split {video.split}, {format_size(video.size_bytes)}",
-        f"{video.num_frames} frames in {segments}, {format_duration(video.duration_s)} at {recipe.fps:g} fps, {gaps} "
+        f"video {video.video_id}, patient {video.patient_id}, split {video.split}, {size_text(video.size_bytes)}",
+        f"{video.num_frames} frames in {segments}, {clock_text(video.duration_s)} at {provenance.fps:g} fps, {gaps} "
         f"(usual step {video.frame_step})",
         "",
         "datasets",
@@ -341,13 +299,13 @@ def _render_file(summary: FileSummary) -> str:
     lines += ["", "frames per phase", *_phase_table(video), "", "attributes"]
     width = max(map(len, summary.attributes))
     for name in sorted(summary.attributes):
-        lines += _wrapped(f"  {name:<{width}}  ", _readable(summary.attributes[name]))
+        lines += wrap(_readable(summary.attributes[name]), f"  {name:<{width}}  ")
     return "\n".join(line.rstrip() for line in lines)
 
 
 def _phase_table(video: VideoSummary) -> list[str]:
-    names = [*video.recipe.phase_names, "unlabelled"]
-    numbers = [*map(str, range(len(video.recipe.phase_names))), ""]
+    names = [*video.provenance.phase_names, "unlabelled"]
+    numbers = [*map(str, range(len(video.provenance.phase_names))), ""]
     counts = [*video.frames_per_phase.tolist(), video.num_unlabelled]
     if not video.num_unlabelled:
         names, numbers, counts = names[:-1], numbers[:-1], counts[:-1]
@@ -373,12 +331,5 @@ def _short_list(value: Any) -> str:
 
 
 def _unbroken(text: str) -> str:
-    """Text whose blanks `_wrapped` does not take for the end of a line."""
+    """Text whose blanks `wrap` does not take for the end of a line."""
     return text.replace(" ", NO_BREAK)
-
-
-def _wrapped(label: str, text: str) -> list[str]:
-    """`label` and the text behind it, wrapped and indented; a word is never cut, so that paths can be copied."""
-    lines = textwrap.wrap(text, WIDTH, initial_indent=label, subsequent_indent=" " * len(label),
-                          break_long_words=False, break_on_hyphens=False)  # fmt: skip
-    return [line.replace(NO_BREAK, " ") for line in lines] or [label]

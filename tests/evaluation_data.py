@@ -59,7 +59,7 @@ def drawn_video(
         patient_id=str(1000 + number),
         frame_ids=np.array(ids),
         segments=segments,
-        frames=frames.astype(np.int64),
+        frame_numbers=frames.astype(np.int64),
         labels=labels,
         predictions=predictions,
         probabilities=(powers / powers.sum(axis=1, keepdims=True)).astype(np.float32),

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialfeat.features.schema import Recipe, VideoHeader
+from spatialfeat.features.schema import Provenance, VideoHeader
 from spatialfeat.features.writer import FeatureFileWriter
 
 PHASES = ("access", "resection", "closure")
@@ -59,9 +59,9 @@ def make_video(
         frame_ids=np.array(frame_ids),
         labels=np.array(labels, dtype=np.int64),
         segments=np.full(len(labels), int(last_field) if last_field.isdigit() else 0, dtype=np.int64),
-        frames=frames,
+        frame_numbers=frames,
     )
-    recipe = Recipe(
+    provenance = Provenance(
         weights_sha256=weights,
         phase_names=phases,
         preprocessing="{}",
@@ -73,7 +73,7 @@ def make_video(
         fps=fps,
     )
     path = folder / f"{file_name or video_id}.h5"
-    with FeatureFileWriter(path, header, recipe, {"numpy": np.__version__}) as writer:
+    with FeatureFileWriter(path, header, provenance, {"numpy": np.__version__}) as writer:
         writer.append(features, logits)
         writer.finish()
     return Made(path, features, logits, header.labels, frame_ids)

@@ -11,27 +11,12 @@ import numpy as np
 import torch
 from networks import settled_network, smooth_images
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from spatialfeat.console import show_log_messages
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.distributed import ProcessGroup, process_group
 from spatialfeat.errors import AlreadyToldError, SpatialfeatError
-from spatialfeat.network.resnet import freeze
-from spatialfeat.training.trainer import BatchShare, GlobalBatchNorm2d, TrainingStep, frame_weights
-
-SHARES = (slice(0, 3), slice(3, 4)), (slice(0, 1), slice(1, 1))
-"""Rows of a batch for each rank: uneven ones, and of a batch with a single frame."""
-
-
-def images() -> torch.Tensor:
-    """(4, 3, 2, 2) float32, far from zero, where squares lose digits."""
-    return torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(5)) + 30
-
-
-def small_network(norm: nn.Module) -> nn.Sequential:
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Conv2d(3, 3, 1), norm, nn.Flatten(), nn.Linear(12, 2))
+from spatialfeat.training.trainer import BatchShare, TrainingStep, frame_weights
 
 
 def messages(group: ProcessGroup) -> dict[str, Any]:
@@ -67,51 +52,23 @@ def first_come(group: ProcessGroup, folder: Path) -> bool:
     return found
 
 
-def step_on_shares(group: ProcessGroup) -> list[dict[str, Any]]:
-    """Two training steps on shares of batches: the gradients and running statistics that they leave."""
-    norm = GlobalBatchNorm2d(3, eps=1e-5, momentum=0.1, group=group)
-    network = small_network(norm)
-    replicas = DistributedDataParallel(network, process_group=group.gradients)
-    found = []
-    for shares in SHARES:
-        network.zero_grad()
-        batch = images()[: shares[1].stop][shares[group.rank]].requires_grad_()
-        loss = replicas(batch).square().sum()
-        (loss * group.size).backward()
-        assert batch.grad is not None
-        found.append(
-            {
-                "loss": loss.item(),
-                "input": batch.grad.tolist(),
-                "gradients": [
-                    parameter.grad.tolist() for parameter in network.parameters() if parameter.grad is not None
-                ],
-                "running": [buffer.tolist() for buffer in norm.buffers()],
-            }
-        )
-    norm.eval()
-    found.append({"evaluated": norm(images()).tolist()})
-    return found
-
-
 STEP_SHARES = (slice(0, 4), slice(4, 6)), (slice(0, 1), slice(1, 1))
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 
 
-def trained(group: ProcessGroup | None) -> tuple[torch.Tensor, list[float]]:
+def trained(group: ProcessGroup | None, freeze_until: int) -> tuple[torch.Tensor, list[float]]:
     """A ResNet-50 after a step on six frames and one on a single frame, which one process has not: how far each number
     of its state dict has moved, and the (shares of the) losses."""
     preprocessing = Preprocessing.for_image_size(64)
     frames = smooth_images(6, 64)
     model = settled_network(3, frames, preprocessing)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    freeze(model, 6)
+    model.freeze(freeze_until)
     criterion = nn.CrossEntropyLoss(torch.tensor([0.5, 1.0, 2.0]), label_smoothing=0.1)
     step = TrainingStep(
         model,
         torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.001),
         criterion,
-        freeze_until=6,
         preprocessing=preprocessing,
         precision="fp32",
         clip_grad_norm=0.1,
@@ -125,7 +82,7 @@ def trained(group: ProcessGroup | None) -> tuple[torch.Tensor, list[float]]:
         mine = whole if group is None else shares[group.rank]
         share = BatchShare(whole.stop, float(weights[mine].sum() / weights[whole].sum()))
         losses.append(step(frames[mine], LABELS[mine], share).loss.item())
-    step.require_equal_weights()
+    step.end_epoch()
     after = model.state_dict()
     assert list(after) == list(before)
     return torch.cat([(after[name].double() - value.double()).flatten() for name, value in before.items()]), losses
@@ -138,11 +95,10 @@ def main(folder: Path) -> None:
             "messages": messages(group),
             "errors": errors_told_together(group),
             "first": first_come(group, folder),
-            "steps": step_on_shares(group),
         }
-        moved, found["losses"] = trained(group)
-        if group.is_main:
-            torch.save(moved, folder / "moved.pt")
+        for freeze_until in (6, 8):
+            moved, found[f"losses {freeze_until}"] = trained(group, freeze_until)
+            torch.save(moved, folder / f"moved{group.rank} {freeze_until}.pt")
     (folder / f"rank{group.rank}.json").write_text(json.dumps(found))
 
 

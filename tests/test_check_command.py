@@ -12,8 +12,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from spatialfeat.checks.findings import CODES
-from spatialfeat.checks.report import WIDTH
 from spatialfeat.cli import app
+from spatialfeat.console import WIDTH
 from spatialfeat.reports.plots import balance_figure, set_colour
 
 ROOT = Path(__file__).parent.parent

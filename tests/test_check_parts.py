@@ -25,7 +25,6 @@ from spatialfeat.checks.rows import check_ids, read_tables
 from spatialfeat.checks.videos import check_videos, video_facts
 from spatialfeat.config import CheckConfig, FinetuneConfig
 from spatialfeat.data.frames import read_frames
-from spatialfeat.data.images import list_pngs
 from spatialfeat.errors import SpatialfeatError
 
 
@@ -111,19 +110,19 @@ def test_frames_every_25_numbers_suggest_another_fps(tmp_path: Path) -> None:
 def test_where_a_missing_image_may_be(tmp_path: Path, file: str, remedy: str) -> None:
     table = make_table(tmp_path, ["1_1_1", "1_1_2"])
     write_images(table)
-    target = table.img_dir / file
+    target = table.images.path / file
     target.parent.mkdir(exist_ok=True)
     table.image_path(1).rename(target)
     if table.image_path(1).exists():
         pytest.skip("this file system does not tell upper from lower case")
-    (finding,) = check_missing(table.img_dir, [table], list_pngs(table.img_dir))
+    (finding,) = check_missing(table.images.path, [table], table.images.names())
     assert finding.remedy.startswith(remedy)
 
 
 def test_an_image_folder_without_images(tmp_path: Path) -> None:
     table = make_table(tmp_path, ["1_1_1"])
-    (table.img_dir / "1050_1").mkdir(parents=True)
-    (finding,) = check_missing(table.img_dir, [table], set())
+    (table.images.path / "1050_1").mkdir(parents=True)
+    (finding,) = check_missing(table.images.path, [table], set())
     assert "pass the folder of the frames as --img-dir: it holds 1 folder, such as 1050_1" in finding.remedy
 
 
@@ -168,7 +167,7 @@ def test_processes_see_what_one_process_sees(tmp_path: Path) -> None:
     write_images(table)
     table.image_path(40).write_bytes(b"")
     ids = sorted(table.ids.tolist())
-    alone, together = (scan_images(table.img_dir, ids, workers=workers, decode=True) for workers in (0, 2))
+    alone, together = (scan_images(table.images, ids, workers=workers, decode=True) for workers in (0, 2))
     np.testing.assert_array_equal(alone.pixels, together.pixels)
     np.testing.assert_array_equal(alone.widths, together.widths)
     assert alone.reasons == together.reasons == {ids.index("1_1_40"): "the file is empty"}

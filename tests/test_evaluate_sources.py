@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from predictions_data import BETTER, PREDICTED, TRUTH, foreign_rows, write_predictions, write_rows, write_truth
-from tinydata import RECIPE
+from tinydata import PROVENANCE
 from typer.testing import CliRunner
 
 import spatialfeat.evaluate
@@ -23,7 +23,7 @@ from spatialfeat.extract import extract
 from spatialfeat.features.schema import VideoHeader
 from spatialfeat.features.writer import FeatureFileWriter
 
-FEATURES_RECIPE = replace(RECIPE, phase_names=("a", "b", "c", "d"))
+FEATURES_PROVENANCE = replace(PROVENANCE, phase_names=("a", "b", "c", "d"))
 
 
 @pytest.fixture
@@ -55,12 +55,12 @@ def write_features(
             frame_ids=np.array([f"{video}_{frame}" for frame in frames.tolist()]),
             labels=np.array([truth[row][1] for row in rows], dtype=np.int64),
             segments=np.full(len(rows), int(video.split("_")[1]), dtype=np.int64),
-            frames=frames,
+            frame_numbers=frames,
         )
         logits = rng.uniform(0, 1, (len(rows), 4)).astype(np.float32)
         logits[np.arange(len(rows)), [predicted[row] for row in rows]] += 1
-        recipe = replace(FEATURES_RECIPE, fps=fps)
-        with FeatureFileWriter(folder / f"{video}.h5", header, recipe, {"spatialfeat": "0.1.0"}) as writer:
+        provenance = replace(FEATURES_PROVENANCE, fps=fps)
+        with FeatureFileWriter(folder / f"{video}.h5", header, provenance, {"spatialfeat": "0.1.0"}) as writer:
             writer.append(np.zeros((len(rows), 2048), np.float32), logits)
             writer.finish()
     return folder
@@ -226,11 +226,11 @@ def test_a_feature_file_of_a_whole_patient_holds_several_videos(tmp_path: Path, 
             frame_ids=np.array(ids),
             labels=np.array([label for _, label in TRUTH[rows]], dtype=np.int64),
             segments=np.array([int(frame_id.split("_")[1]) for frame_id in ids], dtype=np.int64),
-            frames=np.array([int(frame_id.split("_")[2]) for frame_id in ids], dtype=np.int64),
+            frame_numbers=np.array([int(frame_id.split("_")[2]) for frame_id in ids], dtype=np.int64),
         )
         logits = np.eye(4, dtype=np.float32)[PREDICTED[rows]]
-        recipe = replace(FEATURES_RECIPE, group_by="patient")
-        with FeatureFileWriter(whole / f"{patient}.h5", header, recipe, {"spatialfeat": "0.1.0"}) as writer:
+        provenance = replace(FEATURES_PROVENANCE, group_by="patient")
+        with FeatureFileWriter(whole / f"{patient}.h5", header, provenance, {"spatialfeat": "0.1.0"}) as writer:
             writer.append(np.zeros((len(ids), 2048), np.float32), logits)
             writer.finish()
     by_patient = score(tmp_path / "b", features=whole)

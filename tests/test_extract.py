@@ -181,7 +181,7 @@ def test_precision_is_recorded_and_never_mixed_unasked(config: ExtractConfig, tm
         pytest.skip("this processor computes nothing faster than fp32")
     extract(replace(config, precision="auto"))
     infos = [read_info(path) for path in sorted(config.out_dir.glob("*.h5"))]
-    assert {info.recipe.precision for info in infos} == {fastest}
+    assert {info.provenance.precision for info in infos} == {fastest}
     with pytest.raises(SpatialfeatError, match="was made with other precision"):
         extract(config)
 

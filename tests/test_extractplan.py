@@ -11,8 +11,8 @@ from pathlib import Path
 import h5py
 import pytest
 from tinydata import (
-    RECIPE,
-    TIME_FIRST_RECIPE,
+    PROVENANCE,
+    TIME_FIRST_PROVENANCE,
     make_header,
     make_table,
     png_bytes,
@@ -24,15 +24,8 @@ from tinydata import (
 from spatialfeat.data.frames import Video, group_videos, read_frames
 from spatialfeat.data.images import content_digest
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.plan import (
-    ExtractionPlan,
-    feature_path,
-    image_paths,
-    plan_extraction,
-    stat_digest,
-    video_header,
-)
-from spatialfeat.features.schema import Recipe
+from spatialfeat.features.plan import feature_path, fingerprints_digest, plan_extraction, video_header
+from spatialfeat.features.schema import Provenance
 
 IDS = ["video10_1", "video2_10", "video2_9", "video10_2"]
 
@@ -52,27 +45,33 @@ def videos(tmp_path: Path) -> list[Video]:
     return group_videos([table])
 
 
-def _extract(video: Video, out_dir: Path, recipe: Recipe = RECIPE) -> Path:
+def image_paths(video: Video) -> list[Path]:
+    return [video.table.image_path(row) for row in video.rows.tolist()]
+
+
+def _extract(video: Video, out_dir: Path, provenance: Provenance = PROVENANCE) -> Path:
     """Write the file that `extract` would write."""
     digests = b"".join(content_digest(path.read_bytes()) for path in image_paths(video))
     attributes = {
-        "images_stat": stat_digest(image_paths(video)),
+        "images_stat": fingerprints_digest(video),
         "images_content": hashlib.sha256(digests).hexdigest(),
     }
-    return write_feature_file(feature_path(out_dir, video), video_header(video), recipe, attributes=attributes)
+    return write_feature_file(feature_path(out_dir, video), video_header(video), provenance, attributes=attributes)
 
 
 def _plan(
-    videos: list[Video], out_dir: Path, *, recipe: Recipe = RECIPE, overwrite: bool = False
+    videos: list[Video], out_dir: Path, *, provenance: Provenance = PROVENANCE, overwrite: bool = False
 ) -> tuple[list[str], list[str]]:
     """Ids (to compute, done)."""
-    plan: ExtractionPlan = plan_extraction(videos, out_dir, recipe, overwrite=overwrite)
-    return [video.video_id for video in plan.to_compute], [video.video_id for video in plan.done]
+    to_compute, done = plan_extraction(videos, out_dir, provenance, overwrite=overwrite)
+    return [video.video_id for video in to_compute], [video.video_id for video in done]
 
 
-def _refusal(videos: list[Video], out_dir: Path, *, recipe: Recipe = RECIPE, overwrite: bool = False) -> str:
+def _refusal(
+    videos: list[Video], out_dir: Path, *, provenance: Provenance = PROVENANCE, overwrite: bool = False
+) -> str:
     with pytest.raises(SpatialfeatError) as caught:
-        _plan(videos, out_dir, recipe=recipe, overwrite=overwrite)
+        _plan(videos, out_dir, provenance=provenance, overwrite=overwrite)
     return str(caught.value).replace(f"{out_dir}/", "")
 
 
@@ -90,7 +89,7 @@ def test_an_empty_folder(videos: list[Video], out_dir: Path) -> None:
 def test_header_and_images_are_in_time_order(videos: list[Video], tmp_path: Path) -> None:
     header = video_header(videos[0])
     assert header.frame_ids.tolist() == ["video2_9", "video2_10"]
-    assert header.frames.tolist() == [9, 10]
+    assert header.frame_numbers.tolist() == [9, 10]
     assert (header.video_id, header.patient_id, header.split) == ("video2", "video2", "train")
     assert [path.name for path in image_paths(videos[0])] == ["video2_9.png", "video2_10.png"]
     assert feature_path(tmp_path, videos[0]) == tmp_path / "video2.h5"
@@ -110,23 +109,23 @@ def test_an_unfinished_file_does_not_count(videos: list[Video], out_dir: Path) -
 
 
 @pytest.mark.parametrize(
-    ("recipe", "named"),
+    ("provenance", "named"),
     [
-        (replace(RECIPE, weights_sha256="b" * 64), "weights"),
-        (replace(RECIPE, phase_names=("nasal", "sellar", "sphenoid")), "phase names"),
-        (replace(RECIPE, preprocessing="{}"), "preprocessing"),
-        (replace(RECIPE, precision="bf16"), "precision (fp32 there, bf16 now)"),
-        (TIME_FIRST_RECIPE, "layout (channel-first there, time-first now)"),
-        (replace(RECIPE, group_by="patient"), "grouping (video there, patient now)"),
-        (replace(RECIPE, weights_sha256="b" * 64, fps=25.0), "weights, fps (1.0 there, 25.0 now)"),
+        (replace(PROVENANCE, weights_sha256="b" * 64), "weights"),
+        (replace(PROVENANCE, phase_names=("nasal", "sellar", "sphenoid")), "phase names"),
+        (replace(PROVENANCE, preprocessing="{}"), "preprocessing"),
+        (replace(PROVENANCE, precision="bf16"), "precision (fp32 there, bf16 now)"),
+        (TIME_FIRST_PROVENANCE, "layout (channel-first there, time-first now)"),
+        (replace(PROVENANCE, group_by="patient"), "grouping (video there, patient now)"),
+        (replace(PROVENANCE, weights_sha256="b" * 64, fps=25.0), "weights, fps (1.0 there, 25.0 now)"),
     ],
 )
-def test_files_of_another_recipe(videos: list[Video], out_dir: Path, recipe: Recipe, named: str) -> None:
+def test_files_of_another_provenance(videos: list[Video], out_dir: Path, provenance: Provenance, named: str) -> None:
     _extract(videos[0], out_dir)
-    assert _refusal(videos, out_dir, recipe=recipe) == (
+    assert _refusal(videos, out_dir, provenance=provenance) == (
         f"video2.h5: was made with other {named}; pass --overwrite to replace such files, or choose another --out"
     )
-    assert _plan(videos, out_dir, recipe=recipe, overwrite=True) == (["video2", "video10"], [])
+    assert _plan(videos, out_dir, provenance=provenance, overwrite=True) == (["video2", "video10"], [])
 
 
 @pytest.mark.parametrize(
@@ -156,9 +155,9 @@ def test_the_order_of_the_csv_does_not_matter(videos: list[Video], out_dir: Path
 
 def test_touched_images_are_the_same_images(videos: list[Video], out_dir: Path) -> None:
     _extract(videos[0], out_dir)
-    before = stat_digest(image_paths(videos[0]))
+    before = fingerprints_digest(videos[0])
     os.utime(image_paths(videos[0])[1], (1, 1))
-    assert stat_digest(image_paths(videos[0])) != before
+    assert fingerprints_digest(videos[0]) != before
     assert _plan(videos, out_dir) == (["video10"], ["video2"])
 
 
@@ -201,7 +200,9 @@ def test_a_file_of_another_run_may_stay_if_it_belongs_with_the_new_ones(videos: 
 def test_a_stranger_made_with_other_weights_is_never_mixed_in(
     videos: list[Video], out_dir: Path, overwrite: bool
 ) -> None:
-    path = write_feature_file(out_dir / "video7.h5", make_header(2, "video7"), replace(RECIPE, weights_sha256="b" * 64))
+    path = write_feature_file(
+        out_dir / "video7.h5", make_header(2, "video7"), replace(PROVENANCE, weights_sha256="b" * 64)
+    )
     assert _refusal(videos, out_dir, overwrite=overwrite) == (
         "video7.h5: was made with other weights and is not part of this run; move it away, or choose another --out"
     )

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 import spatialfeat.data.dataset as dataset_module
 from spatialfeat.cli import app
 from spatialfeat.console import LastingStream
-from spatialfeat.errors import REMEDIES, SpatialfeatError, computing_faults_told, describe_os_error
+from spatialfeat.errors import REMEDIES, SpatialfeatError, describe_os_error, translate_computing_faults
 from spatialfeat.files import read_json_object
 from spatialfeat.network.resnet import InferenceNetwork
 from spatialfeat.training.trainer import TrainingStep
@@ -87,7 +87,10 @@ def _caused(error: Exception, cause: Exception) -> Exception:
     ],
 )
 def test_faults_of_computing_say_what_to_lower(error: Exception, message: str) -> None:
-    with pytest.raises(SpatialfeatError) as told, computing_faults_told(batch_size=32, workers=4, image_size_px=224):
+    with (
+        pytest.raises(SpatialfeatError) as told,
+        translate_computing_faults(batch_size=32, workers=4, image_size_px=224),
+    ):
         raise error
     assert str(told.value).startswith(message)
     assert "\n" not in str(told.value)
@@ -96,7 +99,7 @@ def test_faults_of_computing_say_what_to_lower(error: Exception, message: str) -
 def test_shared_memory_advice_names_both_ways_out() -> None:
     with (
         pytest.raises(SpatialfeatError, match=r"pass --workers 0.*--shm-size"),
-        computing_faults_told(batch_size=1, workers=2),
+        translate_computing_faults(batch_size=1, workers=2),
     ):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. ")
 
@@ -113,13 +116,13 @@ def test_shared_memory_advice_names_both_ways_out() -> None:
     ],
 )
 def test_faults_of_the_program_keep_their_traceback(error: Exception) -> None:
-    with pytest.raises(type(error)) as kept, computing_faults_told(batch_size=32, workers=4):
+    with pytest.raises(type(error)) as kept, translate_computing_faults(batch_size=32, workers=4):
         raise error
     assert kept.value is error
 
 
 def test_an_end_of_file_without_workers_is_no_lost_worker() -> None:
-    with pytest.raises(EOFError), computing_faults_told(batch_size=32, workers=0):
+    with pytest.raises(EOFError), translate_computing_faults(batch_size=32, workers=0):
         raise EOFError
 
 

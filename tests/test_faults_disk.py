@@ -134,7 +134,7 @@ def test_finetune_refuses_a_disk_that_is_too_small_before_it_trains(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=150_000_000)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-    with pytest.raises(SpatialfeatError, match=r"state and weights take about 377.* MB, but 150.0 MB are free"):
+    with pytest.raises(SpatialfeatError, match=r"state and weights take about 919.* MB, but 150.0 MB are free"):
         finetune(replace(quick_config, out_dir=tmp_path))
     assert list(tmp_path.iterdir()) == []
 

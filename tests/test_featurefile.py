@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tinydata import (
     NUM_CHANNELS,
-    RECIPE,
-    TIME_FIRST_RECIPE,
+    PROVENANCE,
+    TIME_FIRST_PROVENANCE,
     make_header,
     make_outputs,
     write_feature_file,
@@ -24,10 +24,12 @@ from tinydata import (
 
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import read_info
-from spatialfeat.features.schema import Recipe, VideoHeader
+from spatialfeat.features.schema import Provenance, VideoHeader
 from spatialfeat.features.writer import FeatureFileWriter
 
-LAYOUTS = pytest.mark.parametrize("recipe", [RECIPE, TIME_FIRST_RECIPE], ids=["channel-first", "time-first"])
+LAYOUTS = pytest.mark.parametrize(
+    "provenance", [PROVENANCE, TIME_FIRST_PROVENANCE], ids=["channel-first", "time-first"]
+)
 
 
 def _names(folder: Path) -> list[str]:
@@ -38,14 +40,14 @@ def _names(folder: Path) -> list[str]:
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=6))
 def test_the_file_does_not_depend_on_the_blocks(
-    recipe: Recipe, tmp_path_factory: pytest.TempPathFactory, block_sizes: list[int]
+    provenance: Provenance, tmp_path_factory: pytest.TempPathFactory, block_sizes: list[int]
 ) -> None:
     num_frames = sum(block_sizes)
     folder = tmp_path_factory.mktemp("blocks")
-    path = write_feature_file(folder / "1050_1.h5", make_header(num_frames), recipe, block_sizes=block_sizes)
+    path = write_feature_file(folder / "1050_1.h5", make_header(num_frames), provenance, block_sizes=block_sizes)
     features, logits = make_outputs(num_frames)
     with h5py.File(path) as file:
-        time_first = recipe.layout == "time-first"
+        time_first = provenance.layout == "time-first"
         stored = (file["features"][()], file["logits"][()])
         stored_features, stored_logits = stored if time_first else (stored[0].T, stored[1].T)
         np.testing.assert_array_equal(stored_features, features)
@@ -68,7 +70,7 @@ def test_channel_first_is_ms_tcns_order(tmp_path: Path) -> None:
 
 
 def test_time_first(tmp_path: Path) -> None:
-    path = write_feature_file(tmp_path / "1050_1.h5", make_header(100), TIME_FIRST_RECIPE)
+    path = write_feature_file(tmp_path / "1050_1.h5", make_header(100), TIME_FIRST_PROVENANCE)
     with h5py.File(path) as file:
         assert file["features"].shape == (100, NUM_CHANNELS)
         assert file["logits"].shape == (100, 3)
@@ -112,38 +114,41 @@ def test_short_videos_get_no_longer_chunks_than_frames(tmp_path: Path, num_frame
 
 
 @LAYOUTS
-def test_read_info_gives_back_what_was_written(tmp_path: Path, recipe: Recipe) -> None:
+def test_read_info_gives_back_what_was_written(tmp_path: Path, provenance: Provenance) -> None:
     header = replace(make_header(70), split="holdout")
-    path = write_feature_file(tmp_path / "1050_1.h5", header, recipe, attributes={"images_content": "c"})
+    path = write_feature_file(tmp_path / "1050_1.h5", header, provenance, attributes={"images_content": "c"})
     info = read_info(path)
     assert info.path == path
-    assert info.recipe == recipe
+    assert info.provenance == provenance
     assert info.attributes["images_content"] == "c"
     assert (info.header.video_id, info.header.patient_id, info.header.split) == ("1050_1", "1050", "holdout")
     assert info.header.frame_ids.tolist() == header.frame_ids.tolist()
     assert info.header.labels.tolist() == header.labels.tolist()
     assert info.header.segments.tolist() == header.segments.tolist()
-    assert info.header.frames.tolist() == header.frames.tolist()
+    assert info.header.frame_numbers.tolist() == header.frame_numbers.tolist()
 
 
 def test_text_is_utf8(tmp_path: Path) -> None:
-    header, recipe = make_header(2, "Fälle-手術_1"), replace(RECIPE, phase_names=("Zugang", "Präparation", "縫合"))
-    info = read_info(write_feature_file(tmp_path / "Fälle-手術_1.h5", header, recipe))
+    header, provenance = (
+        make_header(2, "Fälle-手術_1"),
+        replace(PROVENANCE, phase_names=("Zugang", "Präparation", "縫合")),
+    )
+    info = read_info(write_feature_file(tmp_path / "Fälle-手術_1.h5", header, provenance))
     assert info.header.video_id == "Fälle-手術_1"
     assert info.header.frame_ids.tolist() == ["Fälle-手術_1_1", "Fälle-手術_1_3"]
-    assert info.recipe.phase_names == ("Zugang", "Präparation", "縫合")
+    assert info.provenance.phase_names == ("Zugang", "Präparation", "縫合")
 
 
-def test_recipe_differences() -> None:
-    other = replace(RECIPE, weights_sha256="b" * 64, fps=25.0)
-    assert RECIPE.differences(other) == ["weights_sha256", "fps"]
-    assert RECIPE.differences(replace(RECIPE)) == []
+def test_provenance_differences() -> None:
+    other = replace(PROVENANCE, weights_sha256="b" * 64, fps=25.0)
+    assert PROVENANCE.differences(other) == ["weights_sha256", "fps"]
+    assert PROVENANCE.differences(replace(PROVENANCE)) == []
 
 
 def test_the_name_appears_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "1050_1.h5"
     features, logits = make_outputs(200)
-    with FeatureFileWriter(path, make_header(200), RECIPE, {}) as writer:
+    with FeatureFileWriter(path, make_header(200), PROVENANCE, {}) as writer:
         writer.append(features, logits)
         assert not path.exists()
         assert list(tmp_path.glob("*.h5")) == []  # readers that list the folder never see the unfinished file
@@ -154,7 +159,7 @@ def test_the_name_appears_at_the_end(tmp_path: Path) -> None:
 
 def test_leaving_early_leaves_nothing(tmp_path: Path) -> None:
     features, logits = make_outputs(100)
-    with FeatureFileWriter(tmp_path / "1050_1.h5", make_header(100), RECIPE, {}) as writer:
+    with FeatureFileWriter(tmp_path / "1050_1.h5", make_header(100), PROVENANCE, {}) as writer:
         writer.append(features[:70], logits[:70])
     assert _names(tmp_path) == []
 
@@ -165,7 +170,7 @@ def test_an_exception_leaves_the_old_file(tmp_path: Path) -> None:
     features, logits = make_outputs(100)
 
     def write_until_interrupted() -> None:
-        with FeatureFileWriter(path, make_header(100), RECIPE, {}) as writer:
+        with FeatureFileWriter(path, make_header(100), PROVENANCE, {}) as writer:
             writer.append(features[:70], logits[:70])
             raise KeyboardInterrupt
 
@@ -177,7 +182,7 @@ def test_an_exception_leaves_the_old_file(tmp_path: Path) -> None:
 
 def _write_some(path: Path, header: VideoHeader, num_written: int) -> None:
     features, logits = make_outputs(num_written)
-    with FeatureFileWriter(path, header, RECIPE, {}) as writer:
+    with FeatureFileWriter(path, header, PROVENANCE, {}) as writer:
         writer.append(features, logits)
         writer.finish()
 
@@ -201,7 +206,7 @@ def test_features_and_logits_of_different_length_are_refused(tmp_path: Path) -> 
     features, logits = make_outputs(10)
     with (
         pytest.raises(AssertionError),
-        FeatureFileWriter(tmp_path / "1050_1.h5", make_header(10), RECIPE, {}) as writer,
+        FeatureFileWriter(tmp_path / "1050_1.h5", make_header(10), PROVENANCE, {}) as writer,
     ):
         writer.append(features, logits[:9])
     assert _names(tmp_path) == []
@@ -210,7 +215,7 @@ def test_features_and_logits_of_different_length_are_refused(tmp_path: Path) -> 
 def test_a_header_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     header = replace(make_header(1), frame_ids=np.array(["nul\x00inside_1"]))
     with pytest.raises(ValueError, match="NULL"):
-        FeatureFileWriter(tmp_path / "1050_1.h5", header, RECIPE, {})
+        FeatureFileWriter(tmp_path / "1050_1.h5", header, PROVENANCE, {})
     assert _names(tmp_path) == []
 
 
@@ -225,7 +230,7 @@ def test_what_a_killed_run_left_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / ".1050_1.h5.partial").write_bytes(b"half a file")
     write_feature_file(tmp_path / "1050_1.h5", make_header(2))
     assert _names(tmp_path) == ["1050_1.h5"]
-    assert read_info(tmp_path / "1050_1.h5").header.frames.tolist() == [1, 3]
+    assert read_info(tmp_path / "1050_1.h5").header.frame_numbers.tolist() == [1, 3]
 
 
 def test_two_processes_at_one_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,8 +302,10 @@ def _drop_a_label(file: h5py.File) -> None:
     ],
 )
 @LAYOUTS
-def test_a_changed_file(tmp_path: Path, recipe: Recipe, change: Callable[[h5py.File], None], message: str) -> None:
-    path = write_feature_file(tmp_path / "1050_1.h5", make_header(10), recipe)
+def test_a_changed_file(
+    tmp_path: Path, provenance: Provenance, change: Callable[[h5py.File], None], message: str
+) -> None:
+    path = write_feature_file(tmp_path / "1050_1.h5", make_header(10), provenance)
     with h5py.File(path, "r+") as file:
         change(file)
     with pytest.raises(SpatialfeatError, match=rf"1050_1\.h5: {message}"):

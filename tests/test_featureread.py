@@ -14,34 +14,43 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from tinydata import RECIPE, TIME_FIRST_RECIPE, make_header, make_outputs, write_feature_file
+from tinydata import PROVENANCE, TIME_FIRST_PROVENANCE, make_header, make_outputs, write_feature_file
 
 import spatialfeat
 from spatialfeat import FeatureFile, read_features
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features import file as featurehandles
 from spatialfeat.features.folder import list_feature_files, open_feature_dir
-from spatialfeat.features.schema import Recipe
+from spatialfeat.features.schema import Provenance
 
-LAYOUTS = pytest.mark.parametrize("recipe", [RECIPE, TIME_FIRST_RECIPE], ids=["channel-first", "time-first"])
+LAYOUTS = pytest.mark.parametrize(
+    "provenance", [PROVENANCE, TIME_FIRST_PROVENANCE], ids=["channel-first", "time-first"]
+)
 
 
-def _write(folder: Path, video_id: str, *, num_frames: int = 10, split: str = "train", recipe: Recipe = RECIPE,
-           name: str | None = None) -> Path:  # fmt: skip
+def _write(
+    folder: Path,
+    video_id: str,
+    *,
+    num_frames: int = 10,
+    split: str = "train",
+    provenance: Provenance = PROVENANCE,
+    name: str | None = None,
+) -> Path:
     header = replace(make_header(num_frames, video_id), split=split)
-    return write_feature_file(folder / f"{name or video_id}.h5", header, recipe)
+    return write_feature_file(folder / f"{name or video_id}.h5", header, provenance)
 
 
 @LAYOUTS
-def test_a_file_tells_everything(tmp_path: Path, recipe: Recipe) -> None:
+def test_a_file_tells_everything(tmp_path: Path, provenance: Provenance) -> None:
     header = make_header(10)
-    with FeatureFile(write_feature_file(tmp_path / "1050_1.h5", header, recipe)) as file:
+    with FeatureFile(write_feature_file(tmp_path / "1050_1.h5", header, provenance)) as file:
         assert (file.path, file.video_id, file.patient_id) == (tmp_path / "1050_1.h5", "1050_1", "1050")
-        assert (file.split, file.fps, file.recipe) == ("train", 1.0, recipe)
+        assert (file.split, file.fps, file.provenance) == ("train", 1.0, provenance)
         assert (file.num_frames, len(file), file.num_phases, file.num_channels) == (10, 10, 3, 2048)
         assert file.phase_names == ("nasal", "sphenoid", "sellar")
         for found, expected in (
-            (file.labels, header.labels), (file.segments, header.segments), (file.frames, header.frames),
+            (file.labels, header.labels), (file.segments, header.segments), (file.frames, header.frame_numbers),
         ):  # fmt: skip
             assert found.dtype == np.int64
             np.testing.assert_array_equal(found, expected)
@@ -53,9 +62,11 @@ def test_a_file_tells_everything(tmp_path: Path, recipe: Recipe) -> None:
 
 @LAYOUTS
 @pytest.mark.parametrize(("start", "stop"), [(0, None), (0, 10), (3, 7), (9, 10), (4, 4), (10, None)])
-def test_both_axis_orders_from_both_layouts(tmp_path: Path, recipe: Recipe, start: int, stop: int | None) -> None:
+def test_both_axis_orders_from_both_layouts(
+    tmp_path: Path, provenance: Provenance, start: int, stop: int | None
+) -> None:
     features, logits = make_outputs(10)
-    file = FeatureFile(write_feature_file(tmp_path / "1050_1.h5", make_header(10), recipe))
+    file = FeatureFile(write_feature_file(tmp_path / "1050_1.h5", make_header(10), provenance))
     for read, expected in ((file.features, features[start:stop]), (file.logits, logits[start:stop])):
         for found, wanted in ((read(start, stop), expected.T), (read(start, stop, axes="time,channel"), expected)):
             assert found.dtype == np.float32
@@ -305,7 +316,7 @@ def test_an_empty_and_a_missing_folder(tmp_path: Path) -> None:
 
 def test_layouts_may_be_mixed(tmp_path: Path) -> None:
     _write(tmp_path, "1_1")
-    _write(tmp_path, "2_1", recipe=TIME_FIRST_RECIPE)
+    _write(tmp_path, "2_1", provenance=TIME_FIRST_PROVENANCE)
     first, second = read_features(tmp_path)
     np.testing.assert_array_equal(first.features(), second.features())
 
@@ -322,9 +333,9 @@ def test_layouts_may_be_mixed(tmp_path: Path) -> None:
         ({"group_by": "patient"}, "other group by"),
     ],
 )  # fmt: skip
-def test_mixed_recipes(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_mixed_provenances(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     """The odd one out is named, not the first: two of three files agree."""
-    _write(tmp_path, "1_1", recipe=replace(RECIPE, **changes))
+    _write(tmp_path, "1_1", provenance=replace(PROVENANCE, **changes))
     _write(tmp_path, "2_1")
     _write(tmp_path, "3_1")
     with pytest.raises(SpatialfeatError, match=rf"1_1\.h5 was made with {message}.* than 2_1\.h5; extract them again"):

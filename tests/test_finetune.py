@@ -14,11 +14,11 @@ from PIL import Image
 from torchvision.models import resnet50
 
 from spatialfeat.config import FinetuneConfig
-from spatialfeat.data.dataset import frames_of
 from spatialfeat.data.frames import read_frames
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.finetune import FinetuneResult, finetune
-from spatialfeat.network.inference import predict_frames
+from spatialfeat.network.inference import predict_logits
+from spatialfeat.network.resnet import InferenceNetwork
 from spatialfeat.network.weights import load_checkpoint
 from spatialfeat.training import trainer
 from spatialfeat.training.trainer import RunningScore, TrainingStep
@@ -33,17 +33,9 @@ def accuracy_of(weights_path: Path, csv_path: Path, img_dir: Path) -> float:
     """The accuracy of a weights file, read back from disk, on the frames of a CSV."""
     checkpoint = load_checkpoint(weights_path)
     table = read_frames(csv_path, img_dir, split="val")
-    predictions = predict_frames(
-        checkpoint.model,
-        table,
-        checkpoint.preprocessing,
-        device=torch.device("cpu"),
-        precision="fp32",
-        batch_size=10,
-        workers=0,
-        title="again",
-    )
-    return predictions.accuracy
+    network = InferenceNetwork(checkpoint.model, checkpoint.preprocessing, "fp32", batch_size=10)
+    logits = predict_logits(network, table, workers=0, title="again")
+    return float((logits.argmax(axis=1) == table.labels).mean())
 
 
 def always_predict(model: torch.nn.Module, phase: int) -> None:
@@ -60,7 +52,7 @@ def steer_training(monkeypatch: pytest.MonkeyPatch, phase_of_epoch: list[int]) -
 
     def steered(step: TrainingStep, loader: Any, **kwargs: Any) -> RunningScore:
         always_predict(step.model, next(phases))
-        return RunningScore(loss_sum=1.0, correct=1, frames=len(frames_of(loader)))
+        return RunningScore(loss_sum=1.0, correct=1, frames=len(loader.dataset))
 
     monkeypatch.setattr(trainer, "train_one_epoch", steered)
 

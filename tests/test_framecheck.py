@@ -53,8 +53,8 @@ def test_the_message_names_row_file_reason_number_and_remedy(tmp_path: Path) -> 
 
 def test_upper_case_suffix_is_another_file(tmp_path: Path) -> None:
     table = make_table(tmp_path, ["1_1_1"])
-    table.img_dir.mkdir()
-    (table.img_dir / "1_1_1.PNG").write_bytes(png_bytes())
+    table.images.path.mkdir()
+    (table.images.path / "1_1_1.PNG").write_bytes(png_bytes())
     if table.image_path(0).exists():
         pytest.skip("this file system does not tell upper from lower case")
     assert [reason for _, _, reason in check_images([table], progress=False)] == ["the file does not exist"]

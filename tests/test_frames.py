@@ -37,7 +37,7 @@ def test_ids_stay_text_and_their_fields_are_parsed(tmp_path: Path) -> None:
     assert table.videos.tolist() == ["001_1", "001_02"]
     assert table.patients.tolist() == ["001", "001"]
     assert table.segments.tolist() == [1, 2]
-    assert table.frames.tolist() == [1, 7]
+    assert table.frame_numbers.tolist() == [1, 7]
     assert table.labels.tolist() == [0, 6]
     assert table.labels.dtype == np.int64
 
@@ -47,7 +47,7 @@ def test_video_frame_ids(tmp_path: Path) -> None:
     assert table.videos.tolist() == ["video01", "case-A_b"]
     assert table.patients.tolist() == ["video01", "case-A_b"]
     assert table.segments.tolist() == [0, 0]
-    assert table.frames.tolist() == [123, 124]
+    assert table.frame_numbers.tolist() == [123, 124]
 
 
 def test_ids_that_look_like_missing_values_stay_ids(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_ids_that_look_like_missing_values_stay_ids(tmp_path: Path) -> None:
 
 def test_rows_keep_the_order_of_the_file_and_gaps_are_fine(tmp_path: Path) -> None:
     table = _read(tmp_path, "id,label\n1_1_900,1\n1_1_3,2\n1_1_70,0\n")
-    assert table.frames.tolist() == [900, 3, 70]
+    assert table.frame_numbers.tolist() == [900, 3, 70]
     assert table.labels.tolist() == [1, 2, 0]
 
 

@@ -129,15 +129,6 @@ def test_cells_that_a_spreadsheet_would_run(tmp_path: Path) -> None:
     assert spreadsheet_cell(-0.5) == -0.5
 
 
-def test_csvs_are_written_in_one_place() -> None:
-    writers = {
-        path.name
-        for path in PACKAGE.rglob("*.py")
-        if any(word in path.read_text(encoding="utf-8") for word in (".to_csv(", "csv.writer(", "csv.DictWriter("))
-    }
-    assert writers == {"csvout.py"}
-
-
 def test_a_phase_name_that_is_a_formula(tmp_path: Path) -> None:
     rows = "".join(f"1_1_{number},{number % 2},{number % 2}\n" for number in range(1, 9))
     (tmp_path / "p.csv").write_text(f"img_id,true_label,predicted_label\n{rows}")

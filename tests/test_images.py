@@ -24,11 +24,9 @@ from spatialfeat.data.images import (
     MAX_PIXELS,
     PNG_SIGNATURE,
     ImageError,
+    ImageFolder,
     content_digest,
     decode_rgb,
-    find_broken_images,
-    list_pngs,
-    read_image_file,
 )
 from spatialfeat.extract import extract
 
@@ -110,7 +108,7 @@ def test_odd_but_valid_pngs_decode_as_pillow_does(make: Callable[[], Image.Image
     decoded = decode_rgb(path.read_bytes())
     assert decoded.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(decoded), expected)
-    assert find_broken_images([path], progress=False) == {}
+    assert ImageFolder(tmp_path).find_broken([path.stem], progress=False) == {}
 
 
 def test_pixels_survive() -> None:
@@ -121,7 +119,7 @@ def test_pixels_survive() -> None:
 def test_bytes_behind_the_image_are_allowed(tmp_path: Path) -> None:
     path = tmp_path / "frame.png"
     path.write_bytes(png_bytes() + b"appended by a frame grabber")
-    assert find_broken_images([path], progress=False) == {}
+    assert ImageFolder(tmp_path).find_broken([path.stem], progress=False) == {}
     assert decode_rgb(path.read_bytes()).tobytes() == decode_rgb(png_bytes()).tobytes()
 
 
@@ -140,7 +138,7 @@ def test_broken_files_are_told_apart(tmp_path: Path) -> None:
         (tmp_path / f"{name}.png").write_bytes(content)
     (tmp_path / "folder.png").mkdir()
     names = [*contents, "folder", "gone"]
-    broken = find_broken_images([tmp_path / f"{name}.png" for name in names], progress=False)
+    broken = ImageFolder(tmp_path).find_broken(names, progress=False)
     reasons = {names[index]: reason for index, reason in broken.items()}
     assert set(reasons) == set(names) - {"good"}
     assert reasons["empty"] == "the file is empty"
@@ -189,7 +187,7 @@ def test_sixteen_bit_grey_is_clipped_as_specified_and_told_once(
         path.write_bytes(_encode(Image.fromarray(np.array([[0, 255, 256, 65535]], dtype=np.uint16))))
     paths[0].write_bytes(_sixteen_bit_rgb())
     assert np.asarray(decode_rgb(paths[1].read_bytes()))[0, :, 0].tolist() == [0, 255, 255, 255]
-    assert find_broken_images(paths, progress=False) == {}
+    assert ImageFolder(tmp_path).find_broken([path.stem for path in paths], progress=False) == {}
     (warning,) = caplog.messages
     assert warning.startswith(f"{paths[1]}: is 16-bit grey, of which")
     assert "2 of 3 images" in warning
@@ -220,7 +218,7 @@ def test_a_decompression_bomb_is_refused_undecoded(
         decode_rgb(bomb)
     if not hidden:
         reason = f"it claims {size[0]} x {size[1]} pixels, too many for a frame"
-        assert find_broken_images([tmp_path / "bomb.png"], progress=False) == {0: reason}
+        assert ImageFolder(tmp_path).find_broken(["bomb"], progress=False) == {0: reason}
 
 
 def test_huge_text_beside_the_pixels_is_refused() -> None:
@@ -246,10 +244,10 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
         "large": "the file has 500 MB, too much for a frame",
     }
     for name, reason in reasons.items():
-        assert find_broken_images([tmp_path / f"{name}.png"], progress=False) == {0: reason}
+        assert ImageFolder(tmp_path).find_broken([name], progress=False) == {0: reason}
         with pytest.raises(ImageError, match=reason):
-            read_image_file(tmp_path / f"{name}.png")
-    (loop,) = find_broken_images([tmp_path / "loop.png"], progress=False).values()
+            ImageFolder(tmp_path).read(name)
+    (loop,) = ImageFolder(tmp_path).find_broken(["loop"], progress=False).values()
     assert "symbolic links" in loop
 
 
@@ -260,10 +258,10 @@ def test_flipped_pixel_bytes_are_noticed() -> None:
         decode_rgb(bytes(damaged))
 
 
-def test_list_pngs(tmp_path: Path) -> None:
+def test_the_names_of_a_folder(tmp_path: Path) -> None:
     for name in ("1_1_1.png", "1_1_2.PNG", "a.png.txt", "b.jpg", "1_1.5_3.png"):
         (tmp_path / name).touch()
-    assert list_pngs(tmp_path) == {"1_1_1", "1_1.5_3"}
+    assert ImageFolder(tmp_path).names() == {"1_1_1", "1_1.5_3"}
 
 
 def test_digest_tells_content_apart() -> None:

@@ -10,30 +10,32 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tinydata import RECIPE, TIME_FIRST_RECIPE, make_header, write_feature_file
+from tinydata import PROVENANCE, TIME_FIRST_PROVENANCE, make_header, write_feature_file
 from typer.testing import CliRunner
 
 from spatialfeat.cli import app
+from spatialfeat.data.frames import count_gaps
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.schema import Recipe
+from spatialfeat.features.schema import Provenance
 from spatialfeat.info import (
     FileSummary,
     FolderSummary,
     VideoSummary,
-    count_gaps,
+    clock_text,
     describe,
-    format_duration,
     format_phases,
-    format_size,
     render,
+    size_text,
 )
 
 run = CliRunner().invoke
 
 
-def _write(folder: Path, video_id: str, num_frames: int = 10, split: str = "train", recipe: Recipe = RECIPE) -> Path:
+def _write(
+    folder: Path, video_id: str, num_frames: int = 10, split: str = "train", provenance: Provenance = PROVENANCE
+) -> Path:
     header = replace(make_header(num_frames, video_id), split=split)
-    return write_feature_file(folder / f"{video_id}.h5", header, recipe, attributes={"images_stat": "1f"})
+    return write_feature_file(folder / f"{video_id}.h5", header, provenance, attributes={"images_stat": "1f"})
 
 
 def _folder(path: Path) -> FolderSummary:
@@ -51,7 +53,7 @@ def _video(path: Path) -> VideoSummary:
 def test_a_sound_folder(tmp_path: Path) -> None:
     _write(tmp_path, "1050_10", 10)
     _write(tmp_path, "1050_9", 6)
-    _write(tmp_path, "77_1", 3, split="test", recipe=TIME_FIRST_RECIPE)
+    _write(tmp_path, "77_1", 3, split="test", provenance=TIME_FIRST_PROVENANCE)
     summary = _folder(tmp_path)
     assert [video.video_id for video in summary.videos] == ["77_1", "1050_9", "1050_10"]
     assert (summary.problems, summary.notes, summary.flagged) == ([], [], set())
@@ -73,8 +75,8 @@ def test_a_sound_folder(tmp_path: Path) -> None:
 def test_problems_are_told_and_the_rest_is_shown(tmp_path: Path) -> None:
     for video_id in ("1_1", "2_1", "3_1"):
         _write(tmp_path, video_id)
-    _write(tmp_path, "4_1", recipe=replace(RECIPE, weights_sha256="b" * 64))
-    _write(tmp_path, "5_1", recipe=replace(RECIPE, preprocessing='{"image_size_px": 112}'))
+    _write(tmp_path, "4_1", provenance=replace(PROVENANCE, weights_sha256="b" * 64))
+    _write(tmp_path, "5_1", provenance=replace(PROVENANCE, preprocessing='{"image_size_px": 112}'))
     truncated = _write(tmp_path, "6_1")
     truncated.write_bytes(truncated.read_bytes()[:5000])
     with h5py.File(tmp_path / "other.h5", "w") as file:
@@ -118,13 +120,13 @@ def test_notes_are_no_problems(tmp_path: Path) -> None:
     assert "note: .1050_3.h5.partial is unfinished: an extraction is running, or was cut off" in result.stdout
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, TIME_FIRST_RECIPE], ids=["channel-first", "time-first"])
-def test_one_file(tmp_path: Path, recipe: Recipe) -> None:
-    path = _write(tmp_path, "1050_1", recipe=recipe)
+@pytest.mark.parametrize("provenance", [PROVENANCE, TIME_FIRST_PROVENANCE], ids=["channel-first", "time-first"])
+def test_one_file(tmp_path: Path, provenance: Provenance) -> None:
+    path = _write(tmp_path, "1050_1", provenance=provenance)
     result = run(app, ["info", str(path)])
     assert result.exit_code == 0
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
-    matrix = "(2048, 10) float32 channel,time" if recipe is RECIPE else "(10, 2048) float32 time,channel"
+    matrix = "(2048, 10) float32 channel,time" if provenance is PROVENANCE else "(10, 2048) float32 time,channel"
     for line in (
         "10 frames in 1 segment, 0:00:20 at 1 fps, 0 gaps in frame numbers (usual step 2)",
         f"features {matrix}",
@@ -190,8 +192,10 @@ def test_gaps(segments: list[int], frames: list[int], expected: tuple[int, int])
 
 
 def test_the_duration_counts_gaps_and_each_segment(tmp_path: Path) -> None:
-    header = replace(make_header(6), segments=np.array([1, 1, 1, 2, 2, 2]), frames=np.array([25, 50, 150, 25, 50, 75]))
-    video = _video(write_feature_file(tmp_path / "1_1.h5", header, replace(RECIPE, fps=25.0)))
+    header = replace(
+        make_header(6), segments=np.array([1, 1, 1, 2, 2, 2]), frame_numbers=np.array([25, 50, 150, 25, 50, 75])
+    )
+    video = _video(write_feature_file(tmp_path / "1_1.h5", header, replace(PROVENANCE, fps=25.0)))
     assert (video.frame_step, video.num_gaps, video.num_segments) == (25, 1, 2)
     assert video.duration_s == 6 + 3
 
@@ -209,7 +213,7 @@ def test_phase_ranges_can_be_read_back(phases: set[int]) -> None:
 def test_formats() -> None:
     assert format_phases([0, 1, 2, 3, 5]) == "0-3,5"
     assert format_phases([]) == "-"
-    assert format_duration(3723.4) == "1:02:03"
-    assert [format_size(size) for size in (999, 1000, 999_950, 12_345_678, 3_000_000_000_000_000)] == [
+    assert clock_text(3723.4) == "1:02:03"
+    assert [size_text(size) for size in (999, 1000, 999_950, 12_345_678, 3_000_000_000_000_000)] == [
         "999 B", "1.0 kB", "1.0 MB", "12.3 MB", "3000.0 TB",
     ]  # fmt: skip

@@ -51,7 +51,7 @@ def video_of(frames: list[int], labels: list[int], segments: list[int] | None = 
         patient_id="p",
         frame_ids=np.array([f"v_{frame}" for frame in frames], dtype=str),
         segments=np.array(segments or [0] * count, dtype=np.int64),
-        frames=np.array(frames, dtype=np.int64),
+        frame_numbers=np.array(frames, dtype=np.int64),
         labels=np.array(labels, dtype=np.int64),
         predictions=np.zeros(count, dtype=np.int64),
         probabilities=None,

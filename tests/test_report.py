@@ -258,7 +258,7 @@ def test_eighty_videos_stay_below_five_megabytes(tmp_path: Path) -> None:
             patient_id=str(count),
             frame_ids=np.array([f"{count}_1_{frame:06d}" for frame in range(2000)]),
             segments=np.ones(2000, dtype=np.int64),
-            frames=np.arange(2000),
+            frame_numbers=np.arange(2000),
             labels=labels,
             predictions=np.where(rng.random(2000) < 0.7, labels, rng.integers(0, 7, size=2000)),
             probabilities=None,

@@ -16,7 +16,7 @@ from spatialfeat.config import FinetuneConfig
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.runrecord import RunRecord
 from spatialfeat.training.data import StudyData
-from spatialfeat.training.files import Resumption, TrainingState, look_for_study, study_identity, write_state
+from spatialfeat.training.files import TrainingState, find_study, study_identity, write_state
 from spatialfeat.training.history import EpochRecord
 
 ENVIRONMENT = {"device": "cpu (2 cores)", "torch": "2.6.0"}
@@ -55,15 +55,17 @@ def finish(config: FinetuneConfig, data: StudyData) -> None:
     RunRecord(config.out_dir, "finetune", config, [table.source for table in data.tables]).finish()
 
 
-def look(config: FinetuneConfig, data: StudyData, environment: dict[str, str] = ENVIRONMENT) -> Resumption:
-    return look_for_study(config, data, study_identity(config, data), environment)
+def look(
+    config: FinetuneConfig, data: StudyData, environment: dict[str, str] = ENVIRONMENT
+) -> tuple[TrainingState | None, bool]:
+    return find_study(config, data, study_identity(config, data), environment)
 
 
 def test_an_empty_folder_is_a_new_study(
     config: FinetuneConfig, data: StudyData, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", logger="spatialfeat"):
-        assert look(config, data) == Resumption(None, False)
+        assert look(config, data) == (None, False)
     assert "nothing to resume in" in caplog.text
 
 
@@ -80,9 +82,10 @@ def test_the_same_study_is_resumed_also_elsewhere_and_for_longer(
 ) -> None:
     save(config, data)
     found = look(replace(config, **changes), data)
-    assert found.state is not None
-    assert [record.val_acc for record in found.state.history] == list(ACCURACIES)
-    assert not found.is_finished
+    state, is_finished = found
+    assert state is not None
+    assert [record.val_acc for record in state.history] == list(ACCURACIES)
+    assert not is_finished
     assert caplog.text == ""
 
 
@@ -129,7 +132,7 @@ def test_a_moved_csv_with_the_same_content_is_the_same(config: FinetuneConfig, d
     moved = make_table(tmp_path, ["1_1_1", "1_1_2"], split="train")
     data.train.source.rename(tmp_path / "moved.csv")
     write_csv(moved.source, [("1_1_1", 0), ("1_1_2", 0)])
-    assert look(replace(config, train_csv=tmp_path / "moved.csv"), replace(data, train=moved)).state is not None
+    assert look(replace(config, train_csv=tmp_path / "moved.csv"), replace(data, train=moved))[0] is not None
 
 
 def test_an_option_that_the_earlier_version_did_not_have_counts_as_its_default(
@@ -140,7 +143,7 @@ def test_an_option_that_the_earlier_version_did_not_have_counts_as_its_default(
     save(config, data)
     content = torch.load(config.out_dir / "training_state.pt", weights_only=True)
     torch.save(content | {"identity": identity}, config.out_dir / "training_state.pt")
-    assert look(config, data).state is not None
+    assert look(config, data)[0] is not None
     with pytest.raises(SpatialfeatError, match=r"--class-weights balanced \(it was none\)"):
         look(replace(config, class_weights="balanced"), data)
 
@@ -155,16 +158,16 @@ def test_another_machine_is_a_warning(
     config: FinetuneConfig, data: StudyData, caplog: pytest.LogCaptureFixture
 ) -> None:
     save(config, data)
-    assert look(config, data, ENVIRONMENT | {"torch": "2.7.0"}).state is not None
+    assert look(config, data, ENVIRONMENT | {"torch": "2.7.0"})[0] is not None
     assert "resuming with torch 2.7.0 (it was 2.6.0): results may differ in their last digits" in caplog.text
 
 
 def test_a_finished_study_is_finished(config: FinetuneConfig, data: StudyData) -> None:
     finish(config, data)
-    assert look(config, data) == Resumption(None, True)
-    assert look(replace(config, workers=5), data).is_finished
+    assert look(config, data) == (None, True)
+    assert look(replace(config, workers=5), data)[1]
     (config.out_dir / "best_spatial_study_weights.pth").unlink()
-    assert look(config, data) == Resumption(None, False)
+    assert look(config, data) == (None, False)
 
 
 def test_a_finished_study_is_not_tested_on_other_frames(config: FinetuneConfig, data: StudyData) -> None:
@@ -177,11 +180,11 @@ def test_a_kept_state_can_be_trained_further(config: FinetuneConfig, data: Study
     config = replace(config, epochs=3)
     save(config, data)
     finish(config, data)
-    assert look(config, data) == Resumption(None, True)
+    assert look(config, data) == (None, True)
     longer = look(replace(config, epochs=4), data)
-    assert longer.state is not None
+    assert longer[0] is not None
     # The state of a study that was killed in its test stage, or whose test frames are others, is tested again.
-    assert look(config, replace(data, test=None)).state is not None
+    assert look(config, replace(data, test=None))[0] is not None
     record = json.loads((config.out_dir / "run.json").read_text())
     (config.out_dir / "run.json").write_text(json.dumps(record | {"status": "running"}))
-    assert look(config, data).state is not None
+    assert look(config, data)[0] is not None

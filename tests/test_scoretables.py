@@ -28,7 +28,7 @@ def make_evaluation(
                 patient_id=video.split("_")[0],
                 frame_ids=np.array([TRUTH[row][0] for row in rows]),
                 segments=np.full(len(rows), int(video.split("_")[1]), dtype=np.int64),
-                frames=np.arange(len(rows), dtype=np.int64),
+                frame_numbers=np.arange(len(rows), dtype=np.int64),
                 labels=np.array([TRUTH[row][1] if TRUTH[row][0] != "1_1_2" else -100 for row in rows], dtype=np.int64),
                 predictions=values,
                 probabilities=np.eye(7, dtype=np.float32)[values] if probabilities else None,

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tinydata import make_table
 
 from spatialfeat.config import ExtractConfig, Shard, parse_shard
-from spatialfeat.data.dataset import EpochSampler, SharedBatches
+from spatialfeat.data.dataset import EpochBatches
 from spatialfeat.data.frames import Video, group_videos
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.plan import ExtractIntent, merge_results, share_out
+from spatialfeat.features.plan import share_out
 
 
 @pytest.fixture(scope="module")
@@ -86,27 +86,24 @@ def test_other_texts_are_no_shards(text: str) -> None:
         ExtractConfig(shard=text)
 
 
-def test_results_are_merged_in_the_order_of_the_videos() -> None:
-    intent = ExtractIntent(["a", "b", "c", "d"], ["z"], {"x": "no image"})
-    shares = [
-        {"written": ["d", "a"], "skipped": [], "failed": {}},
-        {"written": ["b"], "skipped": [], "failed": {"c": "damaged"}},
-    ]
-    result = merge_results(intent, shares)
-    assert (result.written, result.skipped) == (["a", "b", "d"], ["z"])
-    assert list(result.failed.items()) == [("x", "no image"), ("c", "damaged")]
-
-
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_shares_of_batches_are_the_batches_of_one_process(size: int) -> None:
-    sampler = EpochSampler(10, seed=4)
-    sampler.epoch = 2
-    whole = list(SharedBatches(sampler, 4))
+    def batches(rank: int, size: int) -> EpochBatches:
+        made = EpochBatches(10, 4, seed=4, rank=rank, size=size)
+        made.epoch = 2
+        return made
+
+    whole = list(batches(0, 1))
+    assert whole == list(batches(0, size).whole())
     assert [len(batch) for batch in whole] == [4, 4, 2]
-    assert [row for batch in whole for row in batch] == list(sampler)
-    shares = [list(SharedBatches(sampler, 4, rank=rank, size=size)) for rank in range(size)]
-    for index, batch in enumerate(whole):
-        mine = [share[index] for share in shares]
-        assert sorted(row for part in mine for row in part) == sorted(batch)
+    assert sorted(frame.position for batch in whole for frame in batch) == list(range(10))
+    assert len({frame.seed for batch in whole for frame in batch}) == 10
+    shares = [list(batches(rank, size)) for rank in range(size)]
+    for number, batch in enumerate(whole):
+        mine = [share[number] for share in shares]
+        assert sorted(frame for part in mine for frame in part) == sorted(batch)
         assert np.ptp([len(part) for part in mine]) <= 1
-    assert len(SharedBatches(sampler, 4)) == 3
+    assert len(batches(0, size)) == 3
+    other = batches(0, 1)
+    other.epoch = 3
+    assert list(other) != whole

@@ -98,9 +98,7 @@ def test_a_signal_does_not_reach_the_next_command() -> None:
 
 def run_program(code: str) -> int:
     imports = (
-        "import os, signal, time\n"
-        "from spatialfeat import signals\n"
-        "def send(number): os.kill(os.getpid(), number)\n"
+        "import os, signal, time\nfrom spatialfeat import signals\ndef send(number): os.kill(os.getpid(), number)\n"
     )
     return subprocess.run([sys.executable, "-c", imports + code], capture_output=True, timeout=60).returncode
 

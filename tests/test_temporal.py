@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import load_script
 from numpy.typing import NDArray
-from tinydata import NUM_CHANNELS, RECIPE
+from tinydata import NUM_CHANNELS, PROVENANCE
 from tinytcn import TinyTcn, frame_predictions, segmental_scores, temporal_predictions, train_tcn
 
 from spatialfeat import read_features
@@ -57,10 +57,10 @@ def _write_video(
         frame_ids=np.array([f"{video_id}_{frame:06d}" for frame in frames]),
         labels=labels,
         segments=np.where(frames > 60, 2, 1),
-        frames=frames,
+        frame_numbers=frames,
     )
-    recipe = replace(RECIPE, phase_names=tuple(f"phase{number}" for number in range(NUM_PHASES)))
-    with FeatureFileWriter(folder / f"{video_id}.h5", header, recipe, {}) as writer:
+    provenance = replace(PROVENANCE, phase_names=tuple(f"phase{number}" for number in range(NUM_PHASES)))
+    with FeatureFileWriter(folder / f"{video_id}.h5", header, provenance, {}) as writer:
         writer.append(features.astype(np.float32), logits.astype(np.float32))
         writer.finish()
 

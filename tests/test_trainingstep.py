@@ -9,7 +9,7 @@ from torch import nn
 
 from spatialfeat.data.transforms import Preprocessing, normalize
 from spatialfeat.device import choose_precision
-from spatialfeat.network.resnet import PhaseResNet50, freeze, set_training_mode
+from spatialfeat.network.resnet import PhaseResNet50
 from spatialfeat.training.trainer import TrainingStep
 
 PREPROCESSING = Preprocessing.for_image_size(64)
@@ -61,13 +61,12 @@ def our_steps(
     precision: str = "fp32",
     clip: float | None = None,
 ) -> list[float]:
-    freeze(model, freeze_until)
+    model.freeze(freeze_until)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.001)
     step = TrainingStep(
         model,
         optimizer,
         nn.CrossEntropyLoss(),
-        freeze_until=freeze_until,
         preprocessing=PREPROCESSING,
         precision=precision,
         clip_grad_norm=clip,
@@ -134,14 +133,12 @@ def test_frozen_children_do_not_move(
 
 def test_the_score_counts_hits(initial: PhaseResNet50, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     model = copy.deepcopy(initial)
-    freeze(model, NUM_CHILDREN - 1)
+    model.freeze(NUM_CHILDREN - 1)
     images, labels = batch
-    set_training_mode(model, NUM_CHILDREN - 1)
+    model.train()
     predicted = model(normalize(images, PREPROCESSING)).argmax(dim=1)
     optimizer = torch.optim.SGD(model.fc.parameters(), lr=0.1)
-    step = TrainingStep(
-        model, optimizer, nn.CrossEntropyLoss(), freeze_until=9, preprocessing=PREPROCESSING, precision="fp32"
-    )
+    step = TrainingStep(model, optimizer, nn.CrossEntropyLoss(), preprocessing=PREPROCESSING, precision="fp32")
     step.start_epoch()
     score = step(images, labels)
     assert (int(score.correct), score.frames) == (int((predicted == labels).sum()), 6)

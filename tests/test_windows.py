@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tinydata import RECIPE, TIME_FIRST_RECIPE, make_header, make_outputs, write_feature_file
+from tinydata import PROVENANCE, TIME_FIRST_PROVENANCE, make_header, make_outputs, write_feature_file
 from torch.utils.data import DataLoader
 
 from spatialfeat import FeatureFile, FeatureWindows, collate_videos, read_features
@@ -26,11 +26,11 @@ LENGTHS = {"1_1": 7, "2_1": 1, "10_1": 20}
 @pytest.fixture(scope="module", params=["channel-first", "time-first"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Videos of 7, 1 (test) and 20 frames."""
-    recipe = RECIPE if request.param == "channel-first" else TIME_FIRST_RECIPE
+    provenance = PROVENANCE if request.param == "channel-first" else TIME_FIRST_PROVENANCE
     features_dir = tmp_path_factory.mktemp(request.param)
     for video_id, num_frames in LENGTHS.items():
         header = replace(make_header(num_frames, video_id), split="test" if video_id == "2_1" else "train")
-        write_feature_file(features_dir / f"{video_id}.h5", header, recipe)
+        write_feature_file(features_dir / f"{video_id}.h5", header, provenance)
     return features_dir
 
 

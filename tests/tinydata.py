@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from spatialfeat.data.frames import FrameTable, read_frames
-from spatialfeat.features.schema import Recipe, VideoHeader
+from spatialfeat.features.schema import Provenance, VideoHeader
 from spatialfeat.features.writer import FeatureFileWriter
 
-RECIPE = Recipe(
+PROVENANCE = Provenance(
     weights_sha256="a" * 64,
     phase_names=("nasal", "sphenoid", "sellar"),
     preprocessing='{"image_size_px": 224}',
@@ -26,7 +26,7 @@ RECIPE = Recipe(
     group_by="video",
     fps=1.0,
 )
-TIME_FIRST_RECIPE = replace(RECIPE, layout="time-first")
+TIME_FIRST_PROVENANCE = replace(PROVENANCE, layout="time-first")
 NUM_CHANNELS = 2048
 
 
@@ -57,7 +57,7 @@ def png_bytes(seed: int = 0, size_px: tuple[int, int] = (9, 7)) -> bytes:
 
 def write_images(table: FrameTable) -> None:
     """Write a different PNG for every row of the table."""
-    table.img_dir.mkdir(exist_ok=True)
+    table.images.path.mkdir(exist_ok=True)
     for row in range(len(table)):
         table.image_path(row).write_bytes(png_bytes(seed=row))
 
@@ -72,7 +72,7 @@ def make_header(num_frames: int, video_id: str = "1050_1") -> VideoHeader:
         frame_ids=np.array([f"{video_id}_{frame}" for frame in frames.tolist()]),
         labels=np.array([0, 1, 2, -100], dtype=np.int64)[np.arange(num_frames) % 4],
         segments=np.full(num_frames, 1, dtype=np.int64),
-        frames=frames,
+        frame_numbers=frames,
     )
 
 
@@ -86,7 +86,7 @@ def make_outputs(num_frames: int) -> tuple[NDArray[np.float32], NDArray[np.float
 def write_feature_file(
     path: Path,
     header: VideoHeader,
-    recipe: Recipe = RECIPE,
+    provenance: Provenance = PROVENANCE,
     *,
     block_sizes: Sequence[int] | None = None,
     attributes: dict[str, str] | None = None,
@@ -94,7 +94,7 @@ def write_feature_file(
     """Write a feature file with `make_outputs`, in blocks of these sizes (default: one block)."""
     features, logits = make_outputs(len(header.labels))
     start = 0
-    with FeatureFileWriter(path, header, recipe, {"spatialfeat": "0.1.0"}) as writer:
+    with FeatureFileWriter(path, header, provenance, {"spatialfeat": "0.1.0"}) as writer:
         for size in block_sizes or [len(features)]:
             writer.append(features[start : start + size], logits[start : start + size])
             start += size

@@ -22,12 +22,12 @@ from torch import nn
 
 from spatialfeat.checks.findings import Finding
 from spatialfeat.config import FinetuneConfig
+from spatialfeat.console import size_text
 from spatialfeat.data.dataset import FrameDataset
 from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.transforms import FrameTransform, Preprocessing, evaluation_transform, training_transform
 from spatialfeat.device import choose_workers, describe_device, usable_cores
-from spatialfeat.info import format_size
-from spatialfeat.network.resnet import InferenceNetwork, PhaseResNet50, freeze
+from spatialfeat.network.resnet import InferenceNetwork, PhaseResNet50
 from spatialfeat.training.trainer import TrainingStep
 
 FEATURES = 2048
@@ -150,8 +150,8 @@ def check_room(estimate: Estimate, machine: Machine) -> list[Finding]:
         findings.append(
             Finding(
                 code="disk-too-small",
-                message=f"finetune and extract write about {format_size(disk)} here, "
-                f"{format_size(machine.free_disk_bytes)} are free",
+                message=f"finetune and extract write about {size_text(disk)} here, "
+                f"{size_text(machine.free_disk_bytes)} are free",
                 remedy="make room, or pass --out on another disk to both",
                 unit="disk",
             )
@@ -161,8 +161,8 @@ def check_room(estimate: Estimate, machine: Machine) -> list[Finding]:
         findings.append(
             Finding(
                 code="memory-too-small",
-                message=f"a run takes about {format_size(memory)} of memory, "
-                f"{format_size(machine.free_memory_bytes)} are free now",
+                message=f"a run takes about {size_text(memory)} of memory, "
+                f"{size_text(machine.free_memory_bytes)} are free now",
                 remedy="close other programs, or lower --batch-size and --workers",
                 unit="machine",
             )
@@ -281,13 +281,12 @@ def _training_step(
     config: FinetuneConfig, model: PhaseResNet50, preprocessing: Preprocessing
 ) -> tuple[TrainingStep, int]:
     """One update as in finetune, and the number of parameters that it trains."""
-    freeze(model, config.freeze_until)
+    model.freeze(config.freeze_until)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     step = TrainingStep(
         model,
         torch.optim.Adam(trained, lr=config.lr),
         nn.CrossEntropyLoss(),
-        freeze_until=config.freeze_until,
         preprocessing=preprocessing,
         precision=config.precision,
     )
@@ -317,7 +316,7 @@ def _seconds_to_load(tables: Sequence[FrameTable], transform: FrameTransform) ->
         loaded = 0
         while not loaded or (loaded < SAMPLE_FRAMES and time.monotonic() - start < SECONDS):
             table = tables[loaded % len(tables)]
-            FrameDataset.from_table(table, transform)[loaded * len(table) // SAMPLE_FRAMES]
+            FrameDataset(table, transform)[loaded * len(table) // SAMPLE_FRAMES]
             loaded += 1
         return (time.monotonic() - start) / loaded
     finally:

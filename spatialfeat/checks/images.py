@@ -27,15 +27,7 @@ from spatialfeat.checks.findings import Finding, first_places
 from spatialfeat.console import FrameBar, count_text, frame_bar
 from spatialfeat.data.dataset import describe_broken_image
 from spatialfeat.data.frames import FrameTable
-from spatialfeat.data.images import (
-    PNG_HEADER,
-    ImageError,
-    decode_rgb,
-    list_pngs,
-    png_header,
-    quick_look,
-    read_image_file,
-)
+from spatialfeat.data.images import PNG_HEADER, ImageError, ImageFolder, decode_rgb, png_header
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.names import natural_key
 from spatialfeat.signals import leave_signals_to_main_process
@@ -88,8 +80,8 @@ class ImageScan:
         return readable
 
 
-def scan_images(img_dir: Path, ids: Sequence[str], *, workers: int, decode: bool) -> ImageScan:
-    """Look at `{img_dir}/{id}.png` of every id (sorted, each once), which must be there.
+def scan_images(images: ImageFolder, ids: Sequence[str], *, workers: int, decode: bool) -> ImageScan:
+    """Look at the image of every id (sorted, each once), which must be there.
 
     Args:
         workers: processes; 0 decodes in this one.
@@ -113,7 +105,7 @@ def scan_images(img_dir: Path, ids: Sequence[str], *, workers: int, decode: bool
         processes=max(1, workers),
     )
     start = time.monotonic()
-    look = partial(_look_at_all, str(img_dir), decode=decode)
+    look = partial(_look_at_all, images, decode=decode)
     chunks = [list(ids[index : index + CHUNK]) for index in range(0, count, CHUNK)]
     with frame_bar(count, "decoding images" if decode else "looking at images") as bar, _mapper(workers, chunks) as run:
         _collect(run(look, chunks), scan, bar)
@@ -121,16 +113,16 @@ def scan_images(img_dir: Path, ids: Sequence[str], *, workers: int, decode: bool
     return scan
 
 
-def look_at(path: Path, *, decode: bool) -> ImageFacts:
-    """The facts of one file."""
+def look_at(images: ImageFolder, name: str, *, decode: bool) -> ImageFacts:
+    """The facts of one image."""
     try:
         if not decode:
-            reason = quick_look(path)
+            reason = images.look(name)
             if reason is not None:
                 return ImageFacts(reason=reason)
-            with path.open("rb") as file:
-                return ImageFacts(*png_header(file.read(PNG_HEADER.size)), path.stat().st_size)
-        content = read_image_file(path)
+            with images.file(name).open("rb") as file:
+                return ImageFacts(*png_header(file.read(PNG_HEADER.size)), images.fingerprint(name)[0])
+        content = images.read(name)
         rgb = decode_rgb(content)
         width, height, kind = png_header(content)
     except ImageError as error:
@@ -144,8 +136,8 @@ def look_at(path: Path, *, decode: bool) -> ImageFacts:
     return ImageFacts(width, height, kind, len(content), int.from_bytes(digest.digest(), "little"), one_colour)
 
 
-def _look_at_all(img_dir: str, ids: list[str], *, decode: bool) -> list[ImageFacts]:
-    return [look_at(Path(img_dir) / f"{frame_id}.png", decode=decode) for frame_id in ids]
+def _look_at_all(images: ImageFolder, ids: list[str], *, decode: bool) -> list[ImageFacts]:
+    return [look_at(images, frame_id, decode=decode) for frame_id in ids]
 
 
 @contextmanager
@@ -185,7 +177,7 @@ PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 def present_ids(img_dir: Path, tables: Sequence[FrameTable]) -> tuple[list[str], set[str], list[Finding]]:
     """Which images are there: (ids with row and file, sorted; ids of all files; what is to be said of the folder)."""
     try:
-        names = list_pngs(img_dir)
+        names = ImageFolder(img_dir).names()
     except SpatialfeatError as error:
         message, _, remedy = str(error).partition("; ")
         return [], set(), [Finding(code="no-image-folder", message=message, remedy=remedy, unit="folder")]
@@ -238,7 +230,7 @@ def _where_else(img_dir: Path, missing: Sequence[str], names: set[str]) -> str:
             f"write {count_text(len(respelt), 'id')} as the file is named: {respelt[0][1]} for {respelt[0][0]}, "
             "with as many zeros"
         )
-    inside = [name for name in sorted(folders) if (img_dir / name / f"{missing[0]}.png").exists()]
+    inside = [name for name in sorted(folders) if ImageFolder(img_dir / name).exists(missing[0])]
     if inside:
         return f"put all images into one folder: this one is in {img_dir / inside[0]}"
     if not names:

@@ -6,7 +6,6 @@ A check as text of at most 100 columns: what there is, what is wrong and what to
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,9 +14,7 @@ from spatialfeat.checks.findings import ERROR, LEVELS, NOTE, WARNING, Finding
 from spatialfeat.checks.images import ImageScan, kind_counts, size_counts
 from spatialfeat.checks.videos import VideoFacts
 from spatialfeat.config import CheckConfig
-from spatialfeat.console import count_text
-from spatialfeat.info import format_duration, format_size
-from spatialfeat.reports.ribbons import duration_text
+from spatialfeat.console import align, clock_text, count_text, duration_text, size_text, wrap
 
 CHECK_SCHEMA = 1
 
@@ -97,7 +94,6 @@ class CheckReport:
         return {**self.estimate.as_dict(), "machine": asdict(self.machine), "speeds": asdict(self.speeds)}
 
 
-WIDTH = 100
 SHOWN_PLACES = 4
 TITLES = {
     ERROR: "ERRORS: a run would stop, or its numbers would be worthless",
@@ -125,20 +121,20 @@ def _data_lines(report: CheckReport) -> list[str]:
             str(split.num_rows),
             str(split.num_videos),
             str(split.num_patients),
-            format_duration(split.seconds),
+            clock_text(split.seconds),
             split.csv,
         )
         for split in report.splits
     ]
-    lines = _columns(rows, left=(0, 5)) if report.splits else ["no CSV could be read"]
+    lines = align(rows, left=(0, 5)) if report.splits else ["no CSV could be read"]
     if sum(map(sum, report.phase_counts.values())):
-        lines += ["", *_columns(_phase_rows(report), left=(0,))]
+        lines += ["", *align(_phase_rows(report), left=(0,))]
     if report.scan is not None:
         sizes, kinds = size_counts(report.scan), kind_counts(report.scan)
         lines += [
             "",
-            *_wrapped(
-                f"{count_text(len(report.scan.ids), 'image')}, {format_size(int(report.scan.sizes_bytes.sum()))}: "
+            *wrap(
+                f"{count_text(len(report.scan.ids), 'image')}, {size_text(int(report.scan.sizes_bytes.sum()))}: "
                 f"{_short_counts(sizes)}; {_short_counts(kinds)}",
                 "",
             ),
@@ -163,33 +159,22 @@ def _short_counts(counts: dict[str, int]) -> str:
     return ", ".join(shown) + (f" and {len(counts) - 3} more" if len(counts) > 3 else "")
 
 
-def _columns(rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if index in left else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-
-
 def _level_lines(report: CheckReport, level: str) -> list[str]:
     lines = [TITLES[level]]
     findings = report.of_level(level)
     for finding, following in zip(findings, [*findings[1:], None], strict=True):
         lines += _finding_lines(finding)
         if following is None or following.remedy != finding.remedy:
-            lines += _wrapped(finding.remedy, "    -> ")
+            lines += wrap(finding.remedy, "    -> ")
     return lines
 
 
 def _finding_lines(finding: Finding) -> list[str]:
     many = f" ({count_text(finding.count, finding.unit)})" if finding.count > 1 else ""
-    lines = [f"  {finding.code}{many}", *_wrapped(finding.message, "    ")]
+    lines = [f"  {finding.code}{many}", *wrap(finding.message, "    ")]
     told = [place for place in finding.places if place not in finding.message]
     others = told[: SHOWN_PLACES - 1] if finding.level != NOTE else []
-    lines += [line for place in others for line in _wrapped(place, "    ")]
+    lines += [line for place in others for line in wrap(place, "    ")]
     left = finding.count - len(others) - (len(finding.places) - len(told))
     if others and left > 0:
         lines.append(f"    ... and {left} more, in check.json")
@@ -204,12 +189,12 @@ def _estimate_lines(report: CheckReport) -> list[str]:
     lines = [f"ESTIMATE for this machine as it is now: {where}"]
     if estimate.epoch_s is not None and estimate.first_stop_s is not None and estimate.most_s is not None:
         least = min(config.patience + 1, config.epochs)
-        lines += _wrapped(
+        lines += wrap(
             f"finetune  {duration_text(estimate.epoch_s)} an epoch of train and val; "
             f"{duration_text(estimate.first_stop_s)} if it stops after {least}, "
             f"{duration_text(estimate.most_s)} for {config.epochs} epochs",
             "  ",
-            hang=10,
+            " " * 12,
         )
         lines.append(
             "            "
@@ -219,7 +204,7 @@ def _estimate_lines(report: CheckReport) -> list[str]:
     lines.append(
         "            " + _needs(estimate.extract_memory_bytes, estimate.extract_gpu_bytes, estimate.extract_disk_bytes)
     )
-    return lines + _wrapped(
+    return lines + wrap(
         "Measured in a few seconds, while the files were in memory: expect it to be off by a third, and by more where "
         "a disk is slow or other programs run.",
         "  ",
@@ -228,7 +213,7 @@ def _estimate_lines(report: CheckReport) -> list[str]:
 
 def _needs(memory: int | None, gpu: int | None, disk: int | None) -> str:
     parts = [
-        f"{format_size(size)} of {what}"
+        f"{size_text(size)} of {what}"
         for size, what in ((memory, "memory"), (gpu, "GPU memory"), (disk, "disk"))
         if size
     ]
@@ -242,19 +227,7 @@ def _verdict(report: CheckReport) -> list[str]:
     )
     if report.failed:
         codes = ", ".join(dict.fromkeys(finding.code for finding in report.of_level(ERROR)))
-        return [f"NOT READY: {tally}", *_wrapped(f"mend {codes}, then check again", "  ")]
+        return [f"NOT READY: {tally}", *wrap(f"mend {codes}, then check again", "  ")]
     if counts[WARNING]:
         return [f"READY, with doubts: {tally}", "  nothing here would stop a run; read the warnings first"]
     return [f"READY: {tally}"]
-
-
-def _wrapped(text: str, indent: str, hang: int = 0) -> list[str]:
-    """The text indented; its further lines begin under its first letter. A path is never cut."""
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=indent,
-        subsequent_indent=" " * (len(indent) + hang),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )

@@ -123,7 +123,7 @@ def _shared_frames(tables: Sequence[FrameTable]) -> list[Finding]:
 
 def _frame_keys(table: FrameTable) -> NDArray[Any]:
     """(N,) str, equal for rows of the same frame, however wide its number is written."""
-    return np.char.add(np.char.add(table.videos, "_"), table.frames.astype(str))
+    return np.char.add(np.char.add(table.videos, "_"), table.frame_numbers.astype(str))
 
 
 def _shared_patients(tables: Sequence[FrameTable]) -> list[Finding]:

@@ -9,8 +9,7 @@ import numpy as np
 
 from spatialfeat.checks.findings import Finding, first_places
 from spatialfeat.console import count_text
-from spatialfeat.data.frames import UNLABELLED, FrameTable, Video, videos_of
-from spatialfeat.info import count_gaps
+from spatialfeat.data.frames import UNLABELLED, FrameTable, Video, count_gaps, videos_of
 from spatialfeat.names import natural_key
 
 SHORT_RUN = 3
@@ -44,7 +43,7 @@ def video_facts(tables: Sequence[FrameTable]) -> list[VideoFacts]:
 
 
 def _facts(video: Video) -> VideoFacts:
-    frames, ids = video.table.frames[video.rows], video.table.ids[video.rows]
+    frames, ids = video.table.frame_numbers[video.rows], video.table.ids[video.rows]
     step, num_gaps = count_gaps(video.table.segments[video.rows], frames)
     # Half a step more or less is jitter of the sampling, not a missing frame.
     missing = np.maximum(np.rint(np.diff(frames) / step).astype(np.int64) - 1, 0)
@@ -65,7 +64,7 @@ def _facts(video: Video) -> VideoFacts:
 
 def _flickers(video: Video, step: int) -> tuple[str, ...]:
     """Ids at which fewer than SHORT_RUN frames of a phase begin, with frames of one other phase right around them."""
-    labels, frames = video.table.labels[video.rows], video.table.frames[video.rows]
+    labels, frames = video.table.labels[video.rows], video.table.frame_numbers[video.rows]
     starts = np.concatenate([[0], np.flatnonzero(np.diff(labels)) + 1, [len(labels)]])
     if len(starts) < 4:
         return ()

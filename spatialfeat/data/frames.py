@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -23,7 +24,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from spatialfeat.config import TEST_CSV, TRAIN_CSV, VAL_CSV
-from spatialfeat.data.images import list_pngs
+from spatialfeat.data.images import ImageFolder
 from spatialfeat.data.tables import Origin, ProblemHandler, RowProblem, Rows, read_rows, refuse
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.names import MAX_NAME_BYTES, PLAIN_NAME, name_problem, natural_key, same_name_key
@@ -32,7 +33,7 @@ UNLABELLED = -100
 """The label of a frame without a phase; PyTorch's cross-entropy ignores it by default."""
 
 _ID = r"^(?P<video>.+)_(?P<frame>[0-9]{1,18})$"
-_COLUMNS = ("ids", "labels", "videos", "patients", "segments", "frames")
+_COLUMNS = ("ids", "labels", "videos", "patients", "segments", "frame_numbers")
 _PATIENT_SEGMENT = re.compile(r"(?P<patient>.+)_(?P<segment>[0-9]{1,18})")
 
 
@@ -42,28 +43,28 @@ class FrameTable:
 
     Attributes:
         origin: the CSV file with the row numbers, the header being row 1; or the folder.
-        img_dir: the folder that holds `{image name}.png`.
+        images: the folder of the images.
         split: "train", "val", "test" or a name that the user gave.
         ids: (N,) str. labels: (N,) int64, UNLABELLED where there is none.
         videos: (N,) str, the id without its frame number. patients: (N,) str.
-        segments, frames: (N,) int64, the parsed fields; segment is 0 for ids of the form VIDEO_FRAME.
+        segments, frame_numbers: (N,) int64, the parsed fields; segment is 0 for ids of the form VIDEO_FRAME.
         own_image_names: (N,) str, None where the images are named by the ids, as all are but those of pseudonyms.
     """
 
     origin: Origin
-    img_dir: Path
+    images: ImageFolder
     split: str
     ids: NDArray[Any]
     labels: NDArray[np.int64]
     videos: NDArray[Any]
     patients: NDArray[Any]
     segments: NDArray[np.int64]
-    frames: NDArray[np.int64]
+    frame_numbers: NDArray[np.int64]
     own_image_names: NDArray[Any] | None = None
 
     @property
     def image_names(self) -> NDArray[Any]:
-        """(N,) str: the name of each row's PNG in `img_dir`, without the suffix."""
+        """(N,) str: the name of each row's image in `images`."""
         return self.ids if self.own_image_names is None else self.own_image_names
 
     @property
@@ -74,7 +75,7 @@ class FrameTable:
         return len(self.ids)
 
     def image_path(self, row: int) -> Path:
-        return self.img_dir / f"{self.image_names[row]}.png"
+        return self.images.file(str(self.image_names[row]))
 
     def where(self, row: int) -> str:
         """`train.csv row 812`, as every message about a row begins."""
@@ -133,7 +134,7 @@ def list_frames(img_dir: Path, *, split: str) -> FrameTable:
     Raises:
         SpatialfeatError: the folder cannot be read, holds no PNG, or one whose name is not an id.
     """
-    names = sorted(list_pngs(img_dir))
+    names = sorted(ImageFolder(img_dir).names())
     if not names:
         raise SpatialfeatError(f"--img-dir {img_dir}: holds no PNG file; pass the folder of the frames")
     return make_table(Rows(Origin(img_dir, None), pd.DataFrame({"id": names}, dtype=str)), img_dir, split, None)
@@ -151,14 +152,14 @@ def make_table(rows: Rows, img_dir: Path, split: str, labels: NDArray[np.int64] 
     ids = rows.columns[rows.id_column]
     table = FrameTable(
         origin=rows.origin,
-        img_dir=img_dir,
+        images=ImageFolder(img_dir),
         split=split,
         ids=ids.to_numpy(dtype=str),
         labels=np.full(len(ids), UNLABELLED, dtype=np.int64) if labels is None else labels[sound],
         videos=fields["video"].to_numpy(dtype=str),
         patients=fields["patient"].to_numpy(dtype=str),
         segments=fields["segment"].to_numpy(dtype=np.int64),
-        frames=fields["frame"].to_numpy(dtype=np.int64),
+        frame_numbers=fields["frame"].to_numpy(dtype=np.int64),
     )
     table = _without_repeated_frames(table, rows.on_problem)
     for problem in two_spellings([table]):
@@ -238,11 +239,11 @@ def _split_video(video: str) -> tuple[str, int]:
 
 def _without_repeated_frames(table: FrameTable, on_problem: ProblemHandler) -> FrameTable:
     """Tell of ids that occur twice, and of `1_1_9` beside `1_1_09`, which name the same frame; keep the first."""
-    keys = pd.DataFrame({"video": table.videos, "frame": table.frames})
+    keys = pd.DataFrame({"video": table.videos, "frame": table.frame_numbers})
     repeated = keys.duplicated().to_numpy(dtype=bool)
     if repeated.any():
         place = pd.Series(np.arange(len(table)))
-        first = place.groupby([table.videos, table.frames]).transform("first").to_numpy()
+        first = place.groupby([table.videos, table.frame_numbers]).transform("first").to_numpy()
 
         def describe(row: int) -> str:
             known = int(first[row])
@@ -298,10 +299,24 @@ def videos_of(table: FrameTable, group_by: str = "video") -> Iterator[Video]:
     """The videos (or whole patients) of one table, each in time order, in the order of their names as text."""
     keys, key_of_row = np.unique(table.videos if group_by == "video" else table.patients, return_inverse=True)
     # One sort for all videos: picking each video's rows out of 200,000 takes seconds when there are many.
-    order = np.lexsort((table.frames, table.segments, key_of_row))
+    order = np.lexsort((table.frame_numbers, table.segments, key_of_row))
     ends = np.cumsum(np.bincount(key_of_row))
     for key, rows in zip(keys.tolist(), np.split(order, ends[:-1]), strict=True):
         yield Video(key, str(table.patients[rows[0]]), table, rows)
+
+
+def count_gaps(segments: NDArray[np.int64], frame_numbers: NDArray[np.int64]) -> tuple[int, int]:
+    """(usual step, number of gaps) of the frame numbers (T,) of a video in time order.
+
+    The usual step is the most common difference of neighbours within a segment, the smallest of several, 1 where there
+    is none; a gap is a place where they differ by more.
+    """
+    steps = np.diff(frame_numbers)[np.diff(segments) == 0]
+    if len(steps) == 0:
+        return 1, 0
+    counts = Counter(steps.tolist())
+    usual = min(counts, key=lambda step: (-counts[step], step))
+    return usual, int((steps > usual).sum())
 
 
 def shared_patients(tables: Sequence[FrameTable]) -> dict[str, dict[str, int]]:

@@ -1,4 +1,4 @@
-"""PNG frames on disk: the one decoder, and the quick look at every file before long work starts."""
+"""Frames on disk: where a name becomes pixels. The one decoder, and the quick look before long work starts."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import logging
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +19,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from spatialfeat.errors import SpatialfeatError
+
+SUFFIX = ".png"
 
 MAX_PIXELS = 50_000_000
 """A frame of 8K video has 33 million. Above this a small file can fill the memory: it is refused unread."""
@@ -32,10 +34,8 @@ PNG_HEADER = struct.Struct(">8xI4sIIBB")
 
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
-
 GREY_16_BIT = (16, 0)
 """(bits per channel, colour type) of the one PNG that `convert("RGB")` does not scale to 8 bits: it clips at 255."""
-
 
 COLOUR_TYPES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
 """PNG's numbers for what a pixel holds."""
@@ -80,14 +80,106 @@ def png_header(head: bytes) -> tuple[int, int, str]:
     return width, height, name if bits == 8 or colour_type == 3 else f"{name}, {bits} bit"
 
 
-def read_image_file(path: Path) -> bytes:
-    """The bytes of an image file.
+@dataclass(frozen=True)
+class ImageFolder:
+    """The frames of one folder. Here and nowhere else a frame's name becomes a file, `{name}.png`, and its pixels."""
 
-    Raises ImageError for what is no file, such as a pipe that would be waited for without end, and for a file too large
-    to be a frame; OSError if it cannot be read.
-    """
-    with _open_frame(path) as file:
-        return file.read()
+    path: Path
+
+    def file(self, name: str) -> Path:
+        """Where the image of this name lies, whether it is there or not."""
+        return self.path / f"{name}{SUFFIX}"
+
+    def exists(self, name: str) -> bool:
+        return self.file(name).exists()
+
+    def names(self) -> set[str]:
+        """Names of all images in the folder, by one listing of it instead of a look at every file.
+
+        Raises:
+            SpatialfeatError: the folder does not exist or cannot be read.
+        """
+        try:
+            with os.scandir(self.path) as entries:
+                # Hidden files, such as the `._1.png` of some file systems, are no frames.
+                found = {entry.name for entry in entries if entry.name.endswith(SUFFIX) and entry.name[0] != "."}
+        except OSError as error:
+            raise SpatialfeatError(
+                f"--img-dir {self.path}: cannot be read ({error.strerror}); pass the folder of the PNG files"
+            ) from error
+        return {name.removesuffix(SUFFIX) for name in found}
+
+    def fingerprint(self, name: str) -> tuple[int, int]:
+        """(bytes, modification time in ns) of an image: cheap, and another one after every change. Raises OSError."""
+        status = self.file(name).stat()
+        return status.st_size, status.st_mtime_ns
+
+    def read(self, name: str) -> bytes:
+        """The bytes of an image, for `decode_rgb`.
+
+        Raises ImageError for what is no file, such as a pipe that would be waited for without end, and for a file too
+        large to be a frame; OSError if it cannot be read.
+        """
+        with _open_frame(self.file(name)) as file:
+            return file.read()
+
+    def look(self, name: str) -> str | None:
+        """Why an image is no whole PNG, judged by its first and last bytes; None if nothing is wrong.
+
+        Catches empty, foreign and truncated files in about 30 us; damage in the middle shows when the frame is decoded.
+        A file whose last bytes are unusual is decoded in full, since bytes after the image are allowed.
+        """
+        return self._look(name)[0]
+
+    def find_broken(self, names: Sequence[str], *, progress: bool = True) -> dict[int, str]:
+        """`look` at many images. Returns {index in `names`: reason} for those that are unreadable.
+
+        Warns of 16-bit grey images.
+        """
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            bar = tqdm(
+                pool.map(self._look, names, chunksize=256),
+                total=len(names),
+                desc="checking images",
+                unit=" files",
+                disable=None if progress else True,
+                leave=False,
+            )
+            try:
+                found = list(bar)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for the other files.
+                raise
+        clipped = [name for name, (_, is_clipped) in zip(names, found, strict=True) if is_clipped]
+        if clipped:
+            logger.warning(
+                '%s: is 16-bit grey, of which convert("RGB") keeps the values up to 255 and makes all others white '
+                "(%d of %d images); save such frames with 8 bits",
+                self.file(min(clipped)),
+                len(clipped),
+                len(names),
+            )
+        return {index: reason for index, (reason, _) in enumerate(found) if reason is not None}
+
+    def _look(self, name: str) -> tuple[str | None, bool]:
+        """(why the image is unreadable or None, whether its values will be clipped)."""
+        clipped = False
+        try:
+            with _open_frame(self.file(name)) as file:
+                head = file.read(PNG_HEADER.size)
+                file.seek(0, os.SEEK_END)
+                file.seek(max(0, file.tell() - len(PNG_END)))
+                tail = file.read()
+            if not head:
+                return EMPTY, False
+            clipped = _check_header(head) == GREY_16_BIT
+            if tail != PNG_END:
+                decode_rgb(self.read(name))
+        except OSError as error:
+            return error.strerror or str(error), clipped
+        except ImageError as error:
+            return str(error), clipped
+        return None, clipped
 
 
 @contextmanager
@@ -130,83 +222,3 @@ def content_digest(content: bytes) -> bytes:
     The first half of a SHA-256: processors compute it in hardware, in less than half of the time of a BLAKE2b.
     """
     return hashlib.sha256(content).digest()[:16]
-
-
-def list_pngs(img_dir: Path) -> set[str]:
-    """Names of all `.png` files in a folder, without the suffix. One directory listing instead of a stat per frame.
-
-    Raises:
-        SpatialfeatError: the folder does not exist or cannot be read.
-    """
-    try:
-        with os.scandir(img_dir) as entries:
-            # Hidden files, such as the `._1.png` of some file systems, are nobody's frames.
-            return {entry.name[:-4] for entry in entries if entry.name.endswith(".png") and entry.name[0] != "."}
-    except OSError as error:
-        raise SpatialfeatError(
-            f"--img-dir {img_dir}: cannot be read ({error.strerror}); pass the folder of the PNG files"
-        ) from error
-
-
-def find_broken_images(
-    paths: Sequence[Path], *, progress: bool = True, is_known: Callable[[Path], bool] | None = None
-) -> dict[int, str]:
-    """Look at the first and last bytes of each PNG. Returns {index in `paths`: reason} for those that are unreadable.
-
-    Catches empty, foreign and truncated files at about 30 us a file; damage in the middle shows when the frame is
-    decoded. A file whose last bytes are unusual is decoded in full, since bytes after the image are allowed.
-    Files that `is_known` says yes to, called from several threads, are not opened.
-    """
-    clipped: list[Path] = []
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        reasons = pool.map(partial(_quick_look, clipped=clipped, is_known=is_known), paths, chunksize=256)
-        bar = tqdm(
-            reasons,
-            total=len(paths),
-            desc="checking images",
-            unit=" files",
-            disable=None if progress else True,
-            leave=False,
-        )
-        try:
-            broken = {index: reason for index, reason in enumerate(bar) if reason is not None}
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for the other files.
-            raise
-    if clipped:
-        logger.warning(
-            '%s: is 16-bit grey, of which convert("RGB") keeps the values up to 255 and makes all others white (%d of '
-            "%d images); save such frames with 8 bits",
-            min(clipped),
-            len(clipped),
-            len(paths),
-        )
-    return broken
-
-
-def quick_look(path: Path) -> str | None:
-    """Why a file is no whole PNG, judged by its first and last bytes; None if nothing is wrong."""
-    return _quick_look(path, [], None)
-
-
-def _quick_look(path: Path, clipped: list[Path], is_known: Callable[[Path], bool] | None) -> str | None:
-    """Why `path` is unreadable, or None. Adds it to `clipped` if its values will be."""
-    try:
-        if is_known is not None and is_known(path):
-            return None
-        with _open_frame(path) as file:
-            head = file.read(PNG_HEADER.size)
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - len(PNG_END)))
-            tail = file.read()
-        if not head:
-            return EMPTY
-        if _check_header(head) == GREY_16_BIT:
-            clipped.append(path)
-        if tail != PNG_END:
-            decode_rgb(read_image_file(path))
-    except OSError as error:
-        return error.strerror or str(error)
-    except ImageError as error:
-        return str(error)
-    return None

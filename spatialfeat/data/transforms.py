@@ -76,12 +76,12 @@ class FrameTransform:
     """The way of a frame to the network: fixed steps, whose result can be kept, then perhaps random ones.
 
     fixed: an RGB image -> (3, H, W) uint8. random: (3, H, W) -> (3, crop_px, crop_px) uint8, drawing from torch's
-    global RNG; None if `fixed` ends there. recipe: describes the fixed steps; equal recipes give equal pixels.
+    global RNG; None if `fixed` ends there. fixed_steps: describes them; equal texts mean equal pixels.
     """
 
     fixed: Callable[[Image.Image], torch.Tensor]
     random: Callable[[torch.Tensor], torch.Tensor] | None
-    recipe: str
+    fixed_steps: str
 
     def finish(self, pixels: torch.Tensor) -> torch.Tensor:
         """The network's input from the result of the fixed steps."""
@@ -116,7 +116,7 @@ def evaluation_transform(preprocessing: Preprocessing) -> FrameTransform:
             v2.CenterCrop(preprocessing.crop_px),
         ]
     )
-    return FrameTransform(steps, None, _recipe("evaluation", **sizes))
+    return FrameTransform(steps, None, _describe("evaluation", **sizes))
 
 
 def training_transform(preprocessing: Preprocessing, shrink_to_px: int | None = None) -> FrameTransform:
@@ -137,7 +137,7 @@ def training_transform(preprocessing: Preprocessing, shrink_to_px: int | None = 
         ]
     )
     return FrameTransform(
-        partial(_decoded, shrink_to_px=shrink_to_px), steps, _recipe("training", shrink_to_px=shrink_to_px)
+        partial(_decoded, shrink_to_px=shrink_to_px), steps, _describe("training", shrink_to_px=shrink_to_px)
     )
 
 
@@ -150,7 +150,7 @@ def _decoded(image: Image.Image, shrink_to_px: int | None) -> torch.Tensor:
     return pixels
 
 
-def _recipe(kind: str, **options: object) -> str:
+def _describe(kind: str, **options: object) -> str:
     # Another version may round another pixel. What follows the + of a version tells the device, not the arithmetic.
     versions = [version.partition("+")[0] for version in (torch.__version__, torchvision.__version__, PIL.__version__)]
     return json.dumps({"for": kind, **options, "versions": versions}, sort_keys=True)

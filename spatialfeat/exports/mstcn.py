@@ -245,7 +245,7 @@ class MsTcnExport(ExportJob):
         return [video for video in videos if video not in short]
 
     def _phases(self) -> list[str]:
-        phases = _phase_names(self.source.recipe.phase_names, self.config.name_replacement)
+        phases = _phase_names(self.source.provenance.phase_names, self.config.name_replacement)
         if IGNORED_PHASE in phases:
             self.notices.append(f"phase {IGNORED_PHASE}: MS-TCN's evaluation leaves it out of edit score and F1")
         if self.source.unlabelled == "background" and any(video.num_unlabelled for video in self.videos):

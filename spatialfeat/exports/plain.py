@@ -134,11 +134,11 @@ class Hdf5Export(ExportJob):
     def _write(self, guard: GuardedFile, advance: Advance) -> None:
         with h5py.File(guard, "w", track_order=True) as file:
             file.attrs.update({"format": FORMAT, "schema": SCHEMA, "spatialfeat": __version__})
-            recipe = self.source.recipe
-            for name in recipe.__dataclass_fields__:
+            provenance = self.source.provenance
+            for name in provenance.__dataclass_fields__:
                 if name == "layout":  # Feature files of both layouts may stand side by side; here all is time first.
                     continue
-                value = getattr(recipe, name)
+                value = getattr(provenance, name)
                 if isinstance(value, tuple):
                     file.attrs.create(name, list(value), dtype=TEXT)
                 else:
@@ -154,7 +154,7 @@ class Hdf5Export(ExportJob):
             return [problem for video in self.videos for problem in _problems(file[video.video_id], video)]
 
     def tree(self) -> list[str]:
-        num_phases = len(self.source.recipe.phase_names)
+        num_phases = len(self.source.provenance.phase_names)
         return [
             f"{len(self.videos)} groups, one per video: features (T, 2048), logits (T, {num_phases}), labels (T,), ..."
         ]
@@ -172,7 +172,7 @@ def _write_video(group: h5py.Group, video: ExportVideo, advance: Advance) -> Non
     if video.source_names():
         group.attrs["source"] = ", ".join(video.source_names())
     group.create_dataset("frame_ids", data=video.frame_ids().astype(object), dtype=TEXT)
-    for name, values in (("labels", video.labels()), ("segment", video.segments()), ("frame", video.frames())):
+    for name, values in (("labels", video.labels()), ("segment", video.segments()), ("frame", video.frame_numbers())):
         group.create_dataset(name, data=values.astype("<i8"))
     matrices = (
         ("logits", video.file.num_phases, video.logit_blocks(TIME_CHANNEL)),

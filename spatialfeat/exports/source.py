@@ -24,7 +24,7 @@ from spatialfeat.data.frames import UNLABELLED, patients_in_several_splits
 from spatialfeat.data.pseudonyms import Pseudonyms, open_pseudonyms
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.folder import FeatureReader, join_patients, open_feature_dir
-from spatialfeat.features.schema import TIME_CHANNEL, Recipe
+from spatialfeat.features.schema import TIME_CHANNEL, Provenance
 from spatialfeat.files import read_json_object
 from spatialfeat.formats import FORMATS, ExportFormat
 from spatialfeat.names import natural_key
@@ -82,7 +82,7 @@ class ExportVideo:
         """(T,) int64."""
         return self._kept(self.file.segments)
 
-    def frames(self) -> NDArray[np.int64]:
+    def frame_numbers(self) -> NDArray[np.int64]:
         """(T,) int64, the frame numbers."""
         return self._kept(self.file.frames)
 
@@ -138,7 +138,7 @@ class ExportSource:
     form: ExportFormat
     unlabelled: str
     videos: list[ExportVideo]
-    recipe: Recipe
+    provenance: Provenance
     notices: list[str]
 
 
@@ -165,7 +165,7 @@ def open_source(config: ExportConfig) -> ExportSource:
         notices.append(f"{_unlabelled_frames(videos)}: {fate}")
     if config.folds is None:
         notices += _notice_shared_patients(videos)
-    return ExportSource(config.features_dir, form, unlabelled, videos, videos[0].file.recipe, notices)
+    return ExportSource(config.features_dir, form, unlabelled, videos, videos[0].file.provenance, notices)
 
 
 _FATES = {
@@ -304,8 +304,8 @@ class ExportJob(ABC):
     @property
     def bytes_per_frame(self) -> int:
         """About what a frame takes on disk: features, logits, and a little for ids and labels."""
-        recipe, file = self.source.recipe, self.source.videos[0].file
-        return 4 * (file.num_channels + len(recipe.phase_names)) + 128
+        provenance, file = self.source.provenance, self.source.videos[0].file
+        return 4 * (file.num_channels + len(provenance.phase_names)) + 128
 
     @abstractmethod
     def write(self, target: Path, advance: Advance) -> None:

@@ -39,9 +39,9 @@ class TecnoExport(ExportJob):
 
     def __init__(self, source: ExportSource, config: ExportConfig) -> None:
         super().__init__(source, config)
-        self.rate = f"{source.recipe.fps:.1f}fps"
-        if float(f"{source.recipe.fps:.1f}") != source.recipe.fps:
-            self.notices.append(f"names say {self.rate} for features at {source.recipe.fps:g} fps, as TeCNO's do")
+        self.rate = f"{source.provenance.fps:.1f}fps"
+        if float(f"{source.provenance.fps:.1f}") != source.provenance.fps:
+            self.notices.append(f"names say {self.rate} for features at {source.provenance.fps:g} fps, as TeCNO's do")
         self.numbered = dict(enumerate((video for part in self.per_split().values() for video in part), start=1))
         self.notices.append(f"videos are numbered {self._ranges()}; videos.csv tells which is which")
 
@@ -92,7 +92,7 @@ class TecnoExport(ExportJob):
         return (
             "  in TeCNO's modules/mstcn/config/config_tcn.yml set\n"
             f"  data_root: {self.config.out.absolute()}\n"
-            f"  features_per_seconds: {self.source.recipe.fps}\n"
+            f"  features_per_seconds: {self.source.provenance.fps}\n"
             f"  features_subsampling: {FULL_RATE_FPS}    (its step is int({FULL_RATE_FPS} / this): keep every frame)\n"
             f"  out_features: {self._num_phases}\n"
             "  and in datasets/cholec80.py, where splits, class names and class weights stand in the code, set\n"
@@ -102,7 +102,7 @@ class TecnoExport(ExportJob):
 
     @property
     def _num_phases(self) -> int:
-        return len(self.source.recipe.phase_names)
+        return len(self.source.provenance.phase_names)
 
     def _path(self, target: Path, number: int) -> Path:
         return target / self.rate / f"video_{number:02d}_{self.rate}.pkl"

@@ -30,7 +30,7 @@ from spatialfeat.features.schema import (
     TIME_CHANNEL,
     VECTORS,
     FeatureFileInfo,
-    Recipe,
+    Provenance,
     VideoHeader,
     channels_and_frames,
     check_schema,
@@ -167,7 +167,7 @@ class FeatureFile:
 
     Attributes:
         video_id, patient_id, split: of the video. fps: frames per second of the frame numbers.
-        phase_names: one per class, in label order. recipe: how the file was made.
+        phase_names: one per class, in label order. provenance: how the file was made.
         num_frames, num_phases, num_channels: T, C and 2048. attributes: all root attributes as Python values.
 
     Raises:
@@ -183,11 +183,11 @@ class FeatureFile:
                 self.num_channels, self.num_frames = channels_and_frames(file["features"])
         finally:
             self.close()
-        self.recipe = Recipe(**{name: self.attributes[name] for name in Recipe.__dataclass_fields__})
+        self.provenance = Provenance(**{name: self.attributes[name] for name in Provenance.__dataclass_fields__})
         self.video_id: str = self.attributes["video_id"]
         self.patient_id: str = self.attributes["patient_id"]
         self.split: str = self.attributes["split"]
-        self.num_phases = len(self.recipe.phase_names)
+        self.num_phases = len(self.provenance.phase_names)
 
     @property
     def is_pseudonymized(self) -> bool:
@@ -201,11 +201,11 @@ class FeatureFile:
 
     @property
     def fps(self) -> float:
-        return self.recipe.fps
+        return self.provenance.fps
 
     @property
     def phase_names(self) -> tuple[str, ...]:
-        return self.recipe.phase_names
+        return self.provenance.phase_names
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -247,9 +247,9 @@ class FeatureFile:
             frame_ids=self.frame_ids,
             labels=self.labels,
             segments=self.segments,
-            frames=self.frames,
+            frame_numbers=self.frames,
         )
-        return FeatureFileInfo(self.path, self.recipe, header, self.attributes)
+        return FeatureFileInfo(self.path, self.provenance, header, self.attributes)
 
     def features(self, start: int = 0, stop: int | None = None, *, axes: str = CHANNEL_TIME) -> NDArray[np.float32]:
         """Features of the frames [start, stop), or to the end.
@@ -274,7 +274,7 @@ class FeatureFile:
                     "name": name,
                     "shape": file[name].shape,
                     "dtype": "UTF-8" if name == "frame_ids" else str(file[name].dtype),
-                    "axes": AXES_OF_LAYOUT[self.recipe.layout] if name in MATRICES else "time",
+                    "axes": AXES_OF_LAYOUT[self.provenance.layout] if name in MATRICES else "time",
                 }
                 for name in (*MATRICES, *VECTORS)
             ]
@@ -313,7 +313,7 @@ class FeatureFile:
             )
         if axes not in (CHANNEL_TIME, TIME_CHANNEL):
             raise SpatialfeatError(f"axes {axes!r}: must be one of {CHANNEL_TIME!r}, {TIME_CHANNEL!r}")
-        stored_axes = AXES_OF_LAYOUT[self.recipe.layout]
+        stored_axes = AXES_OF_LAYOUT[self.provenance.layout]
         with opened(self.path, self._stamp) as file:
             values = file[name][:, start:stop] if stored_axes == CHANNEL_TIME else file[name][start:stop, :]
         return np.ascontiguousarray(values if axes == stored_axes else values.T, dtype=np.float32)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
-from spatialfeat.features.schema import CHANNEL_FIRST, CHANNEL_TIME, SUFFIX, Recipe
+from spatialfeat.features.schema import CHANNEL_FIRST, CHANNEL_TIME, SUFFIX, Provenance
 from spatialfeat.files import parse_json_object
 from spatialfeat.names import natural_key, same_name_key
 
@@ -79,7 +79,7 @@ def list_feature_files(features_dir: Path) -> list[Path]:
 def open_feature_dir(features_dir: Path, *, allow_mixed: bool = False) -> list[FeatureFile]:
     """Open all feature files of a folder, in numeric order of the video ids.
 
-    Their recipes must agree in everything but the layout, which reading evens out. `allow_mixed` drops this check:
+    Their provenances must agree in everything but the layout, which reading evens out. `allow_mixed` drops this check:
     features of different weights or preprocessing are then not comparable.
 
     Raises:
@@ -89,7 +89,7 @@ def open_feature_dir(features_dir: Path, *, allow_mixed: bool = False) -> list[F
     files = [FeatureFile(path) for path in list_feature_files(features_dir)]
     conflicts = repeated_videos(files)
     if not conflicts and not allow_mixed:
-        conflicts = mixed_recipes(files)
+        conflicts = mixed_provenances(files)
     if conflicts:
         more = f" (and {len(conflicts) - _NAMED_FILES} more)" if len(conflicts) > _NAMED_FILES else ""
         sentences = "; ".join(conflict.sentence for conflict in conflicts[:_NAMED_FILES])
@@ -116,7 +116,7 @@ def repeated_videos(files: Sequence[FeatureFile]) -> list[Conflict]:
     return conflicts
 
 
-def mixed_recipes(files: Sequence[FeatureFile]) -> list[Conflict]:
+def mixed_provenances(files: Sequence[FeatureFile]) -> list[Conflict]:
     """A conflict for each file that was made otherwise than most: what differs, there and in the others."""
     if not files:
         return []
@@ -131,23 +131,25 @@ def mixed_recipes(files: Sequence[FeatureFile]) -> list[Conflict]:
     for file in files:
         differing = usual.differences(_comparable(file))
         if differing:
-            values = ", ".join(f"{_name(field)} ({_both(field, file.recipe, example.recipe)})" for field in differing)
+            values = ", ".join(
+                f"{_name(field)} ({_both(field, file.provenance, example.provenance)})" for field in differing
+            )
             sentence = f"{file.path.name} was made with other {values} than {example.path.name}"
             conflicts.append(Conflict(file.path, sentence))
     return conflicts
 
 
-def _comparable(file: FeatureFile) -> Recipe:
-    return replace(file.recipe, layout=CHANNEL_FIRST)
+def _comparable(file: FeatureFile) -> Provenance:
+    return replace(file.provenance, layout=CHANNEL_FIRST)
 
 
 def _name(field: str) -> str:
     return field.replace("_sha256", "").replace("_", " ")
 
 
-def _both(field: str, recipe: Recipe, usual: Recipe) -> str:
+def _both(field: str, provenance: Provenance, usual: Provenance) -> str:
     """`bf16 against fp32`, and only what differs of the preprocessing."""
-    value, usual_value = getattr(recipe, field), getattr(usual, field)
+    value, usual_value = getattr(provenance, field), getattr(usual, field)
     if field == "weights_sha256":
         return f"{value[:SHORT_HASH]} against {usual_value[:SHORT_HASH]}"
     if field == "phase_names":
@@ -181,7 +183,7 @@ class FeatureReader(Protocol):
     @property
     def is_pseudonymized(self) -> bool: ...
     @property
-    def recipe(self) -> Recipe: ...
+    def provenance(self) -> Provenance: ...
     @property
     def num_frames(self) -> int: ...
     @property
@@ -219,7 +221,7 @@ class JoinedVideos:
                 )
         self.paths = tuple(file.path for file in self._files)
         self._ends = np.cumsum([file.num_frames for file in self._files])
-        self.path, self.split, self.recipe = first.path, first.split, first.recipe
+        self.path, self.split, self.provenance = first.path, first.split, first.provenance
         self.video_id = self.patient_id = first.patient_id
         self.is_pseudonymized = first.is_pseudonymized
         self.num_frames, self.num_phases, self.num_channels = int(self._ends[-1]), first.num_phases, first.num_channels

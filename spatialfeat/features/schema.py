@@ -12,7 +12,7 @@ The HDF5 feature file, schema 1: one file per video. `featurewriter` writes it, 
     segment    (T,) int64          the parsed fields of the ids
     frame      (T,) int64
 
-The root attributes tell how the file came to be: see `Recipe` and `VideoHeader`. Both axes of `features` and `logits`
+The root attributes say how the file was made: see `Provenance` and `VideoHeader`. Both axes of `features` and `logits`
 are named: attribute `axes` ("channel,time" or "time,channel") and HDF5 dimension labels.
 """
 
@@ -140,7 +140,7 @@ MATRICES, VECTORS = ("features", "logits"), ("labels", "frame_ids", "segment", "
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Provenance:
     """What must be equal for two feature files to be used together."""
 
     weights_sha256: str
@@ -153,7 +153,7 @@ class Recipe:
     group_by: str
     fps: float
 
-    def differences(self, other: Recipe) -> list[str]:
+    def differences(self, other: Provenance) -> list[str]:
         """Names of the fields that differ."""
         return [name for name in self.__dataclass_fields__ if getattr(self, name) != getattr(other, name)]
 
@@ -168,7 +168,7 @@ class VideoHeader:
     frame_ids: NDArray[Any]
     labels: NDArray[np.int64]
     segments: NDArray[np.int64]
-    frames: NDArray[np.int64]
+    frame_numbers: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class FeatureFileInfo:
     """The small part of a feature file: everything but features and logits. Arrays have T entries, in time order."""
 
     path: Path
-    recipe: Recipe
+    provenance: Provenance
     header: VideoHeader
     attributes: dict[str, Any]
 
@@ -198,7 +198,7 @@ def check_schema(path: Path, file: h5py.File) -> dict[str, Any]:
             f"{path}: has schema {str(schema)[:_SHOWN]}, this version reads schema {SCHEMA}; "
             "use the version of spatialfeat that made it, or extract again"
         )
-    required = ("video_id", "patient_id", "split", *Recipe.__dataclass_fields__)
+    required = ("video_id", "patient_id", "split", *Provenance.__dataclass_fields__)
     missing = [name for name in (*MATRICES, *VECTORS) if file.get(name, getlink=True) is None]
     missing += [name for name in required if name not in file.attrs]
     if missing:
@@ -214,7 +214,7 @@ def check_schema(path: Path, file: h5py.File) -> dict[str, Any]:
 
 
 def _problem_of_attributes(attributes: dict[str, Any]) -> str | None:
-    for name in ("video_id", "patient_id", "split", *Recipe.__dataclass_fields__):
+    for name in ("video_id", "patient_id", "split", *Provenance.__dataclass_fields__):
         value = attributes[name]
         if name == "phase_names":
             right = isinstance(value, tuple) and all(isinstance(phase, str) for phase in value)

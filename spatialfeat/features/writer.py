@@ -26,8 +26,8 @@ from spatialfeat.console import count_text
 from spatialfeat.data.dataset import describe_broken_image
 from spatialfeat.data.frames import Video
 from spatialfeat.device import library_versions
-from spatialfeat.errors import SpatialfeatError, describe_os_error, os_errors_named
-from spatialfeat.features.plan import ExtractResult, feature_path, image_paths, stat_digest, video_header
+from spatialfeat.errors import SpatialfeatError, describe_os_error, translate_os_errors
+from spatialfeat.features.plan import feature_path, fingerprints_digest, video_header
 from spatialfeat.features.schema import (
     CHANNEL_TIME,
     FORMAT,
@@ -36,7 +36,7 @@ from spatialfeat.features.schema import (
     SUFFIX,
     TIME_CHANNEL,
     TIME_FIRST,
-    Recipe,
+    Provenance,
     VideoHeader,
 )
 from spatialfeat.files import commit, is_name_of
@@ -58,7 +58,7 @@ class GuardedFile(io.FileIO):
     """
 
     def __init__(self, path: Path, final_path: Path) -> None:
-        with os_errors_named(final_path):
+        with translate_os_errors(final_path):
             super().__init__(_open_locked(path, final_path), "r+")
         self._final_path = final_path
         self._failure: OSError | None = None
@@ -164,19 +164,19 @@ class FeatureFileWriter:
     Raises SpatialfeatError if another process is writing the same video, or the disk is full.
     """
 
-    def __init__(self, path: Path, header: VideoHeader, recipe: Recipe, versions: dict[str, str]) -> None:
+    def __init__(self, path: Path, header: VideoHeader, provenance: Provenance, versions: dict[str, str]) -> None:
         self.video_id = header.video_id
         self._final_path = path
         self._temporary_path = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
         self._num_frames = len(header.labels)
         self._written = 0
         self._finished = False
-        self._time_first = recipe.layout == TIME_FIRST
+        self._time_first = provenance.layout == TIME_FIRST
         self._pending: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
         self._guard = GuardedFile(self._temporary_path, path)
         self._file = h5py.File(self._guard, "w")
         try:
-            self._write_header(header, recipe, versions)
+            self._write_header(header, provenance, versions)
         except BaseException:
             self.discard()
             raise
@@ -208,7 +208,7 @@ class FeatureFileWriter:
         self._file.close()
         self._guard.check()
         # The file stays locked until it has its name: another process would empty it in between.
-        with os_errors_named(self._final_path):
+        with translate_os_errors(self._final_path):
             commit(self._temporary_path, self._final_path)
         self._guard.close()
         self._finished = True
@@ -219,18 +219,18 @@ class FeatureFileWriter:
         self._guard.close()
         self._temporary_path.unlink(missing_ok=True)
 
-    def _write_header(self, header: VideoHeader, recipe: Recipe, versions: dict[str, str]) -> None:
+    def _write_header(self, header: VideoHeader, provenance: Provenance, versions: dict[str, str]) -> None:
         self._file.attrs.update({"format": FORMAT, "schema": SCHEMA})
         self._file.attrs.update({"video_id": header.video_id, "patient_id": header.patient_id, "split": header.split})
-        for name in recipe.__dataclass_fields__:
-            value = getattr(recipe, name)
+        for name in provenance.__dataclass_fields__:
+            value = getattr(provenance, name)
             if isinstance(value, tuple):
                 self._file.attrs.create(name, list(value), dtype=TEXT)
             else:
                 self._file.attrs[name] = value
         self._file.attrs["versions"] = json.dumps(versions, sort_keys=True)
         self._file.create_dataset("frame_ids", data=header.frame_ids.astype(object), dtype=TEXT)
-        for name, values in (("labels", header.labels), ("segment", header.segments), ("frame", header.frames)):
+        for name, values in (("labels", header.labels), ("segment", header.segments), ("frame", header.frame_numbers)):
             self._file.create_dataset(name, data=values.astype("<i8"))
             self._file[name].dims[0].label = "time"
         self._file["frame_ids"].dims[0].label = "time"
@@ -265,13 +265,17 @@ class FeatureFileWriter:
 
 
 class FeatureSink:
-    """Takes the network's outputs in the order of the frames and cuts them into one file per video."""
+    """Takes the network's outputs in the order of the frames and cuts them into one file per video.
 
-    def __init__(
-        self, videos: Sequence[Video], out_dir: Path, recipe: Recipe, result: ExtractResult, *, private: bool
-    ) -> None:
-        self._attributes = {PSEUDONYMIZED: "yes"} if private else {}
-        self._videos, self._out_dir, self._recipe, self._result = videos, out_dir, recipe, result
+    written: ids of the videos that are finished. failed: {id: reason} of those that get no file.
+    """
+
+    def __init__(self, videos: Sequence[Video], out_dir: Path, provenance: Provenance, *, pseudonymized: bool) -> None:
+        self.videos = videos
+        self.written: list[str] = []
+        self.failed: dict[str, str] = {}
+        self._attributes = {PSEUDONYMIZED: "yes"} if pseudonymized else {}
+        self._out_dir, self._provenance = out_dir, provenance
         self._ends = np.cumsum([len(video) for video in videos])
         self._versions = library_versions()
         self._writer: FeatureFileWriter | None = None
@@ -282,23 +286,22 @@ class FeatureSink:
         for row, reason in outputs.failures:
             video, table_row = self._locate(row)
             self._fail(video, describe_broken_image(video.table, table_row, reason))
-        for row in outputs.rows_not_finite():
+        for row in outputs.not_finite():
             video, table_row = self._locate(row)
             self._fail(video, f"{video.table.where(table_row)}: {NOT_FINITE}")
-        video_of_row = np.searchsorted(self._ends, outputs.rows, side="right")
+        video_of_row = np.searchsorted(self._ends, outputs.positions, side="right")
         for index in np.unique(video_of_row).tolist():
             mine = np.flatnonzero(video_of_row == index)
-            video = self._videos[index]
-            if video.video_id not in self._result.failed:
+            video = self.videos[index]
+            if video.video_id not in self.failed:
                 self._append(video, outputs.features[mine], outputs.logits[mine], [outputs.digests[i] for i in mine])
-            if outputs.rows[mine[-1]] == self._ends[index] - 1:
+            if outputs.positions[mine[-1]] == self._ends[index] - 1:
                 self._finish(video)
 
     def progress(self) -> str:
         """`2 of 7 videos are finished and kept: 1050_1, 1050_2`."""
-        written = self._result.written
-        names = f": {', '.join(written)}" if written else ""
-        return f"{len(written)} of {count_text(len(self._videos), 'video')} are finished and kept{names}"
+        names = f": {', '.join(self.written)}" if self.written else ""
+        return f"{len(self.written)} of {count_text(len(self.videos), 'video')} are finished and kept{names}"
 
     def close(self) -> None:
         """Remove the file of the video that was not finished."""
@@ -311,7 +314,7 @@ class FeatureSink:
     ) -> None:
         if self._writer is None:
             path = feature_path(self._out_dir, video)
-            self._writer = FeatureFileWriter(path, video_header(video), self._recipe, self._versions)
+            self._writer = FeatureFileWriter(path, video_header(video), self._provenance, self._versions)
             self._images_digest = hashlib.sha256()
         self._writer.append(features, logits)
         self._images_digest.update(b"".join(digests))
@@ -320,22 +323,22 @@ class FeatureSink:
         if self._writer is None:
             return
         try:
-            images_stat = stat_digest(image_paths(video))
+            images_stat = fingerprints_digest(video)
         except FileNotFoundError as error:
             self._fail(video, f"{error.filename}: was removed while the video was extracted")
             return
         content = self._images_digest.hexdigest()
         self._writer.finish(images_stat=images_stat, images_content=content, **self._attributes)
         self._writer = None
-        self._result.written.append(video.video_id)
+        self.written.append(video.video_id)
 
     def _locate(self, row: int) -> tuple[Video, int]:
         """The video that a row of the dataset belongs to, and the row of the video's table."""
         index = int(np.searchsorted(self._ends, row, side="right"))
-        video = self._videos[index]
+        video = self.videos[index]
         return video, int(video.rows[row - (self._ends[index] - len(video))])
 
     def _fail(self, video: Video, reason: str) -> None:
-        self._result.failed.setdefault(video.video_id, reason)
+        self.failed.setdefault(video.video_id, reason)
         if self._writer is not None and self._writer.video_id == video.video_id:
             self.close()

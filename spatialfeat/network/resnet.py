@@ -1,9 +1,8 @@
-"""ResNet-50 with torchvision's parameter names: logits, the 2048-d feature tap, freezing.
+"""ResNet-50 with torchvision's parameter names, and its form that is fastest to evaluate.
 
-The network in the form that is fastest to evaluate: BatchNorm folded into convolutions, nothing kept for gradients.
-
-Validation, evaluate and extract run it whole; training runs its first stages, where they are frozen. Values equal the
-plain network's up to rounding.
+In that form BatchNorm is folded into the convolutions and nothing is kept for gradients. Validation, evaluate and
+extract run it whole; training runs its first stages, where they are frozen. Values equal the plain network's up to
+rounding.
 
 On a CPU, each convolution is one call of oneDNN that adds the bias, the skip connection and the ReLU while the result
 is still in the cache, with weights packed beforehand: as fast as a compiled and frozen graph, without the half minute
@@ -14,7 +13,6 @@ they are missing, or on a GPU, PyTorch's public operators compute the same.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import torch
@@ -25,8 +23,6 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from spatialfeat.data.transforms import Preprocessing, normalize
 from spatialfeat.device import DTYPES
 
-FEATURE_LAYER = "avgpool"
-BACKBONE = "resnet50"
 NUM_FEATURES = 2048
 
 FIRST_STAGE = 4
@@ -36,7 +32,12 @@ AVGPOOL = 8
 
 
 class PhaseResNet50(ResNet):  # type: ignore[misc]  # torchvision ships no types
-    """A torchvision ResNet-50 with `num_classes` outputs; its state dict loads into a plain torchvision ResNet-50."""
+    """A torchvision ResNet-50 with `num_classes` outputs; its state dict loads into a plain torchvision ResNet-50.
+
+    Its children are, in order, conv1, bn1, relu, maxpool, layer1, layer2, layer3, layer4, avgpool and fc.
+    """
+
+    _num_frozen = 0
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(Bottleneck, [3, 4, 6, 3], num_classes=num_classes)
@@ -46,52 +47,44 @@ class PhaseResNet50(ResNet):  # type: ignore[misc]  # torchvision ships no types
     def features_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the network once and tap it before the classifier.
 
-        Args:
-            images: (B, 3, H, W) float32, normalized.
-
-        Returns:
-            features (B, 2048), the activations after global average pooling, and logits (B, num_classes), float32.
+        images: (B, 3, H, W) float32, normalized. Returns features (B, 2048), the activations after global average
+        pooling, and logits (B, num_classes), float32.
         """
-        features = torch.flatten(self.run_children(images, 0, AVGPOOL + 1), 1)
+        features = torch.flatten(self._run_children(images, 0), 1)
         return features, self.fc(features)
-
-    def run_children(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """Run the children from index `start` to before `stop` (at most avgpool) one after the other."""
-        assert stop <= AVGPOOL + 1
-        for child in list(self.children())[start:stop]:
-            x = child(x)
-        return x
 
     def logits_from(self, x: torch.Tensor, start: int) -> torch.Tensor:
         """Run the rest of the network on the activations that child `start` (at most avgpool) takes: (B, C)."""
-        logits: torch.Tensor = self.fc(torch.flatten(self.run_children(x, start, AVGPOOL + 1), 1))
+        logits: torch.Tensor = self.fc(torch.flatten(self._run_children(x, start), 1))
         return logits
+
+    def freeze(self, num_children: int) -> None:
+        """Take the first `num_children` children out of training, for good: no gradient reaches their parameters."""
+        self._num_frozen = num_children
+        for child in list(self.children())[:num_children]:
+            child.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> PhaseResNet50:
+        """Training mode, except for frozen children, whose BatchNorm would go on updating its running statistics."""
+        super().train(mode)
+        for child in list(self.children())[: self._num_frozen]:
+            child.eval()
+        return self
+
+    @property
+    def num_fixed(self) -> int:
+        """How many children compute the same in every epoch: the frozen ones, up to the pooling, if the stem is."""
+        return min(self._num_frozen, AVGPOOL) if self._num_frozen >= FIRST_STAGE else 0
+
+    def _run_children(self, x: torch.Tensor, start: int) -> torch.Tensor:
+        for child in list(self.children())[start : AVGPOOL + 1]:
+            x = child(x)
+        return x
 
 
 def num_bytes(model: nn.Module) -> int:
     """What the model's weights take in memory, and nearly in a file."""
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-
-
-def frozen_children(model: nn.Module, freeze_until: int) -> Iterator[nn.Module]:
-    """The first `freeze_until` children: conv1, bn1, relu, maxpool, layer1, layer2, layer3, layer4, avgpool, fc."""
-    yield from list(model.children())[:freeze_until]
-
-
-def freeze(model: nn.Module, freeze_until: int) -> None:
-    """Take the first `freeze_until` children out of training: no gradient reaches their parameters."""
-    for child in frozen_children(model, freeze_until):
-        child.requires_grad_(False)
-
-
-def set_training_mode(model: nn.Module, freeze_until: int) -> None:
-    """Training mode, except for the frozen children.
-
-    Without the exception BatchNorm would go on updating the running statistics of frozen blocks.
-    """
-    model.train()
-    for child in frozen_children(model, freeze_until):
-        child.eval()
 
 
 FRAMES_AT_ONCE = {torch.float32: 16, torch.bfloat16: 32, torch.float16: 32}
@@ -218,7 +211,7 @@ class _Bottleneck:
 class FoldedStages:
     """Normalization, the stem and the first stages of a network, in evaluation mode, as the weights are now.
 
-    `num_children` counts as in `model.freeze`: at least 4 (the stem: conv1, bn1, relu, maxpool), at most 8 (layer4).
+    num_children: as `PhaseResNet50.freeze` counts; from 4 (the stem: conv1, bn1, relu, maxpool) to 8 (layer4).
     """
 
     def __init__(self, model: PhaseResNet50, num_children: int, preprocessing: Preprocessing, precision: str) -> None:
@@ -252,8 +245,11 @@ class InferenceNetwork:
     """
 
     def __init__(self, model: PhaseResNet50, preprocessing: Preprocessing, precision: str, batch_size: int) -> None:
+        self.preprocessing, self.precision, self.batch_size = preprocessing, precision, batch_size
+        self.device: torch.device = model.fc.weight.device
+        self.num_classes = int(model.fc.out_features)
         self._stages = FoldedStages(model, AVGPOOL, preprocessing, precision)
-        on_cpu = model.fc.weight.device.type == "cpu"
+        on_cpu = self.device.type == "cpu"
         self._frames_at_once = min(batch_size, FRAMES_AT_ONCE[DTYPES[precision]]) if on_cpu else batch_size
         self._weight, self._bias = model.fc.weight.detach().clone(), model.fc.bias.detach().clone()
 

@@ -31,7 +31,8 @@ from spatialfeat.config import check_phase_names, default_phase_names
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import atomic_path, file_sha256, json_text
-from spatialfeat.network.resnet import BACKBONE, PhaseResNet50
+from spatialfeat.network.backbone import RESNET50
+from spatialfeat.network.resnet import PhaseResNet50
 
 SAVE_AGAIN = "save the weights with torch.save(model.state_dict(), path)"
 
@@ -156,10 +157,10 @@ def read_description(weights_path: Path, sha256: str, num_classes: int) -> dict[
         )
     if description.get("schema") != DESCRIPTION_SCHEMA or description.get("num_classes") != num_classes:
         raise SpatialfeatError(f"{path}: unknown schema or class count; it was made by another version of spatialfeat")
-    if description.get("backbone", BACKBONE) != BACKBONE:
+    if description.get("backbone", RESNET50.name) != RESNET50.name:
         raise SpatialfeatError(
-            f"{path}: describes weights of {str(description['backbone'])[:80]!r}, and this version reads {BACKBONE} "
-            "only; pass the weights of one, or delete the description if they are"
+            f"{path}: describes weights of {str(description['backbone'])[:80]!r}, and this version reads "
+            f"{RESNET50.name} only; pass the weights of one, or delete the description if they are"
         )
     return description
 
@@ -254,7 +255,7 @@ def save_weights(
         save_tensors(weights, temporary)
         description = {
             "schema": DESCRIPTION_SCHEMA,
-            "backbone": BACKBONE,
+            "backbone": RESNET50.name,
             "num_classes": len(phase_names),
             "phase_names": list(phase_names),
             "preprocessing": preprocessing.as_dict(),

@@ -137,6 +137,13 @@ def save_curves(
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=DPI))
 
 
+def confusion_title(evaluation: Evaluation) -> str:
+    """Whose predictions a confusion matrix shows, and of how many frames and videos."""
+    metrics = evaluation.metrics
+    frames, videos = count_text(metrics["num_frames"], "frame"), count_text(metrics["num_videos"], "video")
+    return f"{evaluation.name}: {frames} of {videos}"
+
+
 def save_confusion_matrix(
     path: Path, counts: NDArray[np.int64], phase_names: Sequence[str], title: str
 ) -> tuple[Path, Path]:

@@ -22,6 +22,7 @@ from spatialfeat.console import count_text
 from spatialfeat.files import write_atomically
 from spatialfeat.reports.plots import (
     confusion_figure,
+    confusion_title,
     per_phase_figure,
     png_bytes,
     reliability_figure,
@@ -205,13 +206,6 @@ def save_pictures(out_dir: Path, evaluations: Sequence[Evaluation], *, fps: floa
         figure = ribbon_figure(evaluations, position, fps=fps)
         written += save_figure(figure, out_dir / "ribbons" / f"{video.video_id}.png")
     return written
-
-
-def confusion_title(evaluation: Evaluation) -> str:
-    """Whose predictions a confusion matrix shows, and of how many frames and videos."""
-    metrics = evaluation.metrics
-    frames, videos = count_text(metrics["num_frames"], "frame"), count_text(metrics["num_videos"], "video")
-    return f"{evaluation.name}: {frames} of {videos}"
 
 
 def name_suffixes(evaluations: Sequence[Evaluation]) -> list[str]:

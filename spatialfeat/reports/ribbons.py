@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from spatialfeat.console import count_text
+from spatialfeat.console import count_text, duration_text
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.reports.plots import UNLABELLED_COLOUR, UNLABELLED_LINE, phase_style, plain_text
 from spatialfeat.reports.tables import escaped, paint, swatch
@@ -69,11 +69,11 @@ def timeline(video: EvaluatedVideo, *, fps: float, step: float) -> Timeline:
     """
     if not (np.isfinite(fps) and fps > 0):
         raise SpatialfeatError(f"fps is {fps}; give the frame numbers per second, above 0")
-    num_frames = len(video.frames)
+    num_frames = len(video.frame_numbers)
     if num_frames == 0:
         return Timeline(starts=np.zeros(0), ends=np.zeros(0), segment_starts=(), num_gaps=0)
     new_segment = np.diff(video.segments) != 0
-    distance = np.diff(video.frames).astype(np.float64)
+    distance = np.diff(video.frame_numbers).astype(np.float64)
     gap = ~new_segment & (distance > GAP_FACTOR * step)
     # The first frame of a segment follows the last frame of the one before at the usual distance.
     advance = np.where(new_segment, step, distance)
@@ -103,17 +103,6 @@ def find_runs(values: IntArray, line: Timeline) -> Runs:
 def time_unit(duration_s: float) -> tuple[float, str]:
     """(seconds per unit, name of the unit) of an axis of this length."""
     return (60.0, "min") if duration_s >= MINUTES_FROM_S else (1.0, "s")
-
-
-def duration_text(duration_s: float) -> str:
-    """`0.04 s`, `42 s`, `3 min 05 s` or `1 h 02 min`, rounded."""
-    seconds = round(duration_s)
-    if seconds < 60:
-        return f"{duration_s:.2g} s" if duration_s < 10 else f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    minutes = round(duration_s / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 WIDTH_IN = 10.0
@@ -310,7 +299,7 @@ def _legend_columns(handles: Sequence[Patch]) -> int:
 def _title(video: EvaluatedVideo, line: Timeline) -> str:
     parts = [
         plain_text(video.video_id, longest=48),
-        count_text(len(video.frames), "frame"),
+        count_text(len(video.frame_numbers), "frame"),
         duration_text(line.duration_s),
     ]
     if line.num_gaps:
@@ -422,7 +411,7 @@ def _numbers(runs: Runs, line: Timeline, top: int) -> str:
 
 
 def _caption(video: EvaluatedVideo, line: Timeline) -> str:
-    count = len(video.frames)
+    count = len(video.frame_numbers)
     parts = [count_text(count, "frame"), duration_text(line.duration_s)]
     if count:
         parts.append(f"from {escaped(video.frame_ids[0])} to {escaped(video.frame_ids[-1])}")

@@ -34,11 +34,13 @@ from spatialfeat.config import (
     default_phase_names,
 )
 from spatialfeat.data.frames import UNLABELLED, FrameTable, group_videos, make_table, read_frames
+from spatialfeat.data.images import ImageFolder
 from spatialfeat.data.tables import Origin, Rows, read_rows, refuse_repeated_columns
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
 from spatialfeat.features.folder import read_features
 from spatialfeat.features.schema import TIME_CHANNEL
+from spatialfeat.files import write_csv
 from spatialfeat.scores.calibration import softmax
 from spatialfeat.scores.metrics import IntArray
 
@@ -47,7 +49,7 @@ from spatialfeat.scores.metrics import IntArray
 class EvaluatedVideo:
     """One video's T frames, in time order: by segment, then by frame number.
 
-    frame_ids: (T,) texts. segments, frames: (T,) int64, parsed from the ids; frame number / fps = seconds
+    frame_ids: (T,) texts. segments, frame_numbers: (T,) int64, parsed from the ids; frame number / fps = seconds
     within a segment. labels: (T,) int64, -100 where unlabelled. predictions: (T,) int64, 0..C-1.
     probabilities: (T, C) float32, rows that sum to 1, or None if the predictions came without.
     """
@@ -56,14 +58,14 @@ class EvaluatedVideo:
     patient_id: str
     frame_ids: npt.NDArray[np.str_]
     segments: IntArray
-    frames: IntArray
+    frame_numbers: IntArray
     labels: IntArray
     predictions: IntArray
     probabilities: npt.NDArray[np.float32] | None
 
     def __post_init__(self) -> None:
         num_frames = len(self.frame_ids)
-        for name in ("segments", "frames", "labels", "predictions"):
+        for name in ("segments", "frame_numbers", "labels", "predictions"):
             assert getattr(self, name).shape == (num_frames,), (name, getattr(self, name).shape, num_frames)
         assert self.probabilities is None or len(self.probabilities) == num_frames, self.video_id
 
@@ -106,6 +108,18 @@ class FramePredictions:
     def labels(self) -> IntArray:
         return self.table.labels
 
+    @classmethod
+    def of_logits(cls, table: FrameTable, logits: npt.NDArray[np.float32]) -> FramePredictions:
+        """The phases with the highest logits, and their probabilities. logits: (N, C) float32, in the table's order."""
+        predicted = logits.argmax(axis=1).astype(np.int64)
+        return cls(table=table, predicted=predicted, probabilities=softmax(logits).astype(np.float32))
+
+
+def write_predictions_csv(path: Path, predictions: FramePredictions) -> None:
+    """The specification's `img_id,true_label,predicted_label`, one line per row of the CSV, in its order."""
+    columns = {"img_id": predictions.ids, "true_label": predictions.labels, "predicted_label": predictions.predicted}
+    write_csv(path, pd.DataFrame(columns))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PredictionSet:
@@ -146,7 +160,7 @@ def evaluated_videos(predictions: PredictionSet, group_by: str) -> tuple[Evaluat
                 patient_id=video.patient_id,
                 frame_ids=table.ids[rows],
                 segments=table.segments[rows],
-                frames=table.frames[rows],
+                frame_numbers=table.frame_numbers[rows],
                 labels=table.labels[rows],
                 predictions=part.predicted[rows],
                 probabilities=None if part.probabilities is None else part.probabilities[rows],
@@ -168,7 +182,7 @@ def usual_step(videos: Iterable[EvaluatedVideo]) -> float:
 
     One number for all, so that a video of a single frame gets a sensible length too.
     """
-    steps = [np.diff(video.frames)[np.diff(video.segments) == 0] for video in videos]
+    steps = [np.diff(video.frame_numbers)[np.diff(video.segments) == 0] for video in videos]
     found = np.concatenate([*steps, np.zeros(0, dtype=np.int64)])
     return float(np.sort(found)[(len(found) - 1) // 2]) if len(found) else 1.0
 
@@ -225,7 +239,7 @@ def read_feature_predictions(
         stored_fps=files[0].fps,
         facts={
             "feature_files": [file.path.name for file in files],
-            "weights_sha256": files[0].recipe.weights_sha256,
+            "weights_sha256": files[0].provenance.weights_sha256,
         },
     )
 
@@ -238,14 +252,14 @@ def _joined(features_dir: Path, parts: Sequence[FramePredictions]) -> FramePredi
 
     table = FrameTable(
         origin=Origin(features_dir, None),
-        img_dir=features_dir,
+        images=ImageFolder(features_dir),
         split=parts[0].table.split,
         ids=column("ids"),
         labels=column("labels"),
         videos=column("videos"),
         patients=column("patients"),
         segments=column("segments"),
-        frames=column("frames"),
+        frame_numbers=column("frame_numbers"),
     )
     return FramePredictions(
         table=table,
@@ -264,9 +278,7 @@ def _read_feature_file(file: FeatureFile) -> FramePredictions:
     rows.refuse("id", ~finite, "its logits are not finite", AGAIN)
     # The ids are parsed, not the stored video: a file of a whole patient holds several videos.
     table = make_table(rows, file.path.parent, file.split, labels)
-    return FramePredictions(
-        table=table, predicted=logits.argmax(axis=1).astype(np.int64), probabilities=softmax(logits).astype(np.float32)
-    )
+    return FramePredictions.of_logits(table, logits)
 
 
 ID_COLUMNS = ("img_id", "frame_id", "id")

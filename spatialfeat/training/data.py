@@ -5,15 +5,11 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from spatialfeat.config import TEST_CSV, FinetuneConfig
-from spatialfeat.data.cache import FrameCache
-from spatialfeat.data.dataset import IsCached
 from spatialfeat.data.frames import FrameTable, read_frames, shared_patients
-from spatialfeat.data.transforms import FrameTransform, Preprocessing, evaluation_transform, training_transform
 
 SHOWN_PATIENTS = 5
 RULE = "!" * 80
@@ -32,33 +28,6 @@ class StudyData:
     @property
     def tables(self) -> list[FrameTable]:
         return [table for table in (self.train, self.val, self.test) if table is not None]
-
-
-class StudyTransforms(NamedTuple):
-    """`train` for training frames, `evaluation` for validation and test frames."""
-
-    train: FrameTransform
-    evaluation: FrameTransform
-
-
-def study_transforms(config: FinetuneConfig) -> StudyTransforms:
-    """What the options make of frames."""
-    preprocessing = Preprocessing.for_image_size(config.image_size_px)
-    return StudyTransforms(
-        training_transform(preprocessing, config.training_frames_px), evaluation_transform(preprocessing)
-    )
-
-
-def cached_images(config: FinetuneConfig, data: StudyData, cache: FrameCache | None) -> IsCached | None:
-    """Which images of the study need no look before training, since the cache has them."""
-    if cache is None:
-        return None
-    transforms = study_transforms(config)
-
-    def is_cached(table: FrameTable, path: Path) -> bool:
-        return cache.holds(path, (transforms.train if table is data.train else transforms.evaluation).recipe)
-
-    return is_cached
 
 
 def read_study(config: FinetuneConfig) -> StudyData:

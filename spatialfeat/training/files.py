@@ -1,12 +1,9 @@
-"""`training_state.pt`: all that training needs to go on after an interruption as if there had been none.
+"""The files that training leaves, epoch by epoch, and going on from them (`finetune --resume`).
 
-Written after every epoch and before anything else of that epoch, so that it is the truth: whatever a kill leaves undone
+`training_state.pt` holds all that training needs to go on after an interruption as if there had been none. It is
+written after every epoch and before anything else of that epoch, so that it is the truth: whatever a kill leaves undone
 or half done beside it (weights, history, curves) is made again from it. It holds tensors, numbers, texts, lists and
 dicts, and is read with torch's restricted unpickler: loading it executes nothing.
-
-The files that training leaves. All of them are written here, so that of several processes one can do it alone.
-
-What `finetune --resume` finds in an output folder: nothing, a study to go on with, or one that is finished.
 """
 
 from __future__ import annotations
@@ -23,12 +20,20 @@ from spatialfeat.config import WEIGHTS_NAME, FinetuneConfig, default_phase_names
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import file_sha256, read_json_object, write_atomically
+from spatialfeat.network.resnet import PhaseResNet50, num_bytes
 from spatialfeat.network.weights import DAMAGED_FILE_ERRORS, StateDict, description_path, save_tensors, save_weights
 from spatialfeat.runrecord import RECORD_NAME, recorded_options
 from spatialfeat.signals import signals_held
 from spatialfeat.training.data import StudyData
-from spatialfeat.training.history import TENSORBOARD_NAME, EpochRecord, TensorBoardLog, write_history
-from spatialfeat.training.trainer import EarlyStopping
+from spatialfeat.training.history import (
+    TENSORBOARD_NAME,
+    EpochRecord,
+    TensorBoardLog,
+    best_epoch,
+    is_trained,
+    stopped_early,
+    write_history,
+)
 
 STATE_NAME = "training_state.pt"
 STATE_SCHEMA = 1
@@ -43,7 +48,7 @@ class TrainingState:
     history: one record per epoch so far; early stopping is worked out from it.
     training: `Trainer.state_dict()`: network, optimizer, schedule, random number generators.
     best_weights: the weights of the best epoch so far, float32 on the CPU.
-    identity: the options and data hashes that decide the result (`resuming.study_identity`).
+    identity: the options and data hashes that decide the result (`study_identity`).
     environment: device and versions, which may change the last digits.
     """
 
@@ -143,20 +148,18 @@ class StudyFiles:
         with signals_held():
             write_state(self._config.out_dir / STATE_NAME, state)
             self.epochs_saved = len(state.history)
-            best = _best(state.history)
-            if best.epoch == len(state.history):
-                self._write_weights(state, best)
-            write_history(self._config.out_dir, state.history, best.epoch)
+            if best_epoch(state.history) == len(state.history):
+                self._write_weights(state)
+            write_history(self._config.out_dir, state.history)
             if self._tensorboard is not None:
                 self._tensorboard.add(state.history[-1])
 
     def restore(self, state: TrainingState) -> None:
         """Make every file fit `state` again, whatever an interrupted run has left of them."""
         self.epochs_saved = len(state.history)
-        best = _best(state.history)
         with signals_held():
-            self._write_weights(state, best)
-            write_history(self._config.out_dir, state.history, best.epoch)
+            self._write_weights(state)
+            write_history(self._config.out_dir, state.history)
             if self._tensorboard is not None:
                 self._tensorboard.restart(state.history)
 
@@ -164,8 +167,8 @@ class StudyFiles:
         if self._tensorboard is not None:
             self._tensorboard.close()
 
-    def _write_weights(self, state: TrainingState, best: EpochRecord) -> None:
-        config = self._config
+    def _write_weights(self, state: TrainingState) -> None:
+        config, best = self._config, state.history[best_epoch(state.history) - 1]
         training: dict[str, Any] = {
             "epoch": best.epoch,
             "val_accuracy": best.val_acc,
@@ -186,9 +189,17 @@ class StudyFiles:
         )
 
 
-def _best(history: tuple[EpochRecord, ...]) -> EpochRecord:
-    """The epoch whose weights are kept. It does not depend on the patience."""
-    return history[EarlyStopping.after(history, patience=len(history)).best_epoch - 1]
+def study_bytes(model: PhaseResNet50, freeze_until: int) -> int:
+    """What a study has on disk while it saves an epoch: the old and the new weights, the old and the new state.
+
+    A state holds the network, its best weights, and Adam's two numbers per parameter that is trained.
+    """
+    trained: int = sum(
+        weight.numel() * weight.element_size()
+        for child in list(model.children())[freeze_until:]
+        for weight in child.parameters()
+    )
+    return 2 * num_bytes(model) + 2 * (2 * num_bytes(model) + 2 * trained)
 
 
 MAY_DIFFER = frozenset(
@@ -206,14 +217,6 @@ MAY_DIFFER = frozenset(
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Resumption:
-    """`state` is None where there is nothing to go on with: a folder without a study, or with a finished one."""
-
-    state: TrainingState | None = None
-    is_finished: bool = False
-
-
 def study_identity(config: FinetuneConfig, data: StudyData) -> dict[str, Any]:
     """Everything that decides what training gives: options, and the hashes of the training and validation CSV."""
     options = {name: value for name, value in recorded_options(config).items() if name not in MAY_DIFFER}
@@ -223,10 +226,10 @@ def study_identity(config: FinetuneConfig, data: StudyData) -> dict[str, Any]:
     }
 
 
-def look_for_study(
+def find_study(
     config: FinetuneConfig, data: StudyData, identity: dict[str, Any], environment: dict[str, str]
-) -> Resumption:
-    """Find out where to go on in `config.out_dir`.
+) -> tuple[TrainingState | None, bool]:
+    """What `config.out_dir` holds to go on with: (the state, or None if there is none; whether the study is finished).
 
     Raises:
         SpatialfeatError: the study there is another one, naming what differs; or it cannot be continued.
@@ -238,21 +241,15 @@ def look_for_study(
         state = read_state(path)
         _refuse_differences(path, state.identity, identity)
         _refuse_earlier_end(path, state.history, config)
-        is_finished = was_completed and is_trained(state.history, config) and _has_same_data(record, data)
-        if is_finished:
-            return Resumption(is_finished=True)
+        if was_completed and is_trained(state.history, config) and _has_same_data(record, data):
+            return None, True
         _warn_of_environment(state.environment, environment)
-        return Resumption(state)
+        return state, False
     if was_completed and (config.out_dir / WEIGHTS_NAME).exists():
         _require_same_finished_study(config, data, identity, record)
-        return Resumption(is_finished=True)
+        return None, True
     logger.info("nothing to resume in %s: starting from the beginning", config.out_dir)
-    return Resumption()
-
-
-def is_trained(history: tuple[EpochRecord, ...], config: FinetuneConfig) -> bool:
-    """Whether training has come to its end: the last epoch, or early stopping."""
-    return len(history) >= config.epochs or EarlyStopping.after(history, config.patience).should_stop
+    return None, False
 
 
 def _refuse_differences(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -288,7 +285,7 @@ def _refuse_earlier_end(path: Path, history: tuple[EpochRecord, ...], config: Fi
         raise SpatialfeatError(
             f"--epochs {config.epochs}: {path} has trained {done} epochs already; pass at least {done}, or {START_ANEW}"
         )
-    if EarlyStopping.after(history[:-1], config.patience).should_stop:
+    if stopped_early(history[:-1], config.patience):
         raise SpatialfeatError(
             f"--patience {config.patience}: with it, {path} would have stopped before epoch {done}, which is trained "
             f"already; pass the value of the first start, or {START_ANEW}"

@@ -1,6 +1,7 @@
-"""history.csv and the curves: what happened in each epoch.
+"""What happened in each epoch: the record, and what follows from it (the best epoch, the end of training).
 
-The history as TensorBoard scalars, where TensorBoard is installed (`pip install spatialfeat[tensorboard]`).
+It is written as history.csv, as curves, and for TensorBoard where that is installed (`pip install
+spatialfeat[tensorboard]`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
+from spatialfeat.config import FinetuneConfig
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import write_csv
 from spatialfeat.reports.plots import save_curves
@@ -32,7 +34,22 @@ class EpochRecord(NamedTuple):
     seconds: float
 
 
-def write_history(out_dir: Path, history: Sequence[EpochRecord], best_epoch: int) -> None:
+def best_epoch(history: Sequence[EpochRecord]) -> int:
+    """The epoch with the best validation accuracy, whose weights are kept: of equal ones the earliest."""
+    return max(history, key=lambda record: record.val_acc).epoch
+
+
+def stopped_early(history: Sequence[EpochRecord], patience: int) -> bool:
+    """Whether training has gone on for `patience` epochs without a better validation accuracy."""
+    return bool(history) and len(history) - best_epoch(history) >= patience
+
+
+def is_trained(history: Sequence[EpochRecord], config: FinetuneConfig) -> bool:
+    """Whether training has come to its end: the last epoch, or early stopping."""
+    return len(history) >= config.epochs or stopped_early(history, config.patience)
+
+
+def write_history(out_dir: Path, history: Sequence[EpochRecord]) -> None:
     """Write history.csv, loss_curves.png and accuracy_curves.png, replacing those of the epoch before."""
     frame = pd.DataFrame(list(history))
     write_csv(out_dir / "history.csv", frame)
@@ -42,7 +59,7 @@ def write_history(out_dir: Path, history: Sequence[EpochRecord], best_epoch: int
             quantity=quantity,
             train=frame[train].tolist(),
             val=frame[val].tolist(),
-            best_epoch=best_epoch,
+            best_epoch=best_epoch(history),
         )
 
 
@@ -56,13 +73,14 @@ def read_history(out_dir: Path) -> tuple[EpochRecord, ...]:
     return tuple(EpochRecord(*row) for row in frame[list(EpochRecord._fields)].itertuples(index=False))
 
 
-def epoch_line(record: EpochRecord, epochs: int, is_best: bool) -> str:
-    """The line that a person sees after an epoch."""
+def epoch_line(history: Sequence[EpochRecord], epochs: int) -> str:
+    """The line that a person sees after the last epoch of `history`."""
+    record = history[-1]
     return (
         f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}  "
         f"train loss {record.train_loss:.4f} acc {record.train_acc:.4f}  "
         f"val loss {record.val_loss:.4f} acc {record.val_acc:.4f}  "
-        f"lr {record.lr:.2g}  {record.seconds:.1f} s{'  best so far' if is_best else ''}"
+        f"lr {record.lr:.2g}  {record.seconds:.1f} s{'  best so far' if best_epoch(history) == record.epoch else ''}"
     )
 
 
