@@ -1,15 +1,44 @@
-"""The command line: parse, call one function, exit code. Heavy imports happen inside the commands."""
+"""The command line: parse, call one function, exit code. Options come from config.py; heavy imports wait."""
 
 from __future__ import annotations
 
+import gc
+import inspect
 import os
-from typing import Annotated
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
-from spatialfeat import __version__, cli_check, cli_evaluate, cli_study, cli_temporal
+from spatialfeat import __version__
+from spatialfeat.config import (
+    CheckConfig,
+    EvaluateConfig,
+    ExportConfig,
+    ExtractConfig,
+    FinetuneConfig,
+    InfoConfig,
+    Option,
+    Options,
+    flag_of,
+    options_of,
+)
+from spatialfeat.console import lasting_streams, show_log_messages
+from spatialfeat.distributed import name_rank, own_rank, ranks_of_environment
+from spatialfeat.errors import AlreadyToldError, Interrupted, SpatialfeatError, describe_os_error
 from spatialfeat.formats import export_help
-from spatialfeat.startup import end_process
+from spatialfeat.names import for_terminal
+from spatialfeat.signals import interruption_first, signals_as_exceptions
+
+SIGNAL_EXIT_CODE = 128
+"""A program that ended on signal n exits with this + n, by the shells' convention: 130 after Ctrl-C."""
+
+METAVARS = {Path: "PATH", int: "N", float: "NUMBER", str: "TEXT"}
+"""What the help shows for a value, by its type."""
 
 app = typer.Typer(
     name="spatialfeat",
@@ -20,10 +49,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (cli_check.check, cli_study.finetune, cli_evaluate.evaluate, cli_study.extract, cli_temporal.info):
-    app.command()(command)
-# Its help shows the tree of every format, which a docstring would have to repeat.
-app.command(help=export_help())(cli_temporal.export)
 
 
 @app.callback(invoke_without_command=True)
@@ -31,6 +56,169 @@ def _top(version: Annotated[bool, typer.Option("--version", help="Print the vers
     if version:
         typer.echo(f"spatialfeat {__version__}")
         raise typer.Exit
+
+
+def check(config: CheckConfig) -> None:
+    """Exit code 1 when the check finds an error."""
+    from spatialfeat.check import check
+    from spatialfeat.checks.report import render
+
+    report = check(config)
+    typer.echo(for_terminal(render(report)))
+    picture = config.out_dir / "class_balance.png"
+    also = f"; the phases: {picture}" if picture.exists() else ""
+    typer.echo(f"\nAll of it: {config.out_dir / 'check.json'}{also}")
+    if report.failed:
+        raise typer.Exit(1)
+
+
+def finetune(config: FinetuneConfig) -> None:
+    """Exit code 0 also where early stopping ends the training."""
+    from spatialfeat.finetune import finetune
+
+    finetune(config)
+
+
+def evaluate(config: EvaluateConfig) -> None:
+    """Exit code 0, however low the scores."""
+    from spatialfeat.evaluate import evaluate
+
+    evaluate(config)
+
+
+def extract(config: ExtractConfig) -> None:
+    """Exit code 1 when a video failed. Of several processes only the main one reports it: torchrun passes it on."""
+    from spatialfeat.extract import extract
+
+    if extract(config).failed and own_rank() == 0:
+        raise typer.Exit(1)
+
+
+def info(config: InfoConfig) -> None:
+    """Exit code 1 when files cannot be used together."""
+    from spatialfeat.info import FolderSummary, describe, render
+
+    summary = describe(config.path)
+    typer.echo(for_terminal(render(summary)))
+    if isinstance(summary, FolderSummary) and summary.problems:
+        raise typer.Exit(1)
+
+
+def export(config: ExportConfig) -> None:
+    """Exit code 0 once the export stands under its name."""
+    from spatialfeat.export import export
+
+    export(config)
+
+
+def add_command(
+    run: Callable[[Any], None],
+    kind: type[Options],
+    *,
+    help: str | None = None,
+    shares_work: bool = False,
+    after_interruption: str = "",
+) -> None:
+    """Give the command line a command with an option for every field of `kind`, whose docstring is its help."""
+
+    def command(**values: Any) -> None:
+        def parse_and_run() -> None:
+            parsed = {name: _parsed(values[name], option) for name, option in options_of(kind).items()}
+            run(kind(**parsed))
+
+        run_command(parse_and_run, shares_work=shares_work, after_interruption=after_interruption)
+
+    hints = get_type_hints(kind)
+    parameters = [_parameter(kind, name, hints[name], option) for name, option in options_of(kind).items()]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app.command(run.__name__, help=help or inspect.getdoc(kind), cls=_GroupedHelp)(command)
+
+
+def _parameter(kind: type[Options], name: str, hint: Any, option: Option) -> inspect.Parameter:
+    """A field as Typer wants it: `name: Annotated[type, typer.Option(...)] = default`."""
+    default = getattr(kind, name, inspect.Parameter.empty)
+    metavar = option.metavar or next((METAVARS[kind] for kind in _types(hint) if kind in METAVARS), None)
+    if option.parse is not None:
+        hint = str | None
+    elif hint == tuple[str, ...]:
+        hint, default = list[str], []
+    shown = f"{option.help} [default: {option.unset}]" if option.unset != "" else option.help
+    more: dict[str, Any] = {"help": shown, "metavar": metavar, "rich_help_panel": option.heading}
+    if option.is_argument:
+        argument: Any = Annotated[hint, typer.Argument(**more)]
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=argument)
+    flag = flag_of(kind, name)
+    if hint is bool and default is True:
+        flag = f" /{flag}" if flag.startswith("--no-") else f"{flag}/--no-{flag[2:]}"
+    has_default = hint is not bool and default not in (None, [])
+    annotation: Any = Annotated[hint, typer.Option(flag, show_default=has_default, **more)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _types(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) or (hint,)
+
+
+def _parsed(value: Any, option: Option) -> Any:
+    if option.parse is not None and value is not None:
+        return option.parse(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+class _GroupedHelp(TyperCommand):
+    """Lists the options of a command under their headings, in the order of the fields."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                heading = getattr(parameter, "rich_help_panel", None) or "Help"
+                if parameter.param_type_name == "argument":
+                    heading = "Arguments"
+                groups.setdefault(heading, []).append((record[0].removeprefix(" / "), record[1]))
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def run_command(command: Callable[[], None], *, after_interruption: str = "", shares_work: bool = False) -> None:
+    """Run a command: its log goes to the terminal, what the user can fix becomes one message and exit code 2.
+
+    Args:
+        after_interruption: what to do next when a signal has stopped the command.
+        shares_work: whether several processes under torchrun may run the command together.
+    """
+    show_log_messages()
+    message, exit_code = "", 0
+    with signals_as_exceptions():
+        try:
+            if not shares_work and ranks_of_environment().size > 1:
+                raise SpatialfeatError("torchrun shares out finetune and extract only; run this command without it")
+            with lasting_streams(), interruption_first():
+                command()
+        except AlreadyToldError:
+            exit_code = 2
+        except SpatialfeatError as error:
+            message, exit_code = f"error: {name_rank(own_rank())}{error}", 2
+        except KeyboardInterrupt as error:
+            number = error.signal_number if isinstance(error, Interrupted) else signal.SIGINT
+            if own_rank() == 0:
+                message = f"interrupted; every file that stands under its final name is whole{after_interruption}"
+            exit_code = SIGNAL_EXIT_CODE + number
+        except OSError as error:
+            fault = describe_os_error(error)
+            if fault is None:
+                raise
+            message, exit_code = f"error: {name_rank(own_rank())}{fault}", 2
+    if exit_code:
+        # Here and not above: an exception that is being handled keeps everything of the command alive, decoding
+        # workers too, which could then not be told to end. Exceptions and their frames hold each other.
+        gc.collect()
+        if message:
+            typer.echo(for_terminal(message), err=True)
+        sys.exit(exit_code)
 
 
 def main() -> None:
@@ -41,8 +229,17 @@ def main() -> None:
     # HDF5 would load a library named by HDF5_PLUGIN_PATH for a file that asks for it; no file of ours does. HDF5 reads
     # this when it is first imported.
     os.environ["HDF5_PLUGIN_PRELOAD"] = "::"
-    try:
-        app()
-    except SystemExit as ending:
-        end_process(ending)
-        raise
+    app()
+
+
+add_command(check, CheckConfig)
+add_command(finetune, FinetuneConfig, shares_work=True)
+add_command(evaluate, EvaluateConfig)
+add_command(
+    extract,
+    ExtractConfig,
+    shares_work=True,
+    after_interruption="; finished videos are kept, run the same command again for the others",
+)
+add_command(info, InfoConfig)
+add_command(export, ExportConfig, help=export_help())  # With the tree of every format.

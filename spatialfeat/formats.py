@@ -107,7 +107,7 @@ def export_help() -> str:
     """The text of `spatialfeat export --help`. The mark \\b keeps Typer from wrapping the lines below it."""
     trees = "\n\n".join(f"\b\n{form.name}: {form.summary}\n{_indented(form.tree)}" for form in FORMATS.values())
     return (
-        "Write feature files in the layout that a temporal model reads: FORMAT is "
+        "Write features as a temporal model reads them.\n\nFORMAT is "
         f"{', '.join(FORMATS)}.\n\n{trees}\n\nEverything is written beside OUT under a hidden name, read back and "
         "checked, and only then renamed to OUT. (parquet is left out: it needs a library that spatialfeat does not "
         "depend on.)"

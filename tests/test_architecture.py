@@ -138,7 +138,7 @@ def test_the_architecture_page_says_why_each_dependency_is_there() -> None:
         ("evaluate", "from spatialfeat import finetune", "evaluate imports finetune"),
         ("evaluate", "import spatialfeat.finetune as study", "evaluate imports finetune"),
         ("data/frames", "def later():\n    from spatialfeat.finetune import run", "data.frames imports finetune"),
-        ("data/frames", "from spatialfeat import cli_options", "data.frames imports cli_options"),
+        ("data/frames", "from spatialfeat import cli", "data.frames imports cli"),
         ("data/frames", "from spatialfeat.network.resnet import rows", "data.frames imports network.resnet"),
         ("files", "from spatialfeat.data import frames", "files imports data.frames"),
         ("network/resnet", "import typer", "network.resnet imports typer"),
@@ -148,7 +148,7 @@ def test_the_architecture_page_says_why_each_dependency_is_there() -> None:
     ],
 )
 def test_each_rule_can_be_broken(tmp_path: Path, module: str, source: str, message: str) -> None:
-    for name in ("__init__", "cli_options", "files", "evaluate", "finetune", "data/__init__", "data/frames",
+    for name in ("__init__", "cli", "files", "evaluate", "finetune", "data/__init__", "data/frames",
                  "network/__init__", "network/resnet"):  # fmt: skip
         path = tmp_path / f"{name}.py"
         path.parent.mkdir(exist_ok=True)
@@ -169,7 +169,7 @@ def test_a_cycle_is_found(tmp_path: Path) -> None:
 def test_what_is_allowed(tmp_path: Path) -> None:
     for folder in ("data", "features", "reports"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "cli_study.py").write_text("import typer\ndef run():\n    from spatialfeat.finetune import finetune\n")
+    (tmp_path / "cli.py").write_text("import typer\ndef run():\n    from spatialfeat.finetune import finetune\n")
     (tmp_path / "finetune.py").write_text("from spatialfeat.data.frames import read_frames\n")
     (tmp_path / "data" / "frames.py").write_text(
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from spatialfeat.finetune import finetune\n"
@@ -201,5 +201,4 @@ def test_light_modules_load_nothing_heavy(module: str) -> None:
 def test_help_loads_nothing_heavy() -> None:
     code = "from spatialfeat.cli import app\ntry:\n    app(['finetune', '--help'])\nexcept SystemExit:\n    pass"
     loaded = _modules_after(code)
-    assert "spatialfeat.cli_study" in loaded
     assert loaded.isdisjoint(HEAVY)

@@ -105,8 +105,8 @@ def test_the_csvs_of_extract_may_be_unlabelled(data: DataSet) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--fps", "0"], "--fps 0.0: must be a positive number"),
-        (["--phase-names", "a,b"], "--phase-names: 2 names for 3 classes"),
+        (["--fps", "0"], "--fps 0: must be a positive number"),
+        (["--phase-names", "a,b"], "--phase-names: 2 names for 3 phases"),
         (["--csv", "frames.csv"], "--csv and --train-csv: name the CSVs in one way"),
     ],
 )

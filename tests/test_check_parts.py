@@ -249,7 +249,7 @@ def test_free_memory_is_that_of_the_container(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fps": 0.0}, "--fps 0.0: must be a positive number"),
+        ({"fps": 0.0}, "--fps 0: must be a positive number"),
         ({"num_classes": 1}, "--num-classes 1: must be at least 2"),
         ({"workers": -1}, "--workers -1: must be at least 0"),
         ({"csvs": ("a_test.csv",), "val_csv": Path("v.csv")}, "--csv and --val-csv: name the CSVs in one way"),

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import h5py
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from spatialfeat import __version__
-from spatialfeat.cli import app
-from spatialfeat.cli_options import run_command
+from spatialfeat.cli import app, run_command
 from spatialfeat.config import FinetuneConfig
 from spatialfeat.finetune import FinetuneResult
 
@@ -107,13 +107,13 @@ USER_MISTAKES = [
     (["extract", "--csv", "frames.csv"], "does not tell which split it is"),
     (["finetune", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
     (["finetune", "--freeze-until", "10"], "--freeze-until 10: must be 0 (train everything) to 9"),
-    (["finetune", "--lr", "-1"], "--lr -1.0: must be a positive number"),
-    (["finetune", "--phase-names", "a,b"], "2 names for 7 classes"),
+    (["finetune", "--lr", "-1"], "--lr -1: must be a positive number"),
+    (["finetune", "--phase-names", "a,b"], "2 names for 7 phases"),
     (["finetune", "--phase-names", "absent.txt"], "--phase-names absent.txt: cannot be read (No such file"),
     (["extract"], "--img-dir images: cannot be read"),
     (["finetune", "--precision", "fp8"], "--precision fp8: must be one of auto, fp32, bf16, fp16"),
     (["extract", "--layout", "sideways"], "--layout sideways: must be one of channel-first, time-first"),
-    (["extract", "--fps", "0"], "--fps 0.0: must be a positive number"),
+    (["extract", "--fps", "0"], "--fps 0: must be a positive number"),
 ]
 
 
@@ -232,3 +232,32 @@ def test_faults_of_the_machine_are_messages_and_bugs_are_not(capsys: pytest.Capt
 
     with pytest.raises(FileNotFoundError):
         run_command(bug)
+
+
+def test_an_uncaught_error_keeps_its_traceback(tmp_path: Path) -> None:
+    code = "import spatialfeat.cli as cli\ndef app(): raise KeyError('x')\ncli.app = app\ncli.main()"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 1
+    assert run.stderr.rstrip().endswith("KeyError: 'x'")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_behind_the_output_is_an_error(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        run = subprocess.run(
+            [sys.executable, "-m", "spatialfeat", "--help"], stdout=full, stderr=subprocess.PIPE, text=True,
+            cwd=tmp_path,
+        )  # fmt: skip
+    assert run.returncode != 0
+    assert "No space left" in run.stderr
+
+
+@pytest.mark.parametrize("command", ["check", "finetune", "evaluate", "extract", "export", "info"])
+def test_every_option_is_explained_under_a_heading(command: str) -> None:
+    parameters = get_command(app).commands[command].params  # type: ignore[attr-defined]
+    assert parameters
+    for parameter in parameters:
+        assert parameter.help.strip().endswith((".", "]")), parameter.name
+    text = CliRunner().invoke(app, [command, "--help"]).output
+    assert "Options:" not in text  # The heading of options that have none of their own.
+    assert "--no-decode" in text or command != "check"

@@ -43,22 +43,22 @@ def test_options_cannot_change_during_a_run() -> None:
         ({"lr_patience": -1}, "--lr-patience -1: must be at least 0"),
         ({"seed": -1}, "--seed -1: must be at least 0"),
         ({"image_size_px": 63}, "--image-size 63: must be at least 64"),
-        ({"lr": 0.0}, "--lr 0.0: must be a positive number"),
+        ({"lr": 0.0}, "--lr 0: must be a positive number"),
         ({"lr": float("nan")}, "--lr nan: must be a positive number"),
         ({"lr": float("inf")}, "--lr inf: must be a positive number"),
-        ({"lr_factor": 1.0}, "--lr-factor 1.0: must lie between 0 and 1"),
+        ({"lr_factor": 1.0}, "--lr-factor 1: must lie between 0 and 1"),
         ({"freeze_until": 10}, "--freeze-until 10: must be 0 (train everything) to 9"),
         ({"freeze_until": -1}, "--freeze-until -1: must be 0"),
         ({"batch_size": 0}, "--batch-size 0: must be at least 1"),
         ({"workers": -1}, "--workers -1: must be at least 0"),
         ({"precision": "fp8"}, "--precision fp8: must be one of auto, fp32, bf16, fp16"),
         ({"class_weights": "sqrt"}, "--class-weights sqrt: must be one of none, balanced"),
-        ({"label_smoothing": 1.0}, "--label-smoothing 1.0: must be at least 0 (off) and less than 1"),
+        ({"label_smoothing": 1.0}, "--label-smoothing 1: must be at least 0 (off) and less than 1"),
         ({"label_smoothing": -0.1}, "--label-smoothing -0.1: must be at least 0"),
         ({"label_smoothing": float("nan")}, "--label-smoothing nan: must be at least 0"),
-        ({"clip_grad_norm": 0.0}, "--clip-grad-norm 0.0: must be a positive number"),
+        ({"clip_grad_norm": 0.0}, "--clip-grad-norm 0: must be a positive number"),
         ({"clip_grad_norm": float("inf")}, "--clip-grad-norm inf: must be a positive number"),
-        ({"phase_names": ("a", "b")}, "--phase-names: 2 names for 7 classes"),
+        ({"phase_names": ("a", "b")}, "--phase-names: 2 names for 7 phases"),
         ({"cache_limit_gb": 0.0}, "--cache-limit 0: must be a positive number of gigabytes, e.g. 100"),
         ({"cache_size_px": 320}, "--cache-size: has no meaning without --cache"),
         ({"cache_size_px": 223, "cache_dir": Path("cache")}, "--cache-size 223: must be at least 224"),
@@ -88,7 +88,7 @@ def test_finetune_takes_the_extremes(options: dict[str, Any]) -> None:
     [
         ({"group_by": "segment"}, "--group-by segment: must be one of video, patient"),
         ({"layout": "time"}, "--layout time: must be one of channel-first, time-first"),
-        ({"fps": 0.0}, "--fps 0.0: must be a positive number of frames per second"),
+        ({"fps": 0.0}, "--fps 0: must be a positive number of frames per second"),
         ({"fps": float("nan")}, "--fps nan: must be a positive number"),
         ({"batch_size": 0}, "--batch-size 0: must be at least 1"),
     ],
@@ -107,7 +107,7 @@ def test_evaluate_refuses() -> None:
 def test_phase_names() -> None:
     check_phase_names(None, 7)
     check_phase_names(("nasal", "sellar"), 2)
-    with pytest.raises(SpatialfeatError, match="3 names for 2 classes; give one name per class"):
+    with pytest.raises(SpatialfeatError, match="3 names for 2 phases; give one name per phase"):
         check_phase_names(("a", "b", "c"), 2)
     for names in (("a", "a"), ("a", " ")):
         with pytest.raises(SpatialfeatError, match="every name must be present and unique"):

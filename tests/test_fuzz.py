@@ -16,8 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tinydata import make_header, write_feature_file
 
-from spatialfeat.cli_options import read_phase_names
-from spatialfeat.config import PredictionsSource, check_phase_names
+from spatialfeat.config import PredictionsSource, check_phase_names, read_phase_names
 from spatialfeat.data.frames import read_frames
 from spatialfeat.data.pseudonyms import open_pseudonyms
 from spatialfeat.data.transforms import Preprocessing

@@ -160,7 +160,7 @@ def test_terminals_get_no_escape_sequences(capsys: pytest.CaptureFixture[str]) -
         ({"phase_names": ["a", "b\x1b[2J"]}, "holds a character that cannot be seen"),
         ({"phase_names": "ab"}, "phase_names is no list of texts"),
         ({"phase_names": [1, 2]}, "phase_names is no list of texts"),
-        ({"phase_names": ["a"]}, "1 names for 2 classes"),
+        ({"phase_names": ["a"]}, "1 names for 2 phases"),
         ({"preprocessing": 3}, "unknown preprocessing"),
         ({"preprocessing": {"resize_px": 10**9}}, "are not 1 to 10000 pixels"),
         ({"preprocessing": {"crop_px": "224"}}, "are not 1 to 10000 pixels"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from spatialfeat.cli_options import run_command
+from spatialfeat.cli import run_command
 from spatialfeat.config import EvaluateConfig
 from spatialfeat.console import frame_bar
 from spatialfeat.errors import Interrupted, SpatialfeatError

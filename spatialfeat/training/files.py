@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from spatialfeat.config import WEIGHTS_NAME, FinetuneConfig, default_phase_names
+from spatialfeat.config import WEIGHTS_NAME, FinetuneConfig, default_phase_names, flag_of
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import file_sha256, read_json_object, write_atomically
@@ -270,8 +270,9 @@ def _refuse_differences(path: Path, before: dict[str, Any], now: dict[str, Any])
 def _difference(name: str, before: Any, now: Any) -> str:
     if name.endswith("_csv_sha256"):
         return f"--{name.removesuffix('_csv_sha256')}-csv has other content"
-    option = name.removesuffix("_px").replace("_", "-")
-    return f"--{option} {_shown(now)} (it was {_shown(before)})"
+    newer = f"--{name.replace('_', '-')}"  # An option of a later version.
+    option = flag_of(FinetuneConfig, name) if hasattr(FinetuneConfig, name) else newer
+    return f"{option} {_shown(now)} (it was {_shown(before)})"
 
 
 def _shown(value: Any) -> str:
