@@ -1,8 +1,7 @@
-"""The exceptions that mean "the user can mend this", and the one that means "the user, or the machine, says stop".
+"""Errors that the user can put right, told with place, value and remedy; and the end that a signal asks for.
 
-What a machine does to a run, told as a message: a full disk, memory that runs out, a worker that is killed.
-
-Everything else that goes wrong is a fault of this program and keeps its traceback.
+What a machine does to a run is among them: a full disk, memory that runs out, a worker that is killed. Everything else
+that goes wrong is a fault of this program and keeps its traceback.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Writing files so that a name only ever points at a whole file.
-
-The one place that writes CSV files: UTF-8, LF, and no cell that a spreadsheet would run as a formula.
-"""
+"""Writing files so that a name only ever points at a whole file. CSVs are written here only: UTF-8, LF, no formulas."""
 
 from __future__ import annotations
 

@@ -1,11 +1,7 @@
-"""The only reader of frame CSVs and ids: validation and parsing.
+"""The only reader of frame CSVs and ids: parsed, checked, and grouped into videos or patients in time order.
 
 An id is `PATIENT_SEGMENT_FRAME` (`1050_1_000001`) or `VIDEO_FRAME` (`video01_000123`). The last field is the frame
 number, everything before it is the video. Fields are compared as integers, never as text: frame_10 is after frame_9.
-
-Frames grouped into videos or whole patients, each in time order.
-
-Which CSV is which split: told by its name, or by the user as `SPLIT=PATH`.
 """
 
 from __future__ import annotations
@@ -32,9 +28,25 @@ from spatialfeat.names import MAX_NAME_BYTES, PLAIN_NAME, name_problem, natural_
 UNLABELLED = -100
 """The label of a frame without a phase; PyTorch's cross-entropy ignores it by default."""
 
+UNNAMED_SPLIT = "all"
+"""The split of frames that come from a folder, without a CSV."""
+
+_SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Words in a CSV's name that tell its split."""
+
 _ID = r"^(?P<video>.+)_(?P<frame>[0-9]{1,18})$"
 _COLUMNS = ("ids", "labels", "videos", "patients", "segments", "frame_numbers")
 _PATIENT_SEGMENT = re.compile(r"(?P<patient>.+)_(?P<segment>[0-9]{1,18})")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -349,22 +361,6 @@ def _spellings_text(spellings: Sequence[str]) -> str:
     return f"{first} (also {', '.join(others)})" if others else first
 
 
-UNNAMED_SPLIT = "all"
-"""The split of frames that come from a folder, without a CSV."""
-
-logger = logging.getLogger(__name__)
-
-SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-
-
 def named_csvs(csvs: Sequence[str]) -> list[tuple[str, Path]]:
     """(split, path) of each `PATH` or `SPLIT=PATH`; with none given, those of the specification's files that are here.
 
@@ -391,7 +387,7 @@ def _split_and_path(text: str) -> tuple[str, Path]:
         return match["split"], Path(match["path"]).expanduser()  # The shell expands no `~` behind `=`.
     path = Path(text)
     words = re.split(r"[^a-z]+", path.stem.lower())
-    splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+    splits = {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS}
     if len(splits) != 1:
         raise SpatialfeatError(
             f"--csv {text}: the file's name does not tell which split it is (train, val or test); "

@@ -1,7 +1,4 @@
-"""CSV files as text: what is broken in one is told with its row. Meaning is given to the cells elsewhere.
-
-Rows whose cells are still text, and what gives them meaning: whatever is wrong is told with the row's place.
-"""
+"""CSV files as rows of text, and what gives the cells their meaning. Whatever is wrong is told with its row."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""A file that HDF5 can be closed on even when the disk is full.
-
-Writes feature files: see `featurefile` for the schema.
-
-The network's outputs, cut into one feature file per video.
-"""
+"""Writes feature files: the network's outputs, cut into one file per video. `schema` says what is in one."""
 
 from __future__ import annotations
 
@@ -45,106 +40,13 @@ from spatialfeat.network.inference import NOT_FINITE, FrameOutputs
 LOCK_ATTEMPTS = 4
 SECONDS_BETWEEN_ATTEMPTS = 0.05
 
-
-class GuardedFile(io.FileIO):
-    """A new file for h5py to write, open in this process alone. `final_path` is what messages name.
-
-    A failed write, on a full disk for example, is kept from HDF5 and raised by `check`. HDF5 itself would try again
-    at close and at exit, print a traceback per object, and crash the process. It also reads back what it has written,
-    and crashes on anything else: what could not be written is remembered, until `check` ends the file.
-
-    Raises:
-        SpatialfeatError: another process is writing the file.
-    """
-
-    def __init__(self, path: Path, final_path: Path) -> None:
-        with translate_os_errors(final_path):
-            super().__init__(_open_locked(path, final_path), "r+")
-        self._final_path = final_path
-        self._failure: OSError | None = None
-        self._unwritten: list[tuple[int, bytes]] = []
-
-    def write(self, data: object) -> int:
-        """Write all of `data`; after the first failure only pretend to."""
-        rest = memoryview(data).cast("B")  # type: ignore[arg-type]
-        size = len(rest)
-        while len(rest) and self._failure is None:
-            try:
-                rest = rest[super().write(rest) :]
-            except OSError as error:
-                self._failure = error
-        if len(rest):
-            self._unwritten.append((self.tell(), bytes(rest)))
-            self.seek(len(rest), os.SEEK_CUR)
-        return size
-
-    def readinto(self, buffer: object) -> int:
-        """Fill `buffer` with what was written here, or pretended to be; zeros where nothing was."""
-        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
-        start = self.tell()
-        num_read = 0
-        while num_read < len(view) and (more := super().readinto(view[num_read:])):
-            num_read += more
-        if self._failure is None:
-            return num_read
-        view[num_read:] = bytes(len(view) - num_read)
-        for position, data in self._unwritten:
-            first, last = max(position, start), min(position + len(data), start + len(view))
-            if first < last:
-                view[first - start : last - start] = data[first - position : last - position]
-        self.seek(start + len(view))
-        return len(view)
-
-    def truncate(self, size: int | None = None) -> int:
-        """Set the file's size; after the first failure only pretend to."""
-        size = self.tell() if size is None else size
-        if self._failure is None:
-            try:
-                return super().truncate(size)
-            except OSError as error:
-                self._failure = error
-        return size
-
-    def check(self) -> None:
-        """Raise SpatialfeatError if a write has failed."""
-        if self._failure is not None:
-            message = describe_os_error(self._failure, self._final_path)
-            raise SpatialfeatError(
-                message or f"{self._final_path}: cannot be written ({self._failure}); choose another place"
-            ) from self._failure
-
-
-def _open_locked(path: Path, final_path: Path) -> int:
-    """The descriptor of the empty file `path`, which no other process of this program writes to."""
-    for attempt in range(LOCK_ATTEMPTS):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            # Locked before it is emptied: what another process is writing must not be lost.
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # It may have finished between the two calls: then this is its finished file, under the final name.
-            if is_name_of(path, descriptor):
-                os.ftruncate(descriptor, 0)
-                return descriptor
-            os.close(descriptor)
-        except BlockingIOError:
-            os.close(descriptor)
-            # One that is only looking whether the file was left behind holds it for a moment.
-            time.sleep(SECONDS_BETWEEN_ATTEMPTS if attempt < LOCK_ATTEMPTS - 1 else 0)
-        except BaseException:
-            os.close(descriptor)
-            raise
-    raise SpatialfeatError(f"{final_path}: another process is writing this file; wait for it to end")
-
-
 FRAMES_PER_CHUNK = 64
 """64 frames of 2048 float32 are half a megabyte: small enough for a window, large enough for a whole read."""
 
-logger = logging.getLogger(__name__)
-
 TEXT = h5py.string_dtype("utf-8")
-
-
 PARTIAL_SUFFIX = ".partial"
+
+logger = logging.getLogger(__name__)
 
 
 def remove_partial_files(out_dir: Path) -> None:
@@ -155,6 +57,86 @@ def remove_partial_files(out_dir: Path) -> None:
                 path.unlink(missing_ok=True)
         except SpatialfeatError as error:
             logger.info("%s", error)
+
+
+class FeatureSink:
+    """Takes the network's outputs in the order of the frames and cuts them into one file per video.
+
+    written: ids of the videos that are finished. failed: {id: reason} of those that get no file.
+    """
+
+    def __init__(self, videos: Sequence[Video], out_dir: Path, provenance: Provenance, *, pseudonymized: bool) -> None:
+        self.videos = videos
+        self.written: list[str] = []
+        self.failed: dict[str, str] = {}
+        self._attributes = {PSEUDONYMIZED: "yes"} if pseudonymized else {}
+        self._out_dir, self._provenance = out_dir, provenance
+        self._ends = np.cumsum([len(video) for video in videos])
+        self._versions = library_versions()
+        self._writer: FeatureFileWriter | None = None
+        self._images_digest = hashlib.sha256()
+
+    def take(self, outputs: FrameOutputs) -> None:
+        """Write the frames of one batch. A frame without features fails its video, never a single row."""
+        for row, reason in outputs.failures:
+            video, table_row = self._locate(row)
+            self._fail(video, describe_broken_image(video.table, table_row, reason))
+        for row in outputs.not_finite():
+            video, table_row = self._locate(row)
+            self._fail(video, f"{video.table.where(table_row)}: {NOT_FINITE}")
+        video_of_row = np.searchsorted(self._ends, outputs.positions, side="right")
+        for index in np.unique(video_of_row).tolist():
+            mine = np.flatnonzero(video_of_row == index)
+            video = self.videos[index]
+            if video.video_id not in self.failed:
+                self._append(video, outputs.features[mine], outputs.logits[mine], [outputs.digests[i] for i in mine])
+            if outputs.positions[mine[-1]] == self._ends[index] - 1:
+                self._finish(video)
+
+    def progress(self) -> str:
+        """`2 of 7 videos are finished and kept: 1050_1, 1050_2`."""
+        names = f": {', '.join(self.written)}" if self.written else ""
+        return f"{len(self.written)} of {count_text(len(self.videos), 'video')} are finished and kept{names}"
+
+    def close(self) -> None:
+        """Remove the file of the video that was not finished."""
+        if self._writer is not None:
+            self._writer.discard()
+            self._writer = None
+
+    def _append(
+        self, video: Video, features: NDArray[np.float32], logits: NDArray[np.float32], digests: list[bytes]
+    ) -> None:
+        if self._writer is None:
+            path = feature_path(self._out_dir, video)
+            self._writer = FeatureFileWriter(path, video_header(video), self._provenance, self._versions)
+            self._images_digest = hashlib.sha256()
+        self._writer.append(features, logits)
+        self._images_digest.update(b"".join(digests))
+
+    def _finish(self, video: Video) -> None:
+        if self._writer is None:
+            return
+        try:
+            images_stat = fingerprints_digest(video)
+        except FileNotFoundError as error:
+            self._fail(video, f"{error.filename}: was removed while the video was extracted")
+            return
+        content = self._images_digest.hexdigest()
+        self._writer.finish(images_stat=images_stat, images_content=content, **self._attributes)
+        self._writer = None
+        self.written.append(video.video_id)
+
+    def _locate(self, row: int) -> tuple[Video, int]:
+        """The video that a row of the dataset belongs to, and the row of the video's table."""
+        index = int(np.searchsorted(self._ends, row, side="right"))
+        video = self.videos[index]
+        return video, int(video.rows[row - (self._ends[index] - len(video))])
+
+    def _fail(self, video: Video, reason: str) -> None:
+        self.failed.setdefault(video.video_id, reason)
+        if self._writer is not None and self._writer.video_id == video.video_id:
+            self.close()
 
 
 class FeatureFileWriter:
@@ -264,81 +246,91 @@ class FeatureFileWriter:
             dataset.dims[index].label = axis
 
 
-class FeatureSink:
-    """Takes the network's outputs in the order of the frames and cuts them into one file per video.
+class GuardedFile(io.FileIO):
+    """A new file for h5py to write, open in this process alone. `final_path` is what messages name.
 
-    written: ids of the videos that are finished. failed: {id: reason} of those that get no file.
+    A failed write, on a full disk for example, is kept from HDF5 and raised by `check`. HDF5 itself would try again
+    at close and at exit, print a traceback per object, and crash the process. It also reads back what it has written,
+    and crashes on anything else: what could not be written is remembered, until `check` ends the file.
+
+    Raises:
+        SpatialfeatError: another process is writing the file.
     """
 
-    def __init__(self, videos: Sequence[Video], out_dir: Path, provenance: Provenance, *, pseudonymized: bool) -> None:
-        self.videos = videos
-        self.written: list[str] = []
-        self.failed: dict[str, str] = {}
-        self._attributes = {PSEUDONYMIZED: "yes"} if pseudonymized else {}
-        self._out_dir, self._provenance = out_dir, provenance
-        self._ends = np.cumsum([len(video) for video in videos])
-        self._versions = library_versions()
-        self._writer: FeatureFileWriter | None = None
-        self._images_digest = hashlib.sha256()
+    def __init__(self, path: Path, final_path: Path) -> None:
+        with translate_os_errors(final_path):
+            super().__init__(_open_locked(path, final_path), "r+")
+        self._final_path = final_path
+        self._failure: OSError | None = None
+        self._unwritten: list[tuple[int, bytes]] = []
 
-    def take(self, outputs: FrameOutputs) -> None:
-        """Write the frames of one batch. A frame without features fails its video, never a single row."""
-        for row, reason in outputs.failures:
-            video, table_row = self._locate(row)
-            self._fail(video, describe_broken_image(video.table, table_row, reason))
-        for row in outputs.not_finite():
-            video, table_row = self._locate(row)
-            self._fail(video, f"{video.table.where(table_row)}: {NOT_FINITE}")
-        video_of_row = np.searchsorted(self._ends, outputs.positions, side="right")
-        for index in np.unique(video_of_row).tolist():
-            mine = np.flatnonzero(video_of_row == index)
-            video = self.videos[index]
-            if video.video_id not in self.failed:
-                self._append(video, outputs.features[mine], outputs.logits[mine], [outputs.digests[i] for i in mine])
-            if outputs.positions[mine[-1]] == self._ends[index] - 1:
-                self._finish(video)
+    def write(self, data: object) -> int:
+        """Write all of `data`; after the first failure only pretend to."""
+        rest = memoryview(data).cast("B")  # type: ignore[arg-type]
+        size = len(rest)
+        while len(rest) and self._failure is None:
+            try:
+                rest = rest[super().write(rest) :]
+            except OSError as error:
+                self._failure = error
+        if len(rest):
+            self._unwritten.append((self.tell(), bytes(rest)))
+            self.seek(len(rest), os.SEEK_CUR)
+        return size
 
-    def progress(self) -> str:
-        """`2 of 7 videos are finished and kept: 1050_1, 1050_2`."""
-        names = f": {', '.join(self.written)}" if self.written else ""
-        return f"{len(self.written)} of {count_text(len(self.videos), 'video')} are finished and kept{names}"
+    def readinto(self, buffer: object) -> int:
+        """Fill `buffer` with what was written here, or pretended to be; zeros where nothing was."""
+        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+        start = self.tell()
+        num_read = 0
+        while num_read < len(view) and (more := super().readinto(view[num_read:])):
+            num_read += more
+        if self._failure is None:
+            return num_read
+        view[num_read:] = bytes(len(view) - num_read)
+        for position, data in self._unwritten:
+            first, last = max(position, start), min(position + len(data), start + len(view))
+            if first < last:
+                view[first - start : last - start] = data[first - position : last - position]
+        self.seek(start + len(view))
+        return len(view)
 
-    def close(self) -> None:
-        """Remove the file of the video that was not finished."""
-        if self._writer is not None:
-            self._writer.discard()
-            self._writer = None
+    def truncate(self, size: int | None = None) -> int:
+        """Set the file's size; after the first failure only pretend to."""
+        size = self.tell() if size is None else size
+        if self._failure is None:
+            try:
+                return super().truncate(size)
+            except OSError as error:
+                self._failure = error
+        return size
 
-    def _append(
-        self, video: Video, features: NDArray[np.float32], logits: NDArray[np.float32], digests: list[bytes]
-    ) -> None:
-        if self._writer is None:
-            path = feature_path(self._out_dir, video)
-            self._writer = FeatureFileWriter(path, video_header(video), self._provenance, self._versions)
-            self._images_digest = hashlib.sha256()
-        self._writer.append(features, logits)
-        self._images_digest.update(b"".join(digests))
+    def check(self) -> None:
+        """Raise SpatialfeatError if a write has failed."""
+        if self._failure is not None:
+            message = describe_os_error(self._failure, self._final_path)
+            raise SpatialfeatError(
+                message or f"{self._final_path}: cannot be written ({self._failure}); choose another place"
+            ) from self._failure
 
-    def _finish(self, video: Video) -> None:
-        if self._writer is None:
-            return
+
+def _open_locked(path: Path, final_path: Path) -> int:
+    """The descriptor of the empty file `path`, which no other process of this program writes to."""
+    for attempt in range(LOCK_ATTEMPTS):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            images_stat = fingerprints_digest(video)
-        except FileNotFoundError as error:
-            self._fail(video, f"{error.filename}: was removed while the video was extracted")
-            return
-        content = self._images_digest.hexdigest()
-        self._writer.finish(images_stat=images_stat, images_content=content, **self._attributes)
-        self._writer = None
-        self.written.append(video.video_id)
-
-    def _locate(self, row: int) -> tuple[Video, int]:
-        """The video that a row of the dataset belongs to, and the row of the video's table."""
-        index = int(np.searchsorted(self._ends, row, side="right"))
-        video = self.videos[index]
-        return video, int(video.rows[row - (self._ends[index] - len(video))])
-
-    def _fail(self, video: Video, reason: str) -> None:
-        self.failed.setdefault(video.video_id, reason)
-        if self._writer is not None and self._writer.video_id == video.video_id:
-            self.close()
+            # Locked before it is emptied: what another process is writing must not be lost.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # It may have finished between the two calls: then this is its finished file, under the final name.
+            if is_name_of(path, descriptor):
+                os.ftruncate(descriptor, 0)
+                return descriptor
+            os.close(descriptor)
+        except BlockingIOError:
+            os.close(descriptor)
+            # One that is only looking whether the file was left behind holds it for a moment.
+            time.sleep(SECONDS_BETWEEN_ATTEMPTS if attempt < LOCK_ATTEMPTS - 1 else 0)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    raise SpatialfeatError(f"{final_path}: another process is writing this file; wait for it to end")

@@ -1,15 +1,10 @@
-"""What is looked at in a weights file from a stranger, beyond that loading it executes nothing.
-
-A file of kilobytes can unpack to gigabytes, or describe a tensor of terabytes; and a tensor can be of a kind that
-copying into a network would crash on or round in silence.
-
-The JSON file beside a weights file: phase names, preprocessing, and the SHA-256 of the weights it belongs to.
-
-Weights files: a plain ResNet-50 state dict, and beside it a JSON file with what the program knows besides.
+"""Weights files: a plain ResNet-50 state dict, and beside it a JSON file with what the program knows besides.
 
 `best_spatial_study_weights.pth` loads into anybody's ResNet-50; `best_spatial_study_weights.json` holds phase names,
 preprocessing, epoch, validation accuracy and the SHA-256 of the weights file. A weights file without JSON works:
-it is taken to follow the specification. Loading never unpickles arbitrary objects.
+it is taken to follow the specification.
+
+A file may come from a stranger. Loading executes nothing, and refuses what would unpack to gigabytes or be rounded.
 """
 
 from __future__ import annotations
@@ -34,167 +29,13 @@ from spatialfeat.files import atomic_path, file_sha256, json_text
 from spatialfeat.network.backbone import RESNET50
 from spatialfeat.network.resnet import PhaseResNet50
 
-SAVE_AGAIN = "save the weights with torch.save(model.state_dict(), path)"
-
-
-def refuse_zip_bomb(path: Path) -> bool:
-    """Whether `path` is a zip archive, as torch.save writes; one that would unpack to more than itself is refused.
-
-    Raises:
-        SpatialfeatError: packed entries, or entries that overlap. torch.save packs nothing.
-        OSError: the file cannot be read.
-    """
-    with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":  # By this torch itself tells the two kinds of files apart.
-            return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise SpatialfeatError(f"{path}: is damaged ({error}); {SAVE_AGAIN}") from error
-    declared_bytes = sum(entry.file_size for entry in entries)
-    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-    if packed or declared_bytes > path.stat().st_size:
-        raise SpatialfeatError(
-            f"{path}: is a packed archive that would unpack to {declared_bytes} bytes and is not loaded for safety; "
-            f"{SAVE_AGAIN}"
-        )
-    return True
-
-
-def refuse_odd_tensors(path: Path, state: Mapping[str, torch.Tensor]) -> None:
-    """Refuse keys that are no names, and tensors that are not plain numbers, all of them in the file.
-
-    Raises:
-        SpatialfeatError: with the tensor's name.
-    """
-    for name, tensor in state.items():
-        if not isinstance(name, str):
-            raise SpatialfeatError(f"{path}: a tensor's name is {str(name)[:80]!r}, not a text; {SAVE_AGAIN}")
-        kind = _odd_kind(tensor)
-        if kind:
-            raise SpatialfeatError(f"{path}: {name[:80]!r} is {kind}, not a plain tensor of numbers; {SAVE_AGAIN}")
-        # An element may stand for many by a stride of 0, and one number become a tensor of terabytes.
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise SpatialfeatError(
-                f"{path}: {name[:80]!r} is declared as {_shape(tensor)}, but the file holds less; {SAVE_AGAIN}"
-            )
-
-
-def convert_exactly(path: Path, name: str, tensor: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """`tensor` in the type of `expected`: weights in half precision are taken, no number is rounded.
-
-    Raises:
-        SpatialfeatError: another shape or kind of numbers, numbers that would be rounded, NaN or infinity.
-    """
-    if tensor.shape != expected.shape:
-        raise SpatialfeatError(
-            f"{path}: is not a torchvision ResNet-50 ({name} is {_shape(tensor)}, expected {_shape(expected)}); "
-            "pass the state dict of one"
-        )
-    if tensor.is_floating_point() != expected.is_floating_point():
-        raise SpatialfeatError(f"{path}: {name} is {tensor.dtype}, expected {expected.dtype}; {SAVE_AGAIN}")
-    converted = tensor.detach().to(expected.dtype)
-    if not torch.isfinite(converted).all():
-        raise SpatialfeatError(f"{path}: {name} holds NaN or infinity; the training that made it has diverged")
-    if not torch.equal(converted.to(tensor.dtype), tensor):
-        raise SpatialfeatError(
-            f"{path}: {name} is {tensor.dtype} and would be rounded to {expected.dtype}; "
-            "save the weights of model.float()"
-        )
-    return converted
-
-
-def _odd_kind(tensor: torch.Tensor) -> str | None:
-    if tensor.is_nested:
-        return "nested"
-    if tensor.layout != torch.strided:
-        return "sparse"
-    if tensor.device.type != "cpu":
-        return f"on the device {tensor.device.type}, without its numbers"
-    if tensor.is_quantized:
-        return "quantized"
-    return f"of type {tensor.dtype}" if tensor.is_complex() or tensor.dtype == torch.bool else None
-
-
-def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
-    return tuple(tensor.shape)
-
-
 DESCRIPTION_SCHEMA = 1
 MAX_DESCRIPTION_BYTES = 10_000_000
-
-logger = logging.getLogger(__name__)
-
-
-def description_path(weights_path: Path) -> Path:
-    """The JSON file beside a weights file."""
-    return weights_path.with_suffix(".json")
-
-
-def read_description(weights_path: Path, sha256: str, num_classes: int) -> dict[str, Any]:
-    """The content of the JSON file beside `weights_path`; empty where there is none.
-
-    Raises:
-        SpatialfeatError: it is unreadable, or describes weights with another hash, or of another number of classes.
-    """
-    path = description_path(weights_path)
-    try:
-        if path.stat().st_size > MAX_DESCRIPTION_BYTES:
-            raise SpatialfeatError(f"{path}: is too large for a description of weights; restore or delete it")
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        logger.info("%s has no %s beside it: taking the specification's preprocessing", weights_path, path.name)
-        return {}
-    except SpatialfeatError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise SpatialfeatError(f"{path}: is not readable JSON ({error}); restore or delete it") from error
-    if not isinstance(description, dict) or description.get("weights_sha256") != sha256:
-        raise SpatialfeatError(
-            f"{path}: describes other weights than {weights_path} (the SHA-256 differs); "
-            "restore the file that belongs to it, or delete it to use the specification's defaults"
-        )
-    if description.get("schema") != DESCRIPTION_SCHEMA or description.get("num_classes") != num_classes:
-        raise SpatialfeatError(f"{path}: unknown schema or class count; it was made by another version of spatialfeat")
-    if description.get("backbone", RESNET50.name) != RESNET50.name:
-        raise SpatialfeatError(
-            f"{path}: describes weights of {str(description['backbone'])[:80]!r}, and this version reads "
-            f"{RESNET50.name} only; pass the weights of one, or delete the description if they are"
-        )
-    return description
-
-
-def described_names(weights_path: Path, description: dict[str, Any]) -> tuple[str, ...] | None:
-    """The phase names of a description, or None if it has none. Raises SpatialfeatError for names that cannot be."""
-    names = description.get("phase_names")
-    if names is None:
-        return None
-    path = description_path(weights_path)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise SpatialfeatError(f"{path}: phase_names is no list of texts; mend or delete it")
-    try:
-        check_phase_names(tuple(names), description["num_classes"])
-    except SpatialfeatError as error:
-        raise SpatialfeatError(f"{path}: {str(error).removeprefix('--phase-names: ')}") from error
-    return tuple(names)
-
-
-def read_preprocessing(weights_path: Path, description: dict[str, Any]) -> Preprocessing:
-    """The preprocessing of a description, the specification's if it has none. Raises SpatialfeatError if unknown."""
-    stored = description.get("preprocessing")
-    if stored is None:
-        return Preprocessing()
-    try:
-        return Preprocessing.from_dict(stored)
-    except (TypeError, AttributeError, ValueError) as error:
-        raise SpatialfeatError(f"{description_path(weights_path)}: unknown preprocessing ({error})") from error
-
-
 IMAGENET_WEIGHTS = ResNet50_Weights.IMAGENET1K_V1
 IMAGENET_CLASSES = 1000
 MAX_CLASSES = 100_000
 MORE_CLASSES = "use weights that have more classes"
+SAVE_AGAIN = "save the weights with torch.save(model.state_dict(), path)"
 
 # What torch's restricted unpickler raises on bytes that no torch.save has written; it does not wrap them itself.
 DAMAGED_FILE_ERRORS = (
@@ -211,8 +52,9 @@ DAMAGED_FILE_ERRORS = (
     MemoryError,
 )
 
-
 StateDict = Mapping[str, torch.Tensor]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -225,6 +67,11 @@ class Checkpoint:
     phase_names: tuple[str, ...]
     preprocessing: Preprocessing
     sha256: str
+
+
+def description_path(weights_path: Path) -> Path:
+    """The JSON file beside a weights file."""
+    return weights_path.with_suffix(".json")
 
 
 def snapshot(model: PhaseResNet50) -> StateDict:
@@ -288,11 +135,58 @@ def load_checkpoint(
     model = PhaseResNet50(found_classes)
     _load_state(model, state, weights_path)
     sha256 = file_sha256(weights_path)
-    description = read_description(weights_path, sha256, found_classes)
+    described_names, preprocessing = read_description(weights_path, sha256, found_classes)
     check_phase_names(phase_names, found_classes)
-    names = phase_names or described_names(weights_path, description) or default_phase_names(found_classes)
-    preprocessing = read_preprocessing(weights_path, description)
-    return Checkpoint(weights_path, model.eval(), found_classes, tuple(names), preprocessing, sha256)
+    names = phase_names or described_names
+    return Checkpoint(weights_path, model.eval(), found_classes, names, preprocessing, sha256)
+
+
+def read_description(weights_path: Path, sha256: str, num_classes: int) -> tuple[tuple[str, ...], Preprocessing]:
+    """(phase names, preprocessing) from the JSON file beside `weights_path`; the defaults where there is none.
+
+    Raises:
+        SpatialfeatError: it is unreadable, or describes weights with another hash, or of another number of classes.
+    """
+    path = description_path(weights_path)
+    names, preprocessing = default_phase_names(num_classes), Preprocessing()
+    try:
+        if path.stat().st_size > MAX_DESCRIPTION_BYTES:
+            raise SpatialfeatError(f"{path}: is too large for a description of weights; restore or delete it")
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        logger.info("%s has no %s beside it: taking the specification's preprocessing", weights_path, path.name)
+        return names, preprocessing
+    except SpatialfeatError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise SpatialfeatError(f"{path}: is not readable JSON ({error}); restore or delete it") from error
+    if not isinstance(description, dict) or description.get("weights_sha256") != sha256:
+        raise SpatialfeatError(
+            f"{path}: describes other weights than {weights_path} (the SHA-256 differs); "
+            "restore the file that belongs to it, or delete it to use the specification's defaults"
+        )
+    if description.get("schema") != DESCRIPTION_SCHEMA or description.get("num_classes") != num_classes:
+        raise SpatialfeatError(f"{path}: unknown schema or class count; it was made by another version of spatialfeat")
+    if description.get("backbone", RESNET50.name) != RESNET50.name:
+        raise SpatialfeatError(
+            f"{path}: describes weights of {str(description['backbone'])[:80]!r}, and this version reads "
+            f"{RESNET50.name} only; pass the weights of one, or delete the description if they are"
+        )
+    if description.get("phase_names") is not None:
+        names = description["phase_names"]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise SpatialfeatError(f"{path}: phase_names is no list of texts; correct or delete it")
+        names = tuple(names)
+        try:
+            check_phase_names(names, num_classes)
+        except SpatialfeatError as error:
+            raise SpatialfeatError(f"{path}: {str(error).removeprefix('--phase-names: ')}") from error
+    if description.get("preprocessing") is not None:
+        try:
+            preprocessing = Preprocessing.from_dict(description["preprocessing"])
+        except (TypeError, AttributeError, ValueError) as error:
+            raise SpatialfeatError(f"{path}: unknown preprocessing ({error})") from error
+    return names, preprocessing
 
 
 def initial_model(weights: str, num_classes: int, *, reset_classifier: bool = False) -> PhaseResNet50:
@@ -350,7 +244,7 @@ def read_state_dict(weights_path: Path) -> StateDict:
     """
     try:
         # Mapped, not read: a record shorter than a tensor needs is then an error in every version of torch.
-        state = torch.load(weights_path, map_location="cpu", weights_only=True, mmap=refuse_zip_bomb(weights_path))
+        state = torch.load(weights_path, map_location="cpu", weights_only=True, mmap=_is_sound_archive(weights_path))
     except SpatialfeatError:
         raise
     except FileNotFoundError as error:
@@ -362,21 +256,15 @@ def read_state_dict(weights_path: Path) -> StateDict:
     except DAMAGED_FILE_ERRORS as error:
         raise SpatialfeatError(
             # torch's own text advises to load the file unsafely; that advice is not passed on.
-            f"{weights_path}: is damaged, or holds other things than tensors and is not loaded for safety; "
-            "save the weights with torch.save(model.state_dict(), path)"
+            f"{weights_path}: is damaged, or holds other things than tensors and is not loaded for safety; {SAVE_AGAIN}"
         ) from error
     if not isinstance(state, Mapping):
-        raise SpatialfeatError(
-            f"{weights_path}: holds a {type(state).__name__}, not a state dict; "
-            "save it with torch.save(model.state_dict(), path)"
-        )
+        raise SpatialfeatError(f"{weights_path}: holds a {type(state).__name__}, not a state dict; {SAVE_AGAIN}")
     if not all(isinstance(value, torch.Tensor) for value in state.values()):
         nested = [key for key in ("state_dict", "model_state_dict", "model") if key in state]
         hint = f'; the state dict seems to be under "{nested[0]}"' if nested else ""
-        raise SpatialfeatError(
-            f"{weights_path}: is not a plain state dict{hint}; save it with torch.save(model.state_dict(), path)"
-        )
-    refuse_odd_tensors(weights_path, state)
+        raise SpatialfeatError(f"{weights_path}: is not a plain state dict{hint}; {SAVE_AGAIN}")
+    _refuse_odd_tensors(weights_path, state)
     return state
 
 
@@ -391,6 +279,62 @@ def save_tensors(content: Mapping[str, Any], path: Path) -> None:
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
+
+
+def _is_sound_archive(path: Path) -> bool:
+    """Whether `path` is a zip archive, as torch.save writes; one that would unpack to more than itself is refused.
+
+    Raises:
+        SpatialfeatError: packed entries, or entries that overlap. torch.save packs nothing.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":  # By this torch itself tells the two kinds of files apart.
+            return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise SpatialfeatError(f"{path}: is damaged ({error}); {SAVE_AGAIN}") from error
+    declared_bytes = sum(entry.file_size for entry in entries)
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if packed or declared_bytes > path.stat().st_size:
+        raise SpatialfeatError(
+            f"{path}: is a packed archive that would unpack to {declared_bytes} bytes and is not loaded for safety; "
+            f"{SAVE_AGAIN}"
+        )
+    return True
+
+
+def _refuse_odd_tensors(path: Path, state: Mapping[str, torch.Tensor]) -> None:
+    """Refuse keys that are no names, and tensors that are not plain numbers, all of them in the file.
+
+    Raises:
+        SpatialfeatError: with the tensor's name.
+    """
+    for name, tensor in state.items():
+        if not isinstance(name, str):
+            raise SpatialfeatError(f"{path}: a tensor's name is {str(name)[:80]!r}, not a text; {SAVE_AGAIN}")
+        kind = _odd_kind(tensor)
+        if kind:
+            raise SpatialfeatError(f"{path}: {name[:80]!r} is {kind}, not a plain tensor of numbers; {SAVE_AGAIN}")
+        # An element may stand for many by a stride of 0, and one number become a tensor of terabytes.
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise SpatialfeatError(
+                f"{path}: {name[:80]!r} is declared as {_shape(tensor)}, but the file holds less; {SAVE_AGAIN}"
+            )
+
+
+def _odd_kind(tensor: torch.Tensor) -> str | None:
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout != torch.strided:
+        return "sparse"
+    if tensor.device.type != "cpu":
+        return f"on the device {tensor.device.type}, without its numbers"
+    if tensor.is_quantized:
+        return "quantized"
+    return f"of type {tensor.dtype}" if tensor.is_complex() or tensor.dtype == torch.bool else None
 
 
 def _count_classes(path: Path, state: StateDict) -> int:
@@ -415,6 +359,34 @@ def _load_state(model: PhaseResNet50, state: StateDict, path: Path) -> None:
         )
     converted = {name: convert_exactly(path, name, tensor, expected[name]) for name, tensor in state.items()}
     model.load_state_dict(converted, strict=False)
+
+
+def convert_exactly(path: Path, name: str, tensor: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """`tensor` in the type of `expected`: weights in half precision are taken, no number is rounded.
+
+    Raises:
+        SpatialfeatError: another shape or kind of numbers, numbers that would be rounded, NaN or infinity.
+    """
+    if tensor.shape != expected.shape:
+        raise SpatialfeatError(
+            f"{path}: is not a torchvision ResNet-50 ({name} is {_shape(tensor)}, expected {_shape(expected)}); "
+            "pass the state dict of one"
+        )
+    if tensor.is_floating_point() != expected.is_floating_point():
+        raise SpatialfeatError(f"{path}: {name} is {tensor.dtype}, expected {expected.dtype}; {SAVE_AGAIN}")
+    converted = tensor.detach().to(expected.dtype)
+    if not torch.isfinite(converted).all():
+        raise SpatialfeatError(f"{path}: {name} holds NaN or infinity; the training that made it has diverged")
+    if not torch.equal(converted.to(tensor.dtype), tensor):
+        raise SpatialfeatError(
+            f"{path}: {name} is {tensor.dtype} and would be rounded to {expected.dtype}; "
+            "save the weights of model.float()"
+        )
+    return converted
+
+
+def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
 
 
 def _refuse_architecture(path: Path, why: str) -> None:
