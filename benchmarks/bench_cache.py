@@ -33,7 +33,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional
 
 from spatialfeat.data.cache import FrameCache
-from spatialfeat.data.dataset import EpochSampler, FrameDataset, SharedBatches, make_loader
+from spatialfeat.data.dataset import EpochBatches, FrameDataset, make_loader
 from spatialfeat.data.frames import read_frames
 from spatialfeat.data.images import decode_rgb
 from spatialfeat.data.transforms import Preprocessing, training_transform
@@ -101,11 +101,11 @@ def _pass_seconds(setup: Setup, frames: FrameSet, cache: FrameCache | None) -> f
     table = read_frames(frames.train_csv, frames.img_dir, split="train")
     transform = training_transform(Preprocessing(), None if cache is None else 320)
     loader = make_loader(
-        FrameDataset.from_table(table, transform, cache=cache),
+        FrameDataset(table, transform, cache=cache),
         batch_size=setup.batch_size,
         workers=usable_cores(),
         device=torch.device("cpu"),
-        batches=SharedBatches(EpochSampler(len(table), seed=0), setup.batch_size),
+        batches=EpochBatches(len(table), setup.batch_size, seed=0),
     )
     start = time.perf_counter()
     loaded = sum(len(batch.labels) for batch in loader)
@@ -167,7 +167,7 @@ def report(setup: Setup, results: list[SizeResult], facts: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     with parsed_setup(parser, default_frames=400) as (setup, options):
         facts = machine_facts(setup.device)
         results = [measure(setup, frames) for frames in setup.frame_sets()]

@@ -23,11 +23,11 @@ import torch
 from bench_frames import COLOURS, draw_frame
 from torch import nn
 
-from spatialfeat.data.dataset import EpochSampler, FrameDataset, SharedBatches, make_loader
+from spatialfeat.data.dataset import EpochBatches, FrameDataset, make_loader
 from spatialfeat.data.frames import FrameTable, read_frames
 from spatialfeat.data.transforms import Preprocessing, evaluation_transform, training_transform
 from spatialfeat.device import DTYPES, prepare_processor, usable_cores, use_true_float32
-from spatialfeat.network.resnet import InferenceNetwork, freeze
+from spatialfeat.network.resnet import InferenceNetwork
 from spatialfeat.network.weights import load_checkpoint
 from spatialfeat.training.trainer import TrainingStep
 
@@ -53,12 +53,11 @@ def training_rate(
     use_true_float32()
     prepare_processor()
     model = load_checkpoint(weights).model.to(device)
-    freeze(model, freeze_until)
+    model.freeze(freeze_until)
     step = TrainingStep(
         model,
         torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-4),
         nn.CrossEntropyLoss(),
-        freeze_until=freeze_until,
         preprocessing=PREPROCESSING,
         precision=precision,
     )
@@ -79,14 +78,13 @@ def decoding_rate(
 
 def _decode(table: FrameTable, device: torch.device, batch_size: int, *, training: bool, passes: int) -> float:
     transform = training_transform(PREPROCESSING) if training else evaluation_transform(PREPROCESSING)
-    ids, labels = np.tile(table.ids, passes), np.tile(table.labels, passes)
-    dataset = FrameDataset(np.full(len(ids), str(table.img_dir)), ids, labels, transform)
+    dataset = FrameDataset([(table, np.tile(np.arange(len(table)), passes))], transform)
     loader = make_loader(
         dataset,
         batch_size=batch_size,
         workers=usable_cores(),
         device=device,
-        batches=SharedBatches(EpochSampler(len(dataset), seed=0), batch_size) if training else None,
+        batches=EpochBatches(len(dataset), batch_size, seed=0) if training else None,
     )
     start = time.perf_counter()
     frames = sum(len(batch.labels) for batch in loader)
