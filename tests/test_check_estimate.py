@@ -86,6 +86,18 @@ def test_the_probe_measures_something(tmp_path: Path, monkeypatch: pytest.Monkey
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_the_memory_is_that_of_a_batch_of_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spatialfeat.checks.estimate.SECONDS", 0.0)
+    table = make_table(tmp_path, ["1_1_1", "1_1_2"])
+    write_images(table)
+    config = FinetuneConfig(image_size_px=64, batch_size=16, precision="fp32")
+    speeds = measure_speeds(config, [table], torch.device("cuda"))
+    assert speeds.probe_batch == 16
+    total_bytes = torch.cuda.get_device_properties(torch.device("cuda")).total_memory
+    assert total_bytes > speeds.train_bytes >= speeds.inference_bytes > 94_000_000
+
+
 def test_free_memory_is_that_of_the_container(tmp_path: Path) -> None:
     assert free_memory(tmp_path) is None
     (tmp_path / "proc").mkdir()

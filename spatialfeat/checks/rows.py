@@ -30,13 +30,14 @@ def read_tables(config: CheckConfig) -> tuple[list[FrameTable], list[Finding]]:
     """
     tables: list[FrameTable] = []
     findings: list[Finding] = []
-    csvs = named_csvs(config.csvs) if config.csvs else [("train", config.train_csv), ("val", config.val_csv)]
-    if not config.csvs:
-        if config.test_csv or TEST_CSV.exists():
-            csvs.append(("test", config.test_csv or TEST_CSV))
-        else:
-            message = f"no {TEST_CSV} here: finetune ends without test results"
-            findings.append(Finding("no-test-csv", message, "pass --test-csv if there is one"))
+    csvs = [("train", config.train_csv), ("val", config.val_csv)]
+    if config.csvs:
+        csvs = named_csvs(config.csvs)
+    elif config.test_csv or TEST_CSV.exists():
+        csvs.append(("test", config.test_csv or TEST_CSV))
+    else:
+        message = f"no {TEST_CSV} here: finetune ends without test results"
+        findings.append(Finding("no-test-csv", message, "pass --test-csv if there is one"))
     for split, path in csvs:
         problems: list[RowProblem] = []
         try:
