@@ -68,7 +68,8 @@ def test_the_size_of_feature_files_is_that_of_real_ones(tmp_path: Path) -> None:
     made = make_video(tmp_path, "1_1", labels)
     table = make_table(tmp_path, [f"1_1_{frame:06d}" for frame in range(len(labels))])
     estimate = estimate_runs(FinetuneConfig(num_classes=3), [table], 1, SPEEDS, CPU)
-    assert estimate.extract_disk_bytes == pytest.approx(made.path.stat().st_size, rel=0.1)  # HDF5 fills up the last chunk.
+    # HDF5 fills up the last chunk.
+    assert estimate.extract_disk_bytes == pytest.approx(made.path.stat().st_size, rel=0.1)
 
 
 def test_the_probe_measures_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,10 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from spatialfeat.device import MAX_WORKERS, usable_cores
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.names import natural_key
 from spatialfeat.network.backbone import RESNET50
-from spatialfeat.signals import leave_signals_to_main_process
+from spatialfeat.signals import leave_signals_to_main_process, signals_held
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 CLIPPED_KIND = "grey, 16 bit"
@@ -167,26 +167,28 @@ def scan_images(images: ImageFolder, names: Sequence[str], *, workers: int, deco
     """
     start = time.monotonic()
     facts: dict[str, ImageFacts] = {}
+    look = partial(look_at, images, decode=decode)
     title = "decoding images" if decode else "looking at images"
-    with frame_bar(len(names), title) as bar, _parallel_map(workers, len(names)) as run:
-        found: Iterator[ImageFacts] = run(partial(look_at, images, decode=decode), names)
+    with frame_bar(len(names), title) as bar, closing(_in_parallel(look, names, workers)) as found:
         for name, of_image in zip(names, found, strict=True):
             facts[name] = of_image
             bar.advance(1)
     return ImageScan(facts=facts, decoded=decode, seconds=time.monotonic() - start, processes=max(1, workers))
 
 
-@contextmanager
-def _parallel_map(workers: int, count: int) -> Iterator[Any]:
-    """`map` over `count` items, by as many processes as are worth starting."""
-    workers = min(workers, math.ceil(count / CHUNK))
-    if workers == 0 or count <= CHUNK:
-        yield map
+def _in_parallel(
+    look: Callable[[str], ImageFacts], names: Sequence[str], workers: int
+) -> Generator[ImageFacts, None, None]:
+    """`map(look, names)` by as many processes as are worth starting. To be closed, which ends them."""
+    if workers == 0 or len(names) <= CHUNK:
+        yield from map(look, names)
         return
     # Processes, not threads: Pillow lets other threads run while it inflates, but not while it converts and copies.
-    pool = ProcessPoolExecutor(workers, initializer=leave_signals_to_main_process)
+    pool = ProcessPoolExecutor(min(workers, math.ceil(len(names) / CHUNK)), initializer=leave_signals_to_main_process)
     try:
-        yield partial(pool.map, chunksize=CHUNK)
+        with signals_held():  # An exception in the middle of a fork would be printed and lost.
+            found = pool.map(look, names, chunksize=CHUNK)
+        yield from found
     except BrokenProcessPool as error:
         raise SpatialfeatError(
             "a decoding process died, perhaps for want of memory; pass fewer --workers, or 0"
