@@ -10,6 +10,7 @@ import torch
 from tinydata import png_bytes, write_csv
 
 from spatialfeat.check import examine
+from spatialfeat.checks.estimate import Machine, Speeds
 from spatialfeat.checks.findings import Finding
 from spatialfeat.checks.report import CheckReport
 from spatialfeat.checks.rows import read_tables
@@ -19,6 +20,19 @@ SIZE_PX = (90, 80)
 """Above the 73 px that frames are resized to for an input of 64 px."""
 PATIENTS = {"train": ("11", "12"), "val": ("21", "22"), "test": ("31", "32")}
 NUM_FRAMES = 9
+
+CPU = Machine(
+    device="cpu", gpu_bytes=None, cores=4, workers=2, free_memory_bytes=None, free_disk_bytes=1_000_000_000_000
+)
+SPEEDS = Speeds(
+    train_s=0.1,
+    inference_s=0.05,
+    load_train_s=0.04,
+    load_eval_s=0.02,
+    train_bytes=2_000_000_000,
+    inference_bytes=1_000_000_000,
+    probe_batch=8,
+)
 
 
 @dataclass
@@ -68,7 +82,7 @@ class DataSet:
         """What is found, without writing it."""
         self.write_csvs()
         config = self.config(**options)
-        return examine(config, read_tables(config), torch.device("cpu"))
+        return examine(config, *read_tables(config), torch.device("cpu"))
 
 
 def make_clean(folder: Path) -> DataSet:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from check_data import NUM_FRAMES, SIZE_PX, DataSet, codes, found, make_clean
+from check_data import CPU, NUM_FRAMES, SIZE_PX, SPEEDS, DataSet, codes, found, make_clean
 from PIL import Image
 from tinydata import png_bytes
 
-import spatialfeat.check as check_module
-from spatialfeat.checks.estimate import Machine, Speeds
-from spatialfeat.checks.findings import CODES, ERROR
+from spatialfeat.checks.estimate import Speeds
+from spatialfeat.checks.findings import CODES, ERROR, MAX_PLACES, Finding
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def odd_modes(data: DataSet) -> None:
         odd.save(data.image("train", row))
 
 
-@plants("one-colour-images", 2, "all pixels of 11_1_0001.png are equal", "meant so")
+@plants("one-colour-images", 2, "all pixels of 11_1_0001.png are equal", "if this is intended")
 def black_frames(data: DataSet) -> None:
     for split in ("train", "val"):
         Image.new("RGB", SIZE_PX).save(data.image(split, 0))
@@ -225,6 +225,8 @@ def name(data: DataSet) -> None:
 
 
 NEEDING_AN_ESTIMATE = {"disk-too-small", "memory-too-small", "gpu-memory-too-small"}
+WITHOUT_PLACES = {"unreadable-csv", "no-image-folder", "no-test-csv", "no-label-zero", "several-sizes"}
+"""The message says all."""
 
 
 @pytest.mark.parametrize("code", PLANTS)
@@ -236,8 +238,12 @@ def test_a_planted_fault_is_found(code: str, data: DataSet, monkeypatch: pytest.
     assert message in finding.message
     assert remedy in finding.remedy
     assert finding.count == count
-    assert report.failed == any(finding.level == ERROR for finding in report.findings)
-    assert len(finding.places) in (0, count)
+    assert finding.unit == CODES[code][1]
+    assert report.failed == any(CODES[other][0] == ERROR for other in codes(report))
+    assert len(finding.places) == (0 if code in WITHOUT_PLACES else count)
+    # Errors first, and within a level as the table of codes has them.
+    order = [list(CODES).index(finding.code) for finding in report.findings]
+    assert order == sorted(order)
 
 
 def test_every_code_has_a_test() -> None:
@@ -249,6 +255,31 @@ def test_nothing_is_said_of_a_clean_data_set(data: DataSet) -> None:
     report = data.report()
     assert report.findings == []
     assert not report.failed
+
+
+def test_a_file_with_rows_in_two_csvs_is_no_leaked_picture(data: DataSet) -> None:
+    shared_frame(data)
+    assert codes(data.report()) == {"frame-in-two-splits", "patient-in-two-splits", "short-video"}
+
+
+def test_few_pictures_that_splits_share_are_no_leak(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    leak(data)
+    monkeypatch.setattr("spatialfeat.checks.images.LEAK_SHARE", 0.1)
+    report = data.report()
+    assert codes(report) == {"repeated-images"}
+    assert report.findings[0].places == ["11_1_0001 (train) = 21_1_0001 (val)"]
+
+
+def test_the_labels_found_are_named_where_none_is_0(data: DataSet) -> None:
+    for rows in data.rows.values():
+        rows[:] = [row for row in rows if row[1] == "2"]
+    assert "the labels found run from 2 to 2" in found(data.report(), "no-label-zero").message
+
+
+def test_a_finding_lists_many_places_but_not_all() -> None:
+    finding = Finding("missing-image", "one", "find them", [f"row {row}" for row in range(MAX_PLACES + 1)])
+    assert finding.count == finding.as_dict()["count"] == MAX_PLACES + 1
+    assert finding.as_dict()["places"] == [f"row {row}" for row in range(MAX_PLACES)]
 
 
 def test_many_faults_at_once_are_all_told(data: DataSet) -> None:
@@ -271,40 +302,32 @@ def test_without_decoding_only_the_ends_of_files_are_read(data: DataSet) -> None
     assert found(data.report(decode=False), "unreadable-image").count == 1
 
 
-SPEEDS = Speeds(
-    train_s=0.1,
-    inference_s=0.05,
-    load_train_s=0.02,
-    load_eval_s=0.01,
-    train_bytes=2_000_000_000,
-    inference_bytes=1_000_000_000,
-    frame_bytes=50_000_000,
-    trained_bytes=90_000_000,
-    probe_batch=8,
-)
-
-
 def test_what_does_not_fit_on_the_machine(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = Machine(
-        device="cpu", gpu_bytes=None, cores=2, workers=1, free_memory_bytes=2_000_000_000, free_disk_bytes=100_000_000
-    )
-    monkeypatch.setattr(check_module, "machine_for", lambda *_: machine)
-    monkeypatch.setattr(check_module, "measure_speeds", lambda *_: SPEEDS)
+    machine = replace(CPU, free_memory_bytes=1_900_000_000, free_disk_bytes=100_000_000)
+    monkeypatch.setattr("spatialfeat.checks.estimate.machine_for", lambda *_: machine)
+    monkeypatch.setattr("spatialfeat.checks.estimate.measure_speeds", lambda *_: SPEEDS)
     report = data.report(estimate=True)
     assert codes(report) == {"disk-too-small", "memory-too-small"}
-    assert "write about 927." in found(report, "disk-too-small").message
+    assert "write about 919." in found(report, "disk-too-small").message
     assert "100.0 MB are free" in found(report, "disk-too-small").message
-    assert "2.0 GB are free now" in found(report, "memory-too-small").message
+    message = found(report, "memory-too-small").message
+    assert message == "a batch of 8 frames took 2.0 GB of memory, 1.9 GB were free"
+    assert "lower --batch-size" in found(report, "memory-too-small").remedy
     assert report.failed
+    monkeypatch.setattr(
+        "spatialfeat.checks.estimate.machine_for", lambda *_: replace(CPU, free_memory_bytes=2_000_000_000)
+    )
+    assert codes(data.report(estimate=True)) == set()
 
 
 def test_a_batch_that_is_too_large_for_the_gpu(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
     def too_large(*_: object) -> Speeds:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(check_module, "measure_speeds", too_large)
+    monkeypatch.setattr("spatialfeat.checks.estimate.measure_speeds", too_large)
     report = data.report(estimate=True, batch_size=4096)
     finding = found(report, "gpu-memory-too-small")
     assert "a training batch of 4096 frames" in finding.message
     assert "lower --batch-size" in finding.remedy
+    assert report.failed
     assert report.estimate is None

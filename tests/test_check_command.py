@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from spatialfeat.checks.findings import CODES
 from spatialfeat.cli import app
-from spatialfeat.console import WIDTH
+from spatialfeat.console import WIDTH, size_text
 from spatialfeat.reports.plots import balance_figure, set_colour
 
 ROOT = Path(__file__).parent.parent
@@ -70,7 +70,7 @@ def test_an_error_gives_exit_code_1_and_every_line_fits(data: DataSet) -> None:
     assert result.exit_code == 1
     assert "missing-image (6 rows)" in result.stdout
     assert "... and 2 more, in check.json" in result.stdout
-    assert "mend label-not-a-number, missing-image, then check again" in result.stdout
+    assert "fix label-not-a-number, missing-image, then check again" in result.stdout
     report = [line for line in result.stdout.splitlines() if str(data.folder) not in line]
     assert max(map(len, report)) <= WIDTH
     content = json.loads((data.folder / "check" / "check.json").read_text())
@@ -89,6 +89,10 @@ def test_an_estimate_is_told_and_written(data: DataSet, monkeypatch: pytest.Monk
     assert estimate["most_s"] >= estimate["epoch_s"] > 0
     assert estimate["extract_disk_bytes"] > 54 * 2048 * 4
     assert estimate["speeds"]["probe_batch"] == 2
+    assert estimate["finetune_memory_bytes"] == estimate["speeds"]["train_bytes"] > 0
+    assert estimate["extract_memory_bytes"] == estimate["speeds"]["inference_bytes"] > 0
+    assert estimate["finetune_gpu_bytes"] is estimate["extract_gpu_bytes"] is None
+    assert f"a batch of 2 frames took {size_text(estimate['extract_memory_bytes'])} of memory" in result.stdout
 
 
 def test_the_csvs_of_extract_may_be_unlabelled(data: DataSet) -> None:
@@ -135,5 +139,5 @@ def test_the_picture_shows_every_phase_of_every_split(num_phases: int, tmp_path:
 
 def test_every_code_is_documented() -> None:
     text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
-    for code, (level, meaning) in CODES.items():
+    for code, (level, _, meaning) in CODES.items():
         assert f"| `{code}` | {level} | {meaning} |" in text

@@ -1,1 +1,1 @@
-"""What can be wrong with a data set: one module per family of faults, the estimate, and how all of it is told."""
+"""What can be wrong with a data set, what a study of it takes on this machine, and the report of both."""
