@@ -1,13 +1,19 @@
-"""Every broken image is found before work starts, with file and row."""
+"""Rows of tables as frames; every broken image is found before work starts, with file and row."""
 
 from __future__ import annotations
 
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from tinydata import make_table, png_bytes, write_images
 
-from spatialfeat.data.dataset import check_images, require_images
+from spatialfeat.data.dataset import FrameDataset, check_images, require_images
+from spatialfeat.data.images import ImageFolder
+from spatialfeat.data.transforms import Preprocessing, evaluation_transform
 from spatialfeat.errors import SpatialfeatError
 
 
@@ -64,3 +70,26 @@ def test_missing_image_folder(tmp_path: Path) -> None:
     table = make_table(tmp_path, ["1_1_1"])
     with pytest.raises(SpatialfeatError, match=r"--img-dir .*images: cannot be read \(No such file"):
         check_images([table], progress=False)
+
+
+def test_what_a_decoding_process_gets_does_not_grow_with_the_length_of_the_folder_name(tmp_path: Path) -> None:
+    """A path for every frame would be copied to every process: gigabytes for a large data set in a deep folder."""
+    table = make_table(tmp_path, [f"1_1_{number}" for number in range(1000)])
+    sizes = []
+    for folder in (tmp_path / "a", tmp_path / ("a" * 200)):
+        table = replace(table, images=ImageFolder(folder))
+        sizes.append(len(pickle.dumps(FrameDataset(table, evaluation_transform(Preprocessing())))))
+    assert abs(sizes[1] - sizes[0]) < 1000
+
+
+def test_frames_of_several_tables_come_in_the_order_of_their_parts(tmp_path: Path) -> None:
+    train = make_table(tmp_path, ["1_1_1", "1_1_2", "1_1_3"])
+    test = make_table(tmp_path, ["2_1_1", "2_1_2"], split="test")
+    wanted = [(train, 2), (train, 0), (test, 1)]
+    train.images.path.mkdir()
+    for level, (table, row) in enumerate(wanted):
+        Image.new("RGB", (80, 70), (level,) * 3).save(table.image_path(row))
+    parts = [(train, np.array([2, 0])), (test, np.array([1]))]
+    dataset = FrameDataset(parts, evaluation_transform(Preprocessing.for_image_size(64)))
+    assert [dataset.locate(position) for position in range(len(dataset))] == wanted
+    assert [dataset[position].image.unique().tolist() for position in range(len(dataset))] == [[0], [1], [2]]
