@@ -299,7 +299,7 @@ def reliability_figure(evaluation: Evaluation) -> Figure:
     error = calibration["expected_calibration_error"]
     shown = "undefined" if error is None else f"{error:.4f}"
     frames = count_text(calibration["num_frames"], "frame")
-    title = f"{plain_text(evaluation.name, longest=40)}: expected calibration error {shown}"
+    title = f"{plain_text(evaluation.name, longest=24)}: expected calibration error {shown}"
     upper.set_title(f"{title}\n{frames}, {calibration['num_bins']} bins", fontsize=10)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     _draw_counts(lower, lows, highs - lows, counts)
