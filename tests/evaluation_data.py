@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
+from spatialfeat.reports.ribbons import ribbon_figure, timelines
 from spatialfeat.scores.predictions import EvaluatedVideo
 from spatialfeat.scores.summary import Evaluation, ScoreOptions, compare, score
 
@@ -90,6 +92,11 @@ def evaluation_of(
 def compared(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
     """The first against every other, as the command compares them."""
     return [compare(evaluations[0], later, num_samples=100, seed=0) for later in evaluations[1:]]
+
+
+def drawn_ribbon(evaluations: Sequence[Evaluation], position: int, *, fps: float) -> Figure:
+    """The ribbons of one video."""
+    return ribbon_figure(evaluations, position, timelines(evaluations[0].videos, fps)[position])
 
 
 def drawn_evaluations(

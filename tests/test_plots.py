@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from evaluation_data import drawn_evaluations, evaluation_of, small_video
+from evaluation_data import drawn_evaluations, drawn_ribbon, evaluation_of, small_video
 from matplotlib.figure import Figure
 
 from spatialfeat.reports.plots import (
@@ -21,7 +21,7 @@ from spatialfeat.reports.plots import (
     save_figure,
     svg_bytes,
 )
-from spatialfeat.reports.ribbons import overview_figures, ribbon_figure
+from spatialfeat.reports.ribbons import overview_figures, timelines
 from spatialfeat.scores.summary import Evaluation, ScoreOptions
 
 NO_INTERVALS = ScoreOptions(num_samples=0)
@@ -133,7 +133,7 @@ def test_reliability_names_error_and_counts() -> None:
 @pytest.mark.parametrize("name", ["$x$", "_hidden", "a $ b", "<b>&\"'", "two\nlines", "ä…é"])
 def test_any_phase_name_is_written_as_it_is(name: str) -> None:
     video = small_video("v", [0, 1], [0, 0])
-    svg = svg_bytes(ribbon_figure([evaluation_of("x", [video], [name, "b"], NO_INTERVALS)], 0, fps=1.0))
+    svg = svg_bytes(drawn_ribbon([evaluation_of("x", [video], [name, "b"], NO_INTERVALS)], 0, fps=1.0))
     assert f"0 {' '.join(name.split())}" in texts(svg)
 
 
@@ -145,9 +145,9 @@ def test_long_names_are_shortened_in_the_middle() -> None:
 
 
 def all_figures(evaluations: list[Evaluation]) -> list[Figure]:
-    figures = [per_phase_figure(evaluations), ribbon_figure(evaluations, 0, fps=25.0)]
+    figures = [per_phase_figure(evaluations), drawn_ribbon(evaluations, 0, fps=25.0)]
     figures += [reliability_figure(evaluations[0]), confusion_figure(evaluations[0])]
-    return [*figures, *overview_figures(evaluations, fps=25.0)]
+    return [*figures, *overview_figures(evaluations, timelines(evaluations[0].videos, 25.0))]
 
 
 def test_same_input_same_svg() -> None:

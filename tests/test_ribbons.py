@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from evaluation_data import CHOLEC_NAMES, drawn_evaluations, drawn_video, evaluation_of, small_video
+from evaluation_data import CHOLEC_NAMES, drawn_evaluations, drawn_ribbon, drawn_video, evaluation_of, small_video
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
@@ -20,8 +20,8 @@ from spatialfeat.reports.ribbons import (
     Timeline,
     describe_video,
     overview_figures,
-    ribbon_figure,
     time_unit,
+    timelines,
 )
 from spatialfeat.scores.predictions import EvaluatedVideo, usual_step
 from spatialfeat.scores.summary import ScoreOptions
@@ -123,7 +123,7 @@ def bars_of(figure: Figure) -> set[tuple[str, float, float]]:
 
 def test_ribbon_draws_runs_gaps_and_unlabelled_frames() -> None:
     video = video_of([0, 1, 2, 3, 8, 9], [1, 1, -100, 2, 2, 2])
-    figure = ribbon_figure([evaluation_of("x", [video], "abc", NO_INTERVALS)], 0, fps=1.0)
+    figure = drawn_ribbon([evaluation_of("x", [video], "abc", NO_INTERVALS)], 0, fps=1.0)
     colours = [phase_style(phase).colour for phase in range(3)]
     truth = {(colours[1], 0, 2), ("#ffffff", 2, 3), (colours[2], 3, 4), (colours[2], 8, 10)}
     assert bars_of(figure) == truth | {(colours[0], 0, 4), (colours[0], 8, 10)}  # Nothing between 4 and 8.
@@ -137,23 +137,22 @@ def test_ribbon_draws_runs_gaps_and_unlabelled_frames() -> None:
 
 def test_ribbon_rows_and_accuracy() -> None:
     evaluations = drawn_evaluations(2, 100)
-    figure = ribbon_figure(evaluations, 1, fps=25.0)
+    figure = drawn_ribbon(evaluations, 1, fps=25.0)
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     expected = [f"{e.name} ({e.per_video[1]['accuracy']:.3f})" for e in evaluations]
     assert labels == ["ground truth", *expected]
 
 
 def test_a_phase_has_one_colour_whichever_phases_occur() -> None:
-    only_two = ribbon_figure([evaluation_of("x", [video_of([0, 1], [2, 2])], "abc", NO_INTERVALS)], 0, fps=1.0)
+    only_two = drawn_ribbon([evaluation_of("x", [video_of([0, 1], [2, 2])], "abc", NO_INTERVALS)], 0, fps=1.0)
     assert (phase_style(2).colour, 0.0, 2.0) in bars_of(only_two)
 
 
 def test_short_runs_stay_visible() -> None:
     """One frame of 20,000 is a tenth of a pixel; it is drawn longer, and over the neighbours."""
     labels = [5] * 777 + [3] + [5] * 19222
-    figure = ribbon_figure(
-        [evaluation_of("x", [small_video("v", labels, labels)], CHOLEC_NAMES, NO_INTERVALS)], 0, fps=1.0
-    )
+    evaluation = evaluation_of("x", [small_video("v", labels, labels)], CHOLEC_NAMES, NO_INTERVALS)
+    figure = drawn_ribbon([evaluation], 0, fps=1.0)
     drawn = [to_hex(collection.get_facecolor()[0]) for collection in figure.axes[0].collections]
     assert drawn == [phase_style(phase).colour for phase in (5, 3)] * 2
     (short,) = [(start, end) for colour, start, end in bars_of(figure) if colour == drawn[1]]
@@ -162,14 +161,14 @@ def test_short_runs_stay_visible() -> None:
 
 def test_a_video_in_words() -> None:
     video = replace(video_of([3, 4, 9, 3, 4], [0] * 5, [1, 1, 1, 5, 5]), frame_ids=np.array(list("abcde")))
-    evaluation = evaluation_of("x", [video], "ab", NO_INTERVALS)
-    shown = describe_video([evaluation], 0, fps=1.0)
+    shown = describe_video(video, Timeline.of(video, fps=1.0, step=1))
     assert shown == "5 frames; 9 s; from a to e; 1 gap (blank); segments (dashed lines): 1 from 0 s, 5 from 7 s"
 
 
 def test_many_videos_take_several_pages() -> None:
     videos = [replace(drawn_video(0, 5, 7), video_id=f"v{number}") for number in range(VIDEOS_PER_PAGE + 1)]
-    pages = overview_figures([evaluation_of("x", videos, CHOLEC_NAMES, NO_INTERVALS)], fps=25.0)
+    evaluation = evaluation_of("x", videos, CHOLEC_NAMES, NO_INTERVALS)
+    pages = overview_figures([evaluation], timelines(videos, 25.0))
     shown = [[text.get_text() for text in page.axes[0].get_yticklabels()] for page in pages]
     assert [len(ids) for ids in shown] == [11, 10]  # Evenly filled.
     assert list(itertools.chain(*shown)) == [video.video_id for video in videos]

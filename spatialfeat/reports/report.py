@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
 
 from spatialfeat.console import count_text
@@ -28,7 +28,7 @@ from spatialfeat.reports.plots import (
     reliability_figure,
     save_figure,
 )
-from spatialfeat.reports.ribbons import describe_video, overview_figures, ribbon_figure
+from spatialfeat.reports.ribbons import Timeline, describe_video, overview_figures, ribbon_figure, timelines
 from spatialfeat.reports.tables import REPORT, difference_rows, overall_rows
 from spatialfeat.scores.metrics import MEASURES
 from spatialfeat.scores.summary import Evaluation
@@ -56,9 +56,9 @@ def write_report(
         fps: frame numbers per second.
         facts: what to say about the run, in order: {"weights": "best_....pth", ...}.
     """
-    suffixes = name_suffixes(evaluations)
-    overviews = _write_pictures(out_dir, evaluations, suffixes, fps)
-    videos = evaluations[0].videos
+    videos, suffixes = evaluations[0].videos, name_suffixes(evaluations)
+    lines = timelines(videos, fps)
+    overviews = _write_pictures(out_dir, evaluations, suffixes, lines)
     page = _page_template().render(
         title=title,
         facts=facts,
@@ -67,9 +67,7 @@ def write_report(
         score_rows=[{row.score.key: row for row in overall_rows(evaluation.metrics)} for evaluation in evaluations],
         comparisons=[(found, difference_rows(found, evaluations)) for found in comparisons],
         overviews=overviews,
-        videos=[
-            (video.video_id, describe_video(evaluations, position, fps=fps)) for position, video in enumerate(videos)
-        ],
+        videos=[(video.video_id, describe_video(video, line)) for video, line in zip(videos, lines, strict=True)],
         has_unlabelled=any((video.labels == UNLABELLED).any() for video in videos),
         fps=fps,
         svg=lambda name: _data_uri("svg+xml", (out_dir / f"{name}.svg").read_bytes()),
@@ -91,7 +89,9 @@ def name_suffixes(evaluations: Sequence[Evaluation]) -> list[str]:
     return suffixes
 
 
-def _write_pictures(out_dir: Path, evaluations: Sequence[Evaluation], suffixes: Sequence[str], fps: float) -> list[str]:
+def _write_pictures(
+    out_dir: Path, evaluations: Sequence[Evaluation], suffixes: Sequence[str], lines: Sequence[Timeline]
+) -> list[str]:
     """Returns the names of the overview's pages."""
     save_figure(per_phase_figure(evaluations), out_dir / "per_phase.png")
     for evaluation, suffix in zip(evaluations, suffixes, strict=True):
@@ -100,8 +100,10 @@ def _write_pictures(out_dir: Path, evaluations: Sequence[Evaluation], suffixes: 
             save_figure(reliability_figure(evaluation), out_dir / f"reliability{suffix}.png")
     (out_dir / "ribbons").mkdir(exist_ok=True)
     for position, video in enumerate(evaluations[0].videos):
-        save_figure(ribbon_figure(evaluations, position, fps=fps), out_dir / "ribbons" / f"{video.video_id}.png")
-    pages = overview_figures(evaluations, fps=fps)
+        save_figure(
+            ribbon_figure(evaluations, position, lines[position]), out_dir / "ribbons" / f"{video.video_id}.png"
+        )
+    pages = overview_figures(evaluations, lines)
     names = [f"ribbons_overview_{number}" for number in range(1, len(pages) + 1)]
     if len(pages) == 1:
         names = ["ribbons_overview"]
@@ -110,7 +112,7 @@ def _write_pictures(out_dir: Path, evaluations: Sequence[Evaluation], suffixes: 
     return names
 
 
-def _page_template() -> Any:
+def _page_template() -> Template:
     """The template, with the functions and constants that it uses."""
     folder = resources.files(__package__)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -90,18 +90,23 @@ class Timeline:
         return runs.values, self.starts[runs.starts], self.ends[runs.ends - 1]
 
 
+def timelines(videos: Sequence[EvaluatedVideo], fps: float) -> list[Timeline]:
+    """One per video. fps: frame numbers per second."""
+    step = usual_step(videos)
+    return [Timeline.of(video, fps=fps, step=step) for video in videos]
+
+
 def time_unit(duration_s: float) -> tuple[float, str]:
     """(seconds per unit, name of the unit) of an axis of this length."""
     return (60.0, "min") if duration_s >= MINUTES_FROM_S else (1.0, "s")
 
 
-def ribbon_figure(evaluations: Sequence[Evaluation], position: int, *, fps: float) -> Figure:
+def ribbon_figure(evaluations: Sequence[Evaluation], position: int, line: Timeline) -> Figure:
     """One video: a row of ground truth above one row per evaluation, and a legend of all phases.
 
-    position: of the video in `evaluations[0].videos`. fps: frame numbers per second.
+    position: of the video in `evaluations[0].videos`. line: of that video.
     """
     video = evaluations[0].videos[position]
-    line = Timeline.of(video, fps=fps, step=usual_step(evaluations[0].videos))
     unit_s, unit = time_unit(line.duration_s)
     rows = _rows(evaluations, position)
     legend = _Legend(evaluations[0], [video])
@@ -121,10 +126,8 @@ def ribbon_figure(evaluations: Sequence[Evaluation], position: int, *, fps: floa
     return figure
 
 
-def describe_video(evaluations: Sequence[Evaluation], position: int, *, fps: float) -> str:
-    """What `ribbon_figure` shows, in words: frames, duration, ids, gaps and segments."""
-    video = evaluations[0].videos[position]
-    line = Timeline.of(video, fps=fps, step=usual_step(evaluations[0].videos))
+def describe_video(video: EvaluatedVideo, line: Timeline) -> str:
+    """A video in words: frames, duration, first and last id, gaps and segments."""
     frames, duration, *gaps = _facts(video, line)
     parts = [frames, duration, f"from {video.frame_ids[0]} to {video.frame_ids[-1]}", *gaps]
     if len(line.segment_starts) > 1:
@@ -138,15 +141,12 @@ def _facts(video: EvaluatedVideo, line: Timeline) -> list[str]:
     return [count_text(len(video.frame_ids), "frame"), duration_text(line.duration_s), *gaps]
 
 
-def overview_figures(evaluations: Sequence[Evaluation], *, fps: float) -> list[Figure]:
+def overview_figures(evaluations: Sequence[Evaluation], lines: Sequence[Timeline]) -> list[Figure]:
     """Every video on one time axis, at most `VIDEOS_PER_PAGE` to a figure, in the order of `evaluations[0]`."""
-    videos = evaluations[0].videos
-    step = usual_step(videos)
-    lines = [Timeline.of(video, fps=fps, step=step) for video in videos]
     longest_s = max(line.duration_s for line in lines)
     most = max(1, min(VIDEOS_PER_PAGE, ROWS_PER_PAGE // (1 + len(evaluations))))
-    num_pages = -(-len(videos) // most)
-    per_page = -(-len(videos) // num_pages)
+    num_pages = -(-len(lines) // most)
+    per_page = -(-len(lines) // num_pages)
     return [
         _overview_page(
             evaluations,

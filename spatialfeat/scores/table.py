@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -182,13 +183,10 @@ def accuracy(tallies: Tallies, resamples: Resamples) -> FloatArray:
     return ratio(resamples.total(tallies.hits.sum(axis=1)), resamples.total(tallies.num_frames))
 
 
-def macro(measure: str) -> Callable[[Tallies, Resamples], FloatArray]:
+def macro(measure: str, tallies: Tallies, resamples: Resamples) -> FloatArray:
     """Mean over all phases, undefined as 0: scikit-learn's with labels=range(C), average="macro", zero_division=0."""
-
-    def compute(tallies: Tallies, resamples: Resamples) -> FloatArray:
-        return np.asarray(np.nan_to_num(pooled_phase_scores(tallies, resamples)[measure], nan=0.0).mean(axis=-1))
-
-    return compute
+    scores = pooled_phase_scores(tallies, resamples)[measure]
+    return np.asarray(np.nan_to_num(scores, nan=0.0).mean(axis=-1))
 
 
 def mean_accuracy(tallies: Tallies, resamples: Resamples) -> FloatArray:
@@ -201,14 +199,9 @@ def mean_edit(tallies: Tallies, resamples: Resamples) -> FloatArray:
     return resamples.mean(tallies.edit)
 
 
-def run_f1(percent: int) -> Callable[[Tallies, Resamples], FloatArray]:
+def run_f1(percent: int, tallies: Tallies, resamples: Resamples) -> FloatArray:
     """F1 of the runs of all videos, at an overlap of so many percent."""
-    index = IOU_PERCENTS.index(percent)
-
-    def compute(tallies: Tallies, resamples: Resamples) -> FloatArray:
-        return f1_of_matches(resamples.total(tallies.matches[:, index]))
-
-    return compute
+    return f1_of_matches(resamples.total(tallies.matches[:, IOU_PERCENTS.index(percent)]))
 
 
 SCORES = {
@@ -221,12 +214,24 @@ SCORES = {
             "macro precision",
             "Macro precision, pooled",
             MACRO,
-            macro("precision"),
+            partial(macro, "precision"),
         ),
-        Score("macro_recall", "pooled.macro_recall", "macro recall", "Macro recall, pooled", MACRO, macro("recall")),
-        Score("macro_f1", "pooled.macro_f1", "macro F1", "Macro F1, pooled", MACRO, macro("f1")),
         Score(
-            "macro_jaccard", "pooled.macro_jaccard", "macro Jaccard", "Macro Jaccard, pooled", MACRO, macro("jaccard")
+            "macro_recall",
+            "pooled.macro_recall",
+            "macro recall",
+            "Macro recall, pooled",
+            MACRO,
+            partial(macro, "recall"),
+        ),
+        Score("macro_f1", "pooled.macro_f1", "macro F1", "Macro F1, pooled", MACRO, partial(macro, "f1")),
+        Score(
+            "macro_jaccard",
+            "pooled.macro_jaccard",
+            "macro Jaccard",
+            "Macro Jaccard, pooled",
+            MACRO,
+            partial(macro, "jaccard"),
         ),
         Score(
             "video_wise_accuracy",
@@ -237,9 +242,9 @@ SCORES = {
             mean_accuracy,
         ),
         Score("edit", "segmental.edit", "edit score", "Edit score", VIDEO_MEAN, mean_edit),
-        Score("f1_10", "segmental.f1_10", "F1@10", "Segmental F1@10", ALL_RUNS, run_f1(10)),
-        Score("f1_25", "segmental.f1_25", "F1@25", "Segmental F1@25", ALL_RUNS, run_f1(25)),
-        Score("f1_50", "segmental.f1_50", "F1@50", "Segmental F1@50", ALL_RUNS, run_f1(50)),
+        Score("f1_10", "segmental.f1_10", "F1@10", "Segmental F1@10", ALL_RUNS, partial(run_f1, 10)),
+        Score("f1_25", "segmental.f1_25", "F1@25", "Segmental F1@25", ALL_RUNS, partial(run_f1, 25)),
+        Score("f1_50", "segmental.f1_50", "F1@50", "Segmental F1@50", ALL_RUNS, partial(run_f1, 50)),
     )
 }
 """{key: score}, in the order of the tables. One more line makes a new score appear wherever the others do."""
