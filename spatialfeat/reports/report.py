@@ -99,10 +99,9 @@ def _write_pictures(
         if "calibration" in evaluation.metrics:
             save_figure(reliability_figure(evaluation), out_dir / f"reliability{suffix}.png")
     (out_dir / "ribbons").mkdir(exist_ok=True)
-    for position, video in enumerate(evaluations[0].videos):
-        save_figure(
-            ribbon_figure(evaluations, position, lines[position]), out_dir / "ribbons" / f"{video.video_id}.png"
-        )
+    for position, line in enumerate(lines):
+        video_id = evaluations[0].videos[position].video_id
+        save_figure(ribbon_figure(evaluations, position, line), out_dir / "ribbons" / f"{video_id}.png")
     pages = overview_figures(evaluations, lines)
     names = [f"ribbons_overview_{number}" for number in range(1, len(pages) + 1)]
     if len(pages) == 1:

@@ -147,30 +147,27 @@ def overview_figures(evaluations: Sequence[Evaluation], lines: Sequence[Timeline
     most = max(1, min(VIDEOS_PER_PAGE, ROWS_PER_PAGE // (1 + len(evaluations))))
     num_pages = -(-len(lines) // most)
     per_page = -(-len(lines) // num_pages)
-    return [
-        _overview_page(
-            evaluations,
-            dict(list(enumerate(lines))[page * per_page : (page + 1) * per_page]),
-            longest_s,
-            f", page {page + 1} of {num_pages}" if num_pages > 1 else "",
-        )
-        for page in range(num_pages)
-    ]
+    figures = []
+    for page in range(num_pages):
+        positions = range(len(lines))[page * per_page : (page + 1) * per_page]
+        note = f", page {page + 1} of {num_pages}" if num_pages > 1 else ""
+        figures.append(_overview_page(evaluations, lines, positions, longest_s, note))
+    return figures
 
 
 def _overview_page(
-    evaluations: Sequence[Evaluation], lines: dict[int, Timeline], longest_s: float, page: str
+    evaluations: Sequence[Evaluation], lines: Sequence[Timeline], positions: range, longest_s: float, note: str
 ) -> Figure:
-    """lines: {position of the video: its timeline}. page: ", page 2 of 3"."""
+    """positions: of the page's videos. note: which page it is, ", page 2 of 3"."""
     unit_s, unit = time_unit(longest_s)
-    videos = [evaluations[0].videos[position] for position in lines]
+    videos = [evaluations[0].videos[position] for position in positions]
     legend = _Legend(evaluations[0], videos)
     pitch = len(evaluations) + 1.6  # Rows per video, and a space before the next.
     height_in = OVERVIEW_ROW_IN * pitch * len(videos) + legend.height_in + 1.2
     figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
     axes = figure.add_subplot()
-    for number, (position, line) in enumerate(lines.items()):
-        rows = _rows(evaluations, position)
+    for number, position in enumerate(positions):
+        line, rows = lines[position], _rows(evaluations, position)
         for row, (_, values) in enumerate(rows):
             _draw_row(axes, line, values, (number * pitch + row + 0.03, 0.94), unit_s, longest_s)
         for _, start in line.segment_starts[1:]:
@@ -179,7 +176,7 @@ def _overview_page(
     axes.set_yticks((np.arange(len(videos)) * pitch + (len(evaluations) + 1) / 2), ids, fontsize=8)
     axes.set_ylim(len(videos) * pitch - 0.6, -0.3)
     order = ", ".join(["ground truth", *(plain_text(evaluation.name, longest=24) for evaluation in evaluations)])
-    axes.set_title(f"All videos{page}. Rows of each, from above: {order}", fontsize=10, wrap=True)
+    axes.set_title(f"All videos{note}. Rows of each, from above: {order}", fontsize=10, wrap=True)
     _time_axis(axes, longest_s / unit_s, f"time since each video's first frame ({unit})")
     legend.draw(figure)
     return figure

@@ -81,9 +81,8 @@ class ScoreOptions:
 class Evaluation:
     """One set of predictions, scored.
 
-    name: what distinguishes it from others, for example the stem of the predictions file. metrics: the content of
-    metrics.json. per_video: the rows of per_video.csv. Several evaluations of one run have the same videos with the
-    same labels.
+    name: for example the stem of the predictions file. metrics: the content of metrics.json. per_video: the rows of
+    per_video.csv. Several evaluations of one run have the same videos with the same labels.
     """
 
     name: str
