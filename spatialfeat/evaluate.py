@@ -28,24 +28,22 @@ from spatialfeat.files import move_into, prepare_output_dir, read_json_object, w
 from spatialfeat.network.inference import predict_logits
 from spatialfeat.network.resnet import InferenceNetwork
 from spatialfeat.network.weights import MORE_CLASSES, load_checkpoint
-from spatialfeat.reports.report import save_pictures, write_report
+from spatialfeat.reports.report import write_report
 from spatialfeat.reports.tables import comparison_table, score_tables
 from spatialfeat.runrecord import RECORD_NAME, RunRecord
 from spatialfeat.scores.predictions import (
     NETWORK_NAME,
-    Evaluation,
-    EvaluationInput,
+    EvaluatedVideo,
     FramePredictions,
-    PredictionSet,
-    Rates,
+    OpenedSource,
+    PredictionSets,
     evaluated_videos,
-    find_rates,
     read_feature_predictions,
     read_prediction_files,
-    write_predictions_csv,
+    usual_step,
 )
 from spatialfeat.scores.relaxed import DEFAULT_WINDOW_S, cholec80_notice, relaxed_graph
-from spatialfeat.scores.summary import SummaryOptions, compare_with_first, score, write_comparison, write_scores
+from spatialfeat.scores.summary import Evaluation, ScoreOptions, compare, score, write_comparisons, write_scores
 
 RESULT_PATTERNS = (
     "metrics.json",
@@ -86,7 +84,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     """Score every set of predictions and write the scores to `config.out_dir`; see docs/evaluation.md.
 
     Raises:
-        SpatialfeatError: anything that the user can mend, before the first frame is computed where possible.
+        SpatialfeatError: anything that the user can fix, before the first frame is computed where possible.
     """
     opened = open_source(config)
     graph = None if config.relaxed is None else relaxed_graph(config.relaxed, opened.phase_names)
@@ -95,24 +93,28 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         _results_folder(config.out_dir) as results_dir,
         RunRecord(results_dir, "evaluate", config.resolved(), opened.data, **opened.facts) as record,
     ):
-        found_sets = opened.predict()
+        sets = opened.predict()
         if isinstance(config.source, WeightsSource):
-            write_predictions_csv(results_dir / PREDICTIONS_NAME, found_sets[0].parts[0])
-        sets = {found.name: evaluated_videos(found, config.group_by) for found in found_sets}
-        rates = find_rates(next(iter(sets.values())), given_fps=config.fps, stored_fps=opened.stored_fps)
-        options = SummaryOptions(
+            sets[NETWORK_NAME][0].write_csv(results_dir / PREDICTIONS_NAME)
+        videos = {name: evaluated_videos(parts, config.group_by) for name, parts in sets.items()}
+        sampling_fps, numbering_fps = find_rates(next(iter(videos.values())), config.fps, opened.stored_fps)
+        options = ScoreOptions(
+            group_by=config.group_by,
             relaxed=graph,
             window_s=DEFAULT_WINDOW_S if config.relaxed_window is None else config.relaxed_window,
-            sampling_fps=rates.sampling_fps,
-            bootstrap_samples=config.bootstrap,
+            sampling_fps=sampling_fps,
+            num_samples=config.bootstrap,
             seed=config.seed,
         )
-        evaluations = tuple(
-            score(name, videos, opened.phase_names, options, group_by=config.group_by) for name, videos in sets.items()
+        evaluations = tuple(score(name, found, opened.phase_names, options) for name, found in videos.items())
+        comparisons = tuple(
+            compare(evaluations[0], later, num_samples=config.bootstrap, seed=config.seed) for later in evaluations[1:]
         )
-        comparisons = tuple(compare_with_first(evaluations, num_samples=config.bootstrap, seed=config.seed))
-        result = EvaluationResult(evaluations, comparisons)
-        _write_scores(results_dir, result)
+        for evaluation in evaluations:
+            # Each of several sets has a folder of its name for its scores.
+            write_scores(results_dir / evaluation.name if comparisons else results_dir, evaluation)
+        if comparisons:
+            write_comparisons(results_dir, comparisons)
         notices = _notices(config, opened, evaluations[0])
         for notice in notices:
             logger.info("note: %s", notice)
@@ -120,103 +122,19 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
             logger.info("\n%s", text)
         # Last, because they take a minute for many videos: the numbers are on the terminal by now.
         logger.info("\nwriting pictures and report.html to %s", config.out_dir)
-        _write_pictures(results_dir, config, result, rates, notices)
+        write_report(
+            results_dir,
+            evaluations,
+            comparisons,
+            fps=numbering_fps,
+            title=f"Evaluation of {', '.join(evaluation.name for evaluation in evaluations)}",
+            facts=_report_facts(config, sampling_fps, notices),
+        )
         record.finish(scores={evaluation.name: evaluation.metrics["pooled"] for evaluation in evaluations})
-    return result
+    return EvaluationResult(evaluations, comparisons)
 
 
-@contextmanager
-def _results_folder(out_dir: Path) -> Iterator[Path]:
-    """A hidden folder for the results; they move to `out_dir` when all are there, so a failure leaves earlier ones.
-
-    Of a failed evaluation only the record moves, and only where no whole run has left one.
-    """
-    with working_folder(out_dir / WORKING_NAME, out_dir) as results_dir, translate_os_errors(out_dir):
-        try:
-            yield results_dir
-        except BaseException:
-            whole = read_json_object(out_dir / RECORD_NAME).get("status") == "complete"
-            if (results_dir / RECORD_NAME).exists() and not whole:
-                (results_dir / RECORD_NAME).replace(out_dir / RECORD_NAME)
-            raise
-        if _holds_evaluation(out_dir):
-            _remove_earlier_results(out_dir)
-        move_into(results_dir, out_dir, last=RECORD_NAME)
-
-
-def _holds_evaluation(out_dir: Path) -> bool:
-    return read_json_object(out_dir / RECORD_NAME).get("command") == "evaluate"
-
-
-def _remove_earlier_results(out_dir: Path) -> None:
-    """Remove what an earlier evaluation left here: pictures of other videos or sets would look like this one's."""
-    for pattern in RESULT_PATTERNS:
-        for path in out_dir.glob(pattern):
-            path.unlink()
-
-
-def _write_scores(out_dir: Path, result: EvaluationResult) -> None:
-    """One set's scores lie in the output folder itself; each of several sets has a folder of its name for them."""
-    for evaluation in result.evaluations:
-        scores_dir = out_dir / evaluation.name if result.comparisons else out_dir
-        prepare_output_dir(scores_dir)
-        write_scores(scores_dir, evaluation)
-    if result.comparisons:
-        write_comparison(out_dir, result.comparisons)
-
-
-def _write_pictures(
-    out_dir: Path, config: EvaluateConfig, result: EvaluationResult, rates: Rates, notices: list[str]
-) -> None:
-    evaluations = result.evaluations
-    save_pictures(out_dir, evaluations, fps=rates.numbering_fps)
-    write_report(
-        out_dir / "report.html",
-        evaluations,
-        result.comparisons,
-        fps=rates.numbering_fps,
-        title=f"Evaluation of {', '.join(evaluation.name for evaluation in evaluations)}",
-        facts=_report_facts(config, rates) | {f"note {number}": text for number, text in enumerate(notices, start=1)},
-    )
-
-
-def _notices(config: EvaluateConfig, opened: EvaluationInput, evaluation: Evaluation) -> list[str]:
-    """What a reader of the scores should know, on the terminal and in the report."""
-    notices = list(opened.notices)
-    relaxed = cholec80_notice(config.relaxed, opened.phase_names)
-    notices += [relaxed] if relaxed else []
-    num_patients = len({video.patient_id for video in evaluation.videos})
-    num_videos = len(evaluation.videos)
-    if config.group_by == "video" and num_patients < num_videos:
-        notices.append(
-            f"{num_videos} videos of {count_text(num_patients, 'patient')}: numbers per video are per part of an "
-            "operation; for numbers per operation pass --group-by patient"
-        )
-    if 1 < num_patients < FEW_PATIENTS:
-        notices.append(
-            f"{num_patients} patients are too few for intervals to be trusted: they are rough and mostly too narrow"
-        )
-    return notices
-
-
-def _report_facts(config: EvaluateConfig, rates: Rates) -> dict[str, object]:
-    """What the report says about the run beside its numbers; nothing that differs between two equal runs."""
-    source = config.source
-    facts: dict[str, object] = {}
-    if isinstance(source, PredictionsSource):
-        facts["predictions"] = ", ".join(source.predictions)
-        facts["true phases"] = source.csv or "from the predictions files"
-    elif isinstance(source, FeaturesSource):
-        facts["feature files"] = f"{source.features} (split: {source.split})"
-    else:
-        facts |= {"weights": source.weights, "frames": source.csv}
-    facts["one video is"] = "a video" if config.group_by == "video" else "a patient, all segments in order"
-    if rates.sampling_fps is not None:
-        facts["scored frames per second"] = f"{rates.sampling_fps:g}"
-    return facts | {"made by": f"spatialfeat {__version__}"}
-
-
-def open_source(config: EvaluateConfig) -> EvaluationInput:
+def open_source(config: EvaluateConfig) -> OpenedSource:
     """Check the predictions' source. Nothing is written, and nothing is predicted yet."""
     source = config.source
     if isinstance(source, PredictionsSource):
@@ -233,7 +151,7 @@ def open_source(config: EvaluateConfig) -> EvaluationInput:
     return opened
 
 
-def _open_weights(source: WeightsSource, config: EvaluateConfig) -> EvaluationInput:
+def _open_weights(source: WeightsSource, config: EvaluateConfig) -> OpenedSource:
     checkpoint = load_checkpoint(source.weights, num_classes=config.num_classes, phase_names=config.phase_names)
     table = read_frames(
         source.csv,
@@ -247,22 +165,102 @@ def _open_weights(source: WeightsSource, config: EvaluateConfig) -> EvaluationIn
     precision = choose_precision(source.precision, device)
     require_images([table])  # Last of the checks: it takes seconds, the others do not.
 
-    def predict() -> tuple[PredictionSet, ...]:
+    def predict() -> PredictionSets:
         use_true_float32()
         prepare_processor()
         logger.info("evaluating %s: %d frames on %s", source.csv, len(table), describe_arithmetic(device, precision))
         workers = choose_workers(source.workers, device)
         with translate_computing_faults(batch_size=source.batch_size, workers=workers):
-            network = InferenceNetwork(
-                checkpoint.model.to(device), checkpoint.preprocessing, precision, source.batch_size
-            )
+            model = checkpoint.model.to(device)
+            network = InferenceNetwork(model, checkpoint.preprocessing, precision, source.batch_size)
             logits = predict_logits(network, table, workers=workers, title="evaluate")
-        return (PredictionSet(name=NETWORK_NAME, parts=(FramePredictions.of_logits(table, logits),)),)
+        return {NETWORK_NAME: [FramePredictions.of_logits(table, logits)]}
 
-    return EvaluationInput(
+    return OpenedSource(
         tables=(table,),
         phase_names=checkpoint.phase_names,
         predict=predict,
         data=(source.csv,),
         facts={"device": describe_device(device), "precision": precision, "weights_sha256": checkpoint.sha256},
     )
+
+
+def find_rates(
+    videos: tuple[EvaluatedVideo, ...], given_fps: float | None, stored_fps: float | None
+) -> tuple[float | None, float]:
+    """(scored frames per second, None if unknown; frame numbers per second).
+
+    Every 25th frame of a 25 fps video is one frame per second whose numbers run at 25 per second: the usual step
+    between neighbouring numbers lies between the two.
+
+    Args:
+        given_fps: scored frames per second, as the user says.
+        stored_fps: frame numbers per second, as feature files say; `given_fps` goes before it.
+    """
+    step = usual_step(videos)
+    if given_fps is None and stored_fps is not None:
+        return stored_fps / step, stored_fps
+    return given_fps, (1.0 if given_fps is None else given_fps) * step
+
+
+@contextmanager
+def _results_folder(out_dir: Path) -> Iterator[Path]:
+    """A hidden folder for the results; they move to `out_dir` when all are there, so a failure leaves earlier ones.
+
+    Of a failed evaluation only the record moves, and only where there is none of a complete run.
+    """
+    with working_folder(out_dir / WORKING_NAME, out_dir) as results_dir, translate_os_errors(out_dir):
+        earlier = read_json_object(out_dir / RECORD_NAME)
+        try:
+            yield results_dir
+        except BaseException:
+            if (results_dir / RECORD_NAME).exists() and earlier.get("status") != "complete":
+                (results_dir / RECORD_NAME).replace(out_dir / RECORD_NAME)
+            raise
+        if earlier.get("command") == "evaluate":
+            # Pictures of other videos or sets would look like those of this evaluation.
+            for path in (path for pattern in RESULT_PATTERNS for path in out_dir.glob(pattern)):
+                path.unlink()
+        move_into(results_dir, out_dir, last=RECORD_NAME)
+
+
+def _notices(config: EvaluateConfig, opened: OpenedSource, evaluation: Evaluation) -> list[str]:
+    """What a reader of the scores should know, on the terminal and in the report."""
+    notices = []
+    if isinstance(config.source, PredictionsSource) and config.source.csv is None:
+        notices.append(
+            f"the true phases are those in {opened.tables[0].source}: a frame that is missing from it is not noticed; "
+            "pass --csv to check that all are there"
+        )
+    relaxed = cholec80_notice(config.relaxed, opened.phase_names)
+    if relaxed is not None:
+        notices.append(relaxed)
+    num_patients, num_videos = len({video.patient_id for video in evaluation.videos}), len(evaluation.videos)
+    if config.group_by == "video" and num_patients < num_videos:
+        notices.append(
+            f"{num_videos} videos of {count_text(num_patients, 'patient')}: numbers per video are per part of an "
+            "operation; for numbers per operation pass --group-by patient"
+        )
+    if 1 < num_patients < FEW_PATIENTS:
+        notices.append(
+            f"{num_patients} patients are too few for intervals to be trusted: they are rough and mostly too narrow"
+        )
+    return notices
+
+
+def _report_facts(config: EvaluateConfig, sampling_fps: float | None, notices: list[str]) -> dict[str, object]:
+    """What the report says about the run beside its numbers; nothing that differs between two equal runs."""
+    source = config.source
+    facts: dict[str, object] = {}
+    if isinstance(source, PredictionsSource):
+        facts["predictions"] = ", ".join(source.predictions)
+        facts["true phases"] = source.csv or "from the predictions files"
+    elif isinstance(source, FeaturesSource):
+        facts["feature files"] = f"{source.features} (split: {source.split})"
+    else:
+        facts |= {"weights": source.weights, "frames": source.csv}
+    facts["one video is"] = "a video" if config.group_by == "video" else "a patient, all segments in order"
+    if sampling_fps is not None:
+        facts["scored frames per second"] = f"{sampling_fps:g}"
+    facts["made by"] = f"spatialfeat {__version__}"
+    return facts | {f"note {number}": text for number, text in enumerate(notices, start=1)}

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from spatialfeat.config import PREDICTIONS_NAME, WEIGHTS_NAME, FinetuneConfig
 from spatialfeat.console import count_text
 from spatialfeat.data.cache import open_cache, total_use
@@ -32,10 +30,10 @@ from spatialfeat.network.backbone import RESNET50
 from spatialfeat.network.inference import predict_logits
 from spatialfeat.network.resnet import InferenceNetwork, PhaseResNet50
 from spatialfeat.network.weights import initial_model, load_checkpoint
-from spatialfeat.reports.plots import confusion_title, save_confusion_matrix
+from spatialfeat.reports.plots import confusion_figure, save_figure
 from spatialfeat.reports.tables import score_tables
 from spatialfeat.runrecord import RECORD_NAME, RunRecord, earlier_sessions
-from spatialfeat.scores.predictions import FramePredictions, PredictionSet, evaluated_videos, write_predictions_csv
+from spatialfeat.scores.predictions import FramePredictions, evaluated_videos
 from spatialfeat.scores.summary import score, write_scores
 from spatialfeat.signals import is_interruption
 from spatialfeat.training.data import read_study, warn_of_shared_patients
@@ -251,13 +249,10 @@ class _Study:
         if not group.is_main:
             return None
         predictions = FramePredictions.of_logits(table, logits)
-        write_predictions_csv(config.out_dir / PREDICTIONS_NAME, predictions)
-        videos = evaluated_videos(PredictionSet(name="test", parts=(predictions,)), "video")
-        evaluation = score("test", videos, checkpoint.phase_names)
+        predictions.write_csv(config.out_dir / PREDICTIONS_NAME)
+        evaluation = score("test", evaluated_videos([predictions]), checkpoint.phase_names)
         write_scores(config.out_dir, evaluation)
-        counts = np.asarray(evaluation.metrics["confusion_matrix"], dtype=np.int64)
-        picture_path = config.out_dir / "confusion_matrix.png"
-        save_confusion_matrix(picture_path, counts, checkpoint.phase_names, confusion_title(evaluation))
+        save_figure(confusion_figure(evaluation), config.out_dir / "confusion_matrix.png")
         logger.info("\n%s\n", score_tables(evaluation))
         return evaluation.metrics
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from spatialfeat.scores.calibration import reliability_curve
-from spatialfeat.scores.predictions import EvaluatedVideo, Evaluation
-from spatialfeat.scores.summary import ScoredVideo, SummaryOptions, per_video_rows, summarize
+from spatialfeat.reports.ribbons import ribbon_figure, timelines
+from spatialfeat.scores.predictions import EvaluatedVideo
+from spatialfeat.scores.summary import Evaluation, ScoreOptions, compare, score
 
 CHOLEC_NAMES = (
     "Preparation",
@@ -19,6 +21,20 @@ CHOLEC_NAMES = (
     "CleaningCoagulation",
     "GallbladderRetraction",
 )
+
+
+def small_video(video_id: str, labels: Sequence[int], predictions: Sequence[int], patient: str = "") -> EvaluatedVideo:
+    """A video of successive frames, without probabilities; its patient is what its id begins with."""
+    return EvaluatedVideo(
+        video_id=video_id,
+        patient_id=patient or video_id.split("_")[0],
+        frame_ids=np.array([f"{video_id}_{frame}" for frame in range(len(labels))]),
+        segments=np.zeros(len(labels), dtype=np.int64),
+        frame_numbers=np.arange(len(labels)),
+        labels=np.array(labels, dtype=np.int64),
+        predictions=np.array(predictions, dtype=np.int64),
+        probabilities=None,
+    )
 
 
 def drawn_video(
@@ -66,36 +82,21 @@ def drawn_video(
     )
 
 
-def scored_videos(videos: Sequence[EvaluatedVideo]) -> list[ScoredVideo]:
-    return [
-        ScoredVideo(
-            video_id=video.video_id,
-            patient_id=video.patient_id,
-            labels=video.labels,
-            predictions=video.predictions,
-        )
-        for video in videos
-    ]
-
-
 def evaluation_of(
-    name: str,
-    videos: Sequence[EvaluatedVideo],
-    phase_names: Sequence[str],
-    options: SummaryOptions | None = None,
+    name: str, videos: Sequence[EvaluatedVideo], phase_names: Sequence[str], options: ScoreOptions | None = None
 ) -> Evaluation:
     """Score drawn videos as the command would."""
-    curve = None
-    if all(video.probabilities is not None for video in videos):
-        tables = [video.probabilities for video in videos if video.probabilities is not None]
-        curve = reliability_curve(np.concatenate(tables), np.concatenate([video.labels for video in videos]))
-    options = options or SummaryOptions(bootstrap_samples=200)
-    return Evaluation(
-        name=name,
-        videos=tuple(videos),
-        metrics=summarize(scored_videos(videos), phase_names, options, curve),
-        per_video=per_video_rows(scored_videos(videos), len(phase_names)),
-    )
+    return score(name, videos, phase_names, options or ScoreOptions(num_samples=200))
+
+
+def compared(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """The first against every other, as the command compares them."""
+    return [compare(evaluations[0], later, num_samples=100, seed=0) for later in evaluations[1:]]
+
+
+def drawn_ribbon(evaluations: Sequence[Evaluation], position: int, *, fps: float) -> Figure:
+    """The ribbons of one video."""
+    return ribbon_figure(evaluations, position, timelines(evaluations[0].videos, fps)[position])
 
 
 def drawn_evaluations(
@@ -103,7 +104,7 @@ def drawn_evaluations(
     num_frames: int = 400,
     phase_names: Sequence[str] = CHOLEC_NAMES,
     names: Sequence[str] = ("resnet", "tcn"),
-    options: SummaryOptions | None = None,
+    options: ScoreOptions | None = None,
 ) -> list[Evaluation]:
     """Several predictions of the same videos: one of two segments, some with gaps or unlabelled frames."""
     return [

@@ -29,7 +29,6 @@ FEATURES_PROVENANCE = replace(PROVENANCE, phase_names=("a", "b", "c", "d"))
 @pytest.fixture
 def numbers_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw nothing: pictures take longer than everything else together."""
-    monkeypatch.setattr(spatialfeat.evaluate, "save_pictures", lambda *_, **__: [])
     monkeypatch.setattr(spatialfeat.evaluate, "write_report", lambda *_, **__: None)
 
 

@@ -1,4 +1,7 @@
-"""report.html as text: complete, inert, no reference to anything outside it. How it looks: test_report_browser.py."""
+"""report.html as text: complete, inert, no reference to anything outside it; the pictures beside it.
+
+How it looks: test_report_browser.py.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evaluation_data import CHOLEC_NAMES, drawn_evaluations, drawn_video, evaluation_of, scored_videos
+from evaluation_data import CHOLEC_NAMES, compared, drawn_evaluations, drawn_video, evaluation_of, small_video
+from PIL import Image
 
-from spatialfeat.errors import SpatialfeatError
-from spatialfeat.reports.plots import phase_style
-from spatialfeat.reports.report import write_report
-from spatialfeat.reports.ribbons import ROW, WIDTH, find_runs, ribbons, timeline, usual_step
-from spatialfeat.reports.tables import interval_text, number, signed, spread
-from spatialfeat.scores.predictions import EvaluatedVideo, Evaluation
+from spatialfeat.reports.report import name_suffixes, write_report
+from spatialfeat.reports.tables import REPORT
 from spatialfeat.scores.relaxed import CHOLEC80
-from spatialfeat.scores.summary import SummaryOptions, compare
+from spatialfeat.scores.summary import Evaluation, ScoreOptions
 
-VOID = {"meta", "link", "img", "br", "rect", "path"}
+VOID = {"meta", "link", "img", "br"}
 EVIL = "<script>alert(1)</script>"
 
 
@@ -41,16 +41,12 @@ class Reader(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in VOID or (tag == "path" and not self.get_starttag_text().endswith("/>")):
+        if tag not in VOID:
             self._open.append(tag)
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th"):
             self.rows[-1].append("")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
 
     def handle_endtag(self, tag: str) -> None:
         assert self._open.pop() == tag, f"</{tag}> in the wrong place, line {self.getpos()}"
@@ -66,25 +62,13 @@ class Reader(HTMLParser):
 
     def row(self, heading: str) -> list[str]:
         """Cells of the first row with this heading, without it."""
-        return next(row[1:] for row in self.rows if row and row[0] == heading)
+        return next([cell.strip() for cell in row[1:]] for row in self.rows if row and row[0].strip() == heading)
 
 
-def comparisons_of(evaluations: list[Evaluation]) -> list[dict[str, Any]]:
-    """As the command makes them: the first against every other."""
-    first = evaluations[0]
-    num_phases = first.metrics["num_phases"]
-    return [
-        {"first": first.name, "second": other.name}
-        | compare(scored_videos(first.videos), scored_videos(other.videos), num_phases, num_samples=100)
-        for other in evaluations[1:]
-    ]
-
-
-def written(path: Path, evaluations: list[Evaluation], **changes: Any) -> str:
-    facts = {"predictions": "resnet.csv"}
-    options = {"fps": 25.0, "title": "Evaluation", "facts": facts} | changes
-    write_report(path / "report.html", evaluations, comparisons_of(evaluations), **options)
-    return (path / "report.html").read_text(encoding="utf-8")
+def written(out_dir: Path, evaluations: list[Evaluation], **changes: Any) -> str:
+    options = {"fps": 25.0, "title": "Evaluation", "facts": {"predictions": "resnet.csv"}} | changes
+    write_report(out_dir, evaluations, compared(evaluations), **options)
+    return (out_dir / "report.html").read_text(encoding="utf-8")
 
 
 def read(page: str) -> Reader:
@@ -96,7 +80,7 @@ def read(page: str) -> Reader:
 
 @pytest.fixture(scope="module")
 def evaluations() -> list[Evaluation]:
-    options = SummaryOptions(bootstrap_samples=100, relaxed=CHOLEC80, sampling_fps=1.0)
+    options = ScoreOptions(num_samples=100, relaxed=CHOLEC80, sampling_fps=1.0)
     return drawn_evaluations(3, 150, options=options)
 
 
@@ -116,9 +100,9 @@ def test_numbers_are_those_of_metrics_json(page: str, evaluations: list[Evaluati
     assert "counted together" in reader.row("Macro F1, pooled")[-1]
     found = evaluations[0].metrics["video_wise"]["B"]["jaccard"]
     assert reader.row("Jaccard, strategy B") == [
-        spread(found["video_macro"]),
-        number(found["cell_mean"]),
-        spread(found["phase_macro"]),
+        "{mean:.3f} ± {std_over_videos:.3f}".format(**found["video_macro"]),
+        f"{found['cell_mean']:.3f}",
+        "{mean:.3f} ± {std_over_phases:.3f}".format(**found["phase_macro"]),
     ]
     phase = evaluations[0].metrics["per_phase"][2]
     assert reader.row("2 ClippingCutting")[0] == str(phase["support"])
@@ -163,7 +147,8 @@ def test_nothing_outside_is_referred_to(page: str) -> None:
 
 def test_pictures_refer_to_nothing_outside(page: str) -> None:
     pictures = re.findall(r"data:image/svg\+xml;base64,([^\"]*)", page)
-    assert len(pictures) == 5  # Bars, two confusion matrices, two reliability curves; the overview is a PNG.
+    assert len(pictures) == 5  # Bars, two confusion matrices, two reliability curves.
+    assert page.count("data:image/png;base64,") == 4  # Three videos and the overview.
     for picture in pictures:
         svg = base64.b64decode(picture).decode()
         assert "<script" not in svg
@@ -172,8 +157,9 @@ def test_pictures_refer_to_nothing_outside(page: str) -> None:
 
 def test_every_text_of_the_user_is_inert(tmp_path: Path) -> None:
     names = [EVIL, '"><img src=x onerror=alert(1)>', "a & b", "'; c"]
-    # Not a file name: reports must hold whatever the caller passes.
-    video = replace(drawn_video(0, 40, 4), video_id=EVIL, patient_id=EVIL, frame_ids=np.array([EVIL] * 40))
+    # The id of a video is the name of a file, so it has no slash.
+    video_id = EVIL.replace("/", "")
+    video = replace(drawn_video(0, 40, 4), video_id=video_id, patient_id=EVIL, frame_ids=np.array([EVIL] * 40))
     evaluations = [evaluation_of(name, [video], names) for name in (EVIL, '" onload="alert(2)')]
     page = written(tmp_path, evaluations, title=f"</title>{EVIL}", facts={EVIL: f"</dl>{EVIL}"})
     reader = read(page)
@@ -186,11 +172,12 @@ def test_every_text_of_the_user_is_inert(tmp_path: Path) -> None:
 
 def test_undefined_numbers_are_dashes(tmp_path: Path) -> None:
     page = written(tmp_path, [evaluation_of("one", [drawn_video(3, 1, 7)], CHOLEC_NAMES)])
+    page = re.sub(r"base64,[^\"]*", "", page)
     reader = read(page)
     assert reader.row("0 Preparation") == ["no frames", *["\u2013"] * 4]
     assert "nan" not in page.lower().replace("nano", "")
     assert "None" not in reader.text
-    assert "1 labelled frame of 1 video of 1 patient" in reader.text
+    assert "1 labelled frame of 1 video of 1 patient" in " ".join(reader.text.split())
     assert "not computed, because no graph of allowed transitions was given" in reader.text
     assert "Comparison" not in reader.text
 
@@ -202,75 +189,70 @@ def test_predictions_without_probabilities_say_so(tmp_path: Path) -> None:
 
 
 def test_same_input_same_bytes(tmp_path: Path) -> None:
-    pages = [written(tmp_path, drawn_evaluations(2, 60)) for _ in range(2)]
-    assert pages[0] == pages[1]
+    for out in ("a", "b"):
+        (tmp_path / out).mkdir()
+        written(tmp_path / out, drawn_evaluations(2, 60))
+    files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*")]
+    assert len(files) > 15
+    for path in files:
+        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes(), path
 
 
-def test_wrong_fps_leaves_no_file(tmp_path: Path, evaluations: list[Evaluation]) -> None:
-    with pytest.raises(SpatialfeatError, match="fps is -1"):
-        written(tmp_path, evaluations, fps=-1.0)
-    assert list(tmp_path.iterdir()) == []
-
-
-def strokes_of(drawing: str, row: int) -> dict[str, list[tuple[int, int]]]:
-    """{colour: [(start, length)]} of a row of the first ribbon figure."""
-    first = drawing.split("</figure>")[0]
-    found = {}
-    for colour, path in re.findall(rf'<path stroke="([^"]*)" stroke-width="{ROW}" d="([^"]*)"', first):
-        strokes = re.findall(r"M(\d+) ([\d.]+)h(\d+)", path)
-        if float(strokes[0][1]) == row * 23 + ROW / 2:
-            found[colour] = [(int(start), int(length)) for start, _, length in strokes]
-    return found
-
-
-def test_ribbons_draw_the_runs() -> None:
-    evaluation = drawn_evaluations(2, 200, names=("x",))[0]
-    video: EvaluatedVideo = evaluation.videos[1]  # With a gap and unlabelled frames.
-    one = replace(evaluation, videos=(video,))
-    drawing = ribbons([one], fps=25.0)
-    line = timeline(video, fps=25.0, step=usual_step([video]))
-    for row, values in enumerate((video.labels, video.predictions)):
-        runs = find_runs(values, line)
-        expected: dict[str, list[tuple[int, int]]] = {}
-        for value, start, end in zip(runs.values.tolist(), runs.starts, runs.ends, strict=True):
-            first, last = round(start / line.duration_s * WIDTH), round(end / line.duration_s * WIDTH)
-            colour = "url(#no-label)" if value < 0 else phase_style(value).colour
-            expected.setdefault(colour, []).append((first, last - first))
-        assert strokes_of(drawing, row) == expected
-    assert "1 gap (blank)" in drawing
-
-
-def test_short_runs_stay_visible() -> None:
-    video = replace(drawn_video(0, 20000, 7), labels=np.zeros(20000, dtype=np.int64))
-    video.labels[777] = 3
-    evaluation = evaluation_of("x", [video], CHOLEC_NAMES, SummaryOptions(bootstrap_samples=0))
-    assert strokes_of(ribbons([evaluation], fps=1.0), 0)[phase_style(3).colour] == [(78, 1)]
+def test_every_video_has_a_ribbon_and_is_described(page: str, evaluations: list[Evaluation]) -> None:
+    captions = re.findall(r"<figcaption><b>(.*?)</b>: (.*?)</figcaption>", page)
+    assert [video_id for video_id, _ in captions] == [video.video_id for video in evaluations[0].videos]
+    assert "segments (dashed lines): 1 from 0 s, 2 from " in captions[0][1]
+    ids = evaluations[0].videos[1].frame_ids
+    assert captions[1][1].startswith(f"157 frames; 2 min 56 s; from {ids[0]} to {ids[-1]}; 1 gap (blank)")
 
 
 def test_eighty_videos_stay_below_five_megabytes(tmp_path: Path) -> None:
-    """Predictions that change all the time are the worst case."""
+    """Predictions that change all the time are the worst case. What a video takes is measured on four of them."""
     rng = np.random.default_rng(0)
     videos = []
-    for count in range(80):
+    for count in range(5):
         labels = np.sort(rng.integers(0, 7, size=2000))
-        video = EvaluatedVideo(
-            video_id=f"{count}_1",
-            patient_id=str(count),
-            frame_ids=np.array([f"{count}_1_{frame:06d}" for frame in range(2000)]),
-            segments=np.ones(2000, dtype=np.int64),
-            frame_numbers=np.arange(2000),
-            labels=labels,
-            predictions=np.where(rng.random(2000) < 0.7, labels, rng.integers(0, 7, size=2000)),
-            probabilities=None,
-        )
-        videos.append(video)
-    options = SummaryOptions(bootstrap_samples=20)
-    page = written(tmp_path, [evaluation_of("noisy", videos, CHOLEC_NAMES, options)], fps=1.0)
-    assert len(page.encode()) < 5_000_000
-    assert page.count('<figure class="ribbon">') == 80
+        wrong = rng.random(2000) >= 0.7
+        videos.append(small_video(f"{count}_1", labels, np.where(wrong, rng.integers(0, 7, size=2000), labels)))
+    sizes = []
+    for chosen in (videos[:1], videos):
+        evaluation = evaluation_of("noisy", chosen, CHOLEC_NAMES, ScoreOptions(num_samples=20))
+        page = written(tmp_path, [evaluation], fps=1.0)
+        assert page.count('alt="Ribbons of video') == len(chosen)
+        sizes.append(len(page.encode()))
+    per_video = (sizes[1] - sizes[0]) / 4
+    assert sizes[0] + 79 * per_video < 5_000_000
+
+
+def test_every_picture_is_written_twice(tmp_path: Path) -> None:
+    written(tmp_path, drawn_evaluations(2, 60))
+    stems = ["per_phase", "ribbons_overview", "ribbons/1000", "ribbons/1001_1"]
+    stems += [f"{kind}_{name}" for kind in ("confusion_matrix", "reliability") for name in ("resnet", "tcn")]
+    expected = {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")} == expected | {"report.html"}
+    for name in expected:
+        if name.endswith(".png"):
+            with Image.open(tmp_path / name) as image:
+                assert len(np.unique(np.asarray(image.convert("L")))) > 10, name
+        else:
+            assert "<text" in (tmp_path / name).read_text(encoding="utf-8"), name
+
+
+def test_one_frame_and_no_probabilities(tmp_path: Path) -> None:
+    written(tmp_path, [evaluation_of("one", [small_video("v", [1], [1])], CHOLEC_NAMES)])
+    names = {path.name for path in tmp_path.iterdir()}
+    assert "confusion_matrix.svg" in names
+    assert not any(name.startswith("reliability") for name in names)
+
+
+def test_file_names_of_evaluations_are_safe_and_different() -> None:
+    options, video = ScoreOptions(num_samples=0), small_video("v", [0], [0])
+    evaluations = [evaluation_of(name, [video], "ab", options) for name in ("a/b", "a b", "A-b", "é.1")]
+    assert name_suffixes(evaluations) == ["_a-b", "_a-b-2", "_A-b-2-2", "_é.1"]
 
 
 def test_numbers_as_text() -> None:
-    assert [number(None), number(0.12345), signed(-0.0001), signed(0.25)] == ["\u2013", "0.123", "0.000", "+0.250"]
-    assert interval_text([-0.1, 0.2], signed) == "[-0.100, +0.200]"
-    assert spread({"mean": 0.5, "std_over_videos": None}) == "0.500"
+    assert [REPORT.number(value) for value in (None, 0.12345, -0.0001)] == ["\u2013", "0.123", "0.000"]
+    assert [REPORT.number(value, "+") for value in (-0.0001, 0.25)] == ["+0.000", "+0.250"]
+    assert REPORT.ends([-0.1, 0.2], "+") == "[-0.100, +0.200]"
+    assert REPORT.ends(None) == "\u2013"

@@ -3,17 +3,18 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from evaluation_data import small_video
 from sklearn.metrics import f1_score
 
-from spatialfeat.errors import SpatialfeatError
-from spatialfeat.scores.calibration import reliability_curve
-from spatialfeat.scores.relaxed import CHOLEC80, TransitionGraph
-from spatialfeat.scores.summary import ScoredVideo, SummaryOptions, per_video_rows, summarize
+from spatialfeat.scores.predictions import EvaluatedVideo
+from spatialfeat.scores.relaxed import CHOLEC80, transition_graph
+from spatialfeat.scores.summary import ScoreOptions, score
 
 NAMES = ("start", "middle", "end")
 AVERAGES = {
@@ -33,24 +34,18 @@ def no_warnings() -> Iterator[None]:
         yield
 
 
-def video(video_id: str, labels: list[int], predictions: list[int]) -> ScoredVideo:
-    return ScoredVideo(
-        video_id=video_id,
-        patient_id=video_id.split("_")[0],
-        labels=np.array(labels, dtype=np.int64),
-        predictions=np.array(predictions, dtype=np.int64),
-    )
-
-
 # The two videos of test_metrics.py, by hand there, with an unlabelled frame in the first, and a third video
 # without any label.
 VIDEOS = [
-    video("1_1", [0, 0, -100, 1, 1], [0, 0, 2, 1, 2]),
-    video("2_1", [0, 0, 0, 2], [0, 0, 2, 2]),
-    video("3_1", [-100], [0]),
+    small_video("1_1", [0, 0, -100, 1, 1], [0, 0, 2, 1, 2]),
+    small_video("2_1", [0, 0, 0, 2], [0, 0, 2, 2]),
+    small_video("3_1", [-100], [0]),
 ]
-CHAIN = TransitionGraph.from_pairs(3, [(0, 1), (1, 2)])
-OPTIONS = SummaryOptions(relaxed=CHAIN, sampling_fps=0.1, bootstrap_samples=50, seed=3)
+OPTIONS = ScoreOptions(relaxed=transition_graph(3, [(0, 1), (1, 2)]), sampling_fps=0.1, num_samples=50, seed=3)
+
+
+def summarize(videos: Sequence[EvaluatedVideo], options: ScoreOptions | None = OPTIONS) -> dict[str, Any]:
+    return score("x", videos, NAMES, options).metrics
 
 
 def keys(value: Any) -> Any:
@@ -59,7 +54,7 @@ def keys(value: Any) -> Any:
 
 
 def test_schema_has_exactly_these_keys() -> None:
-    summary = summarize(VIDEOS, NAMES, OPTIONS)
+    summary = summarize(VIDEOS)
     found = keys(summary)
     assert found.pop("relaxed").keys() >= {
         "window_s",
@@ -93,13 +88,14 @@ def test_schema_has_exactly_these_keys() -> None:
                 "per_phase",
             )
         ),
+        "grouped_by": None,
     }
     assert summary["schema"] == 1
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 
 def test_frame_wise_numbers_by_hand() -> None:
-    summary = summarize(VIDEOS, NAMES, OPTIONS)
+    summary = summarize(VIDEOS)
     assert (summary["num_videos"], summary["num_frames"], summary["num_phases"]) == (2, 8, 3)
     assert summary["phase_names"] == list(NAMES)
     assert summary["confusion_matrix"] == [[4, 0, 1], [0, 1, 1], [0, 0, 1]]
@@ -135,10 +131,10 @@ def test_frame_wise_numbers_by_hand() -> None:
 
 
 def test_segmental_numbers_by_hand() -> None:
-    # Video 1: segments 0 1 against 0 1 2: edit 1 - 1/3; IoUs 1 and 1/2, the 2 is false.
-    # Video 2: segments 0 2 against 0 2: edit 1; IoUs 2/3 and 1/2.
+    # Video 1: runs 0 1 against 0 1 2: edit 1 - 1/3; IoUs 1 and 1/2, the 2 is false.
+    # Video 2: runs 0 2 against 0 2: edit 1; IoUs 2/3 and 1/2.
     # Pooled TP 4, FP 1, FN 0 at every overlap: F1 = 8/9. Fractions, not percent.
-    assert summarize(VIDEOS, NAMES, OPTIONS)["segmental"] == pytest.approx(
+    assert summarize(VIDEOS)["segmental"] == pytest.approx(
         {"edit": (2 / 3 + 1) / 2, "f1_10": 8 / 9, "f1_25": 8 / 9, "f1_50": 8 / 9}
     )
 
@@ -149,7 +145,7 @@ def test_relaxed_numbers_by_hand() -> None:
     # transition. Accuracy (1 + 3/4) / 2. Jaccard: video 1 phase 0 2/2, phase 1 2/2, phase 2 hallucinated 1/1
     # (A) or left out (B); video 2 phase 0 2/3, phase 2 1/2. Under B phase_macro = ((1 + 2/3) / 2 + 1 + 1/2) /
     # 3 = 7/9, under A ((1 + 2/3) / 2 + 1 + (1 + 1/2) / 2) / 3 = 31/36.
-    relaxed = summarize(VIDEOS, NAMES, OPTIONS)["relaxed"]
+    relaxed = summarize(VIDEOS)["relaxed"]
     assert (relaxed["window_s"], relaxed["sampling_fps"], relaxed["window_frames"]) == (10.0, 0.1, 1)
     assert relaxed["transitions"] == [[0, 1], [1, 2]]
     assert relaxed["accuracy"] == relaxed["video_wise"]["accuracy"]["mean"] == 7 / 8
@@ -158,11 +154,11 @@ def test_relaxed_numbers_by_hand() -> None:
     # Precision, B: phase 0 1 and 1, phase 1 min(1, 2/1), phase 2 1/2. Recall: 1 and 2/3; 1; 1.
     assert relaxed["precision"] == pytest.approx((1 + 1 + 1 / 2) / 3)
     assert relaxed["recall"] == pytest.approx((5 / 6 + 1 + 1) / 3)
-    assert summarize(VIDEOS, NAMES)["relaxed"] is None
+    assert summarize(VIDEOS, None)["relaxed"] is None
 
 
 def test_intervals() -> None:
-    intervals = summarize(VIDEOS, NAMES, OPTIONS)["intervals"]
+    intervals = summarize(VIDEOS)["intervals"]
     assert {name: intervals[name] for name in ("level", "unit", "num_patients", "samples", "seed")} == {
         "level": 0.95,
         "unit": "patient",
@@ -178,11 +174,11 @@ def test_intervals() -> None:
 
 
 def test_the_order_of_videos_does_not_matter() -> None:
-    assert json.dumps(summarize(VIDEOS, NAMES, OPTIONS)) == json.dumps(summarize(VIDEOS[::-1], NAMES, OPTIONS))
+    assert json.dumps(summarize(VIDEOS)) == json.dumps(summarize(VIDEOS[::-1]))
 
 
 def test_a_single_video_of_one_frame() -> None:
-    summary = summarize([video("1_1", [1], [1])], NAMES, OPTIONS)
+    summary = summarize([small_video("1_1", [1], [1])])
     assert summary["video_wise"]["accuracy"] == {"mean": 1.0, "std_over_videos": None}
     assert summary["video_wise"]["A"]["f1"]["phase_macro"] == {"mean": 1.0, "std_over_phases": None}
     assert summary["pooled"]["macro_f1"] == pytest.approx(1 / 3)
@@ -197,34 +193,30 @@ def test_a_single_video_of_one_frame() -> None:
 def test_constant_prediction_and_random_videos() -> None:
     rng = np.random.default_rng(0)
     videos = [
-        video(f"{k}_1", rng.integers(3, size=9).tolist(), [2] * 9 if k % 2 else rng.integers(3, size=9).tolist())
+        small_video(f"{k}_1", rng.integers(3, size=9).tolist(), [2] * 9 if k % 2 else rng.integers(3, size=9).tolist())
         for k in range(6)
     ]
-    summary = summarize(videos, NAMES, OPTIONS)
+    summary = summarize(videos)
     labels, predictions = (np.concatenate([getattr(v, name) for v in videos]) for name in ("labels", "predictions"))
     expected = f1_score(labels, predictions, labels=range(3), average="macro", zero_division=0)
     assert summary["pooled"]["macro_f1"] == pytest.approx(expected)
     json.dumps(summary, allow_nan=False)
 
 
-def test_calibration_is_added_when_given() -> None:
-    curve = reliability_curve([[0.9, 0.1, 0.0], [0.2, 0.7, 0.1]], [0, 0])
-    found = summarize(VIDEOS, NAMES, OPTIONS, curve)["calibration"]
+def test_calibration_is_there_with_probabilities() -> None:
+    video = small_video("1_1", [0, 0], [0, 1])
+    probabilities = np.array([[0.9, 0.1, 0.0], [0.2, 0.7, 0.1]], dtype=np.float32)
+    found = summarize([replace(video, probabilities=probabilities)])["calibration"]
     assert found["expected_calibration_error"] == pytest.approx((0.1 + 0.7) / 2)
     assert (found["num_bins"], found["num_frames"], len(found["bins"])) == (15, 2, 15)
-    assert found["bins"][0] == {
-        "low": 0.0,
-        "high": pytest.approx(1 / 15),
-        "num_frames": 0,
-        "confidence": None,
-        "accuracy": None,
-    }
+    empty = {"low": 0.0, "high": pytest.approx(1 / 15), "num_frames": 0, "confidence": None, "accuracy": None}
+    assert found["bins"][0] == empty
     assert found["bins"][13]["confidence"] == pytest.approx(0.9)
-    assert "calibration" not in summarize(VIDEOS, NAMES, OPTIONS)
+    assert "calibration" not in summarize(VIDEOS)
 
 
 def test_per_video_rows() -> None:
-    rows = per_video_rows(VIDEOS, 3)
+    rows = score("x", VIDEOS, NAMES).per_video
     assert [(row["video_id"], row["patient_id"], row["num_frames"]) for row in rows] == [
         ("1_1", "1", 4),
         ("2_1", "2", 4),
@@ -233,32 +225,14 @@ def test_per_video_rows() -> None:
     assert (rows[0]["macro_f1_A"], rows[0]["macro_f1_B"]) == pytest.approx((5 / 9, 5 / 6))
     assert (rows[1]["macro_f1_A"], rows[1]["macro_f1_B"]) == pytest.approx((11 / 15, 11 / 15))
     assert (rows[0]["edit"], rows[0]["f1_50"]) == pytest.approx((2 / 3, 4 / 5))
-    lone = per_video_rows([video("1_1", [0], [1])], 3)[0]
+    (lone,) = score("x", [small_video("1_1", [0], [1])], NAMES).per_video
     assert lone["macro_precision_B"] is None
     assert lone["macro_precision_A"] == 0.0
 
 
-@pytest.mark.parametrize(
-    ("videos", "options", "message"),
-    [
-        ([VIDEOS[0], VIDEOS[0]], SummaryOptions(), "video 1_1: occurs twice; give each video once"),
-        ([VIDEOS[2]], SummaryOptions(), "none of 1 videos has a labelled frame"),
-        ([], SummaryOptions(), "none of 0 videos has a labelled frame"),
-        (
-            [video("7_1", [0, 3], [0, 0])],
-            SummaryOptions(),
-            "video 7_1, frame at index 1: label 3 is outside 0..2",
-        ),
-        ([video("7_1", [0], [3])], SummaryOptions(), "video 7_1, frame at index 0: prediction 3 is outside"),
-        (VIDEOS, SummaryOptions(relaxed=CHAIN), "relaxed metrics: sampling rate not given"),
-        (
-            VIDEOS,
-            SummaryOptions(relaxed=CHOLEC80, sampling_fps=1),
-            "graph has 7 phases, the data 3; give a graph",
-        ),
-        (VIDEOS, SummaryOptions(bootstrap_samples=-1), "number of bootstrap samples is -1"),
-    ],
-)
-def test_bad_input_is_told(videos: list[ScoredVideo], options: SummaryOptions, message: str) -> None:
-    with pytest.raises(SpatialfeatError, match=message):
-        summarize(videos, NAMES, options)
+def test_phases_outside_the_range_are_an_error_of_the_caller() -> None:
+    for labels, predictions in (([0, 3], [0, 0]), ([0], [3])):
+        with pytest.raises(AssertionError, match=r"outside 0\.\.2"):
+            summarize([small_video("1_1", labels, predictions)])
+    with pytest.raises(AssertionError, match=r"\(7, 3\)"):
+        summarize(VIDEOS, ScoreOptions(relaxed=CHOLEC80, sampling_fps=1))

@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from spatialfeat import FeatureFile, FeatureWindows, collate_videos, read_features
-from spatialfeat.scores.segments import segment_f1, segment_matches
+from spatialfeat.scores.metrics import labelled_frames
+from spatialfeat.scores.segmental import f1_of_matches, match_runs
 
 DILATIONS = (1, 2, 4, 8, 16)
 WIDTH = 16
@@ -90,9 +91,9 @@ def segmental_scores(features_dir: Path, model: TinyTcn, *, split: str = "test")
     frame_wise = [frame_predictions(file) for file in files]
     temporal = temporal_predictions(model, features_dir, split=split)
     return tuple(
-        segment_f1(
+        f1_of_matches(
             sum(
-                segment_matches(file.labels, predicted, file.num_phases)
+                match_runs(*labelled_frames(file.labels, predicted, file.num_phases))
                 for file, predicted in zip(files, predictions, strict=True)
             )
         )

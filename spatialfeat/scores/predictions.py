@@ -1,10 +1,7 @@
-"""What one evaluation knows: the data that tables, pictures and the report are made of.
+"""Predicted phases, and where they come from: logits of a network, feature files, or anybody's CSV files.
 
-What an evaluation starts from, wherever the predictions come from: frames, predicted phases, names, rates.
-
-Predictions from a folder of feature files: the phase with the highest logit. No image is decoded.
-
-Predictions as CSV files, ours or anybody's, brought into the order of one table of ground truth.
+Whatever the source, predictions arrive as `FramePredictions`, one per table of frames, and are scored as
+`EvaluatedVideo`, one per video or patient. A predictions file looks so:
 
     img_id,true_label,predicted_label
     1050_1_000001,3,3
@@ -16,15 +13,14 @@ true phase, which may be missing where another file has it, `true_label` or `lab
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from numpy.typing import NDArray
 
 from spatialfeat.config import (
     DEFAULT_NUM_PHASES,
@@ -33,8 +29,8 @@ from spatialfeat.config import (
     check_phase_names,
     default_phase_names,
 )
+from spatialfeat.console import count_text
 from spatialfeat.data.frames import UNLABELLED, FrameTable, group_videos, make_table, read_frames
-from spatialfeat.data.images import ImageFolder
 from spatialfeat.data.tables import Origin, Rows, read_rows, refuse_repeated_columns
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
@@ -44,10 +40,52 @@ from spatialfeat.files import write_csv
 from spatialfeat.scores.calibration import softmax
 from spatialfeat.scores.metrics import IntArray
 
+NETWORK_NAME = "ResNet-50"
+"""What pictures and tables call the predictions that come from weights or feature files."""
+
+ALL_SPLITS = "all"
+AGAIN = "extract the video again"
+
+ID_COLUMNS = ("img_id", "frame_id", "id")
+PREDICTED_COLUMNS = ("predicted_label", "prediction", "predicted")
+TRUTH_COLUMNS = ("true_label", "label")
+SPLIT = "evaluation"
+# With several sets, a set's name becomes a folder beside the other outputs: no separators, nothing hidden, no clash.
+SAFE_NAME = r"[^\s./\\\x00-\x1f\x7f](?:[^/\\\x00-\x1f\x7f]{0,98}[^\s./\\\x00-\x1f\x7f])?"
+OUTPUT_NAME = r"ribbons|.*\.(?:csv|html|json|png|svg)"
+NAMED_IDS = 5
+"""A message names so many ids; more would bury the first."""
+
+
+@dataclass(frozen=True, eq=False)
+class FramePredictions:
+    """Predicted phases of the N frames of a table, in its order.
+
+    predicted: (N,) int64, 0..C-1. probabilities: (N, C) float32, or None if the predictions came without.
+    """
+
+    table: FrameTable
+    predicted: IntArray
+    probabilities: npt.NDArray[np.float32] | None = None
+
+    @classmethod
+    def of_logits(cls, table: FrameTable, logits: npt.NDArray[np.float32]) -> FramePredictions:
+        """The phases with the highest logits, and their probabilities. logits: (N, C) float32, finite."""
+        return cls(table, logits.argmax(axis=1).astype(np.int64), softmax(logits).astype(np.float32))
+
+    def write_csv(self, path: Path) -> None:
+        """The specification's `img_id,true_label,predicted_label`, one line per row of the table, in its order."""
+        columns = {"img_id": self.table.ids, "true_label": self.table.labels, "predicted_label": self.predicted}
+        write_csv(path, pd.DataFrame(columns))
+
+
+PredictionSets: TypeAlias = Mapping[str, Sequence[FramePredictions]]
+"""Sets of predictions by name. The parts of a set are of different videos; all sets are of the same frames."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EvaluatedVideo:
-    """One video's T frames, in time order: by segment, then by frame number.
+    """One video's (or patient's) T frames, in time order: by segment, then by frame number.
 
     frame_ids: (T,) texts. segments, frame_numbers: (T,) int64, parsed from the ids; frame number / fps = seconds
     within a segment. labels: (T,) int64, -100 where unlabelled. predictions: (T,) int64, 0..C-1.
@@ -69,90 +107,16 @@ class EvaluatedVideo:
             assert getattr(self, name).shape == (num_frames,), (name, getattr(self, name).shape, num_frames)
         assert self.probabilities is None or len(self.probabilities) == num_frames, self.video_id
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Evaluation:
-    """One set of predictions, scored.
-
-    name: what tells it from others, for example the stem of the predictions file. metrics: the content of
-    metrics.json (`summary.summarize`), calibration included when there are probabilities. per_video: rows of
-    `scoring.per_video_rows`. Several evaluations of one run hold the same videos with the same labels.
-    """
-
-    name: str
-    videos: tuple[EvaluatedVideo, ...]
-    metrics: dict[str, Any]
-    per_video: list[dict[str, Any]]
-
-
-NETWORK_NAME = "ResNet-50"
-"""What pictures and tables call the predictions that come from weights or feature files."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class FramePredictions:
-    """Predicted phases of the N frames of a table, in its order.
-
-    predicted: (N,) int64, 0..C-1. probabilities: (N, C) float32, or None if the predictions came without.
-    """
-
-    table: FrameTable
-    predicted: IntArray
-    probabilities: npt.NDArray[np.float32] | None = None
-
     @property
-    def ids(self) -> npt.NDArray[Any]:
-        return self.table.ids
-
-    @property
-    def labels(self) -> IntArray:
-        return self.table.labels
-
-    @classmethod
-    def of_logits(cls, table: FrameTable, logits: npt.NDArray[np.float32]) -> FramePredictions:
-        """The phases with the highest logits, and their probabilities. logits: (N, C) float32, in the table's order."""
-        predicted = logits.argmax(axis=1).astype(np.int64)
-        return cls(table=table, predicted=predicted, probabilities=softmax(logits).astype(np.float32))
+    def num_labelled(self) -> int:
+        return int((self.labels != UNLABELLED).sum())
 
 
-def write_predictions_csv(path: Path, predictions: FramePredictions) -> None:
-    """The specification's `img_id,true_label,predicted_label`, one line per row of the CSV, in its order."""
-    columns = {"img_id": predictions.ids, "true_label": predictions.labels, "predicted_label": predictions.predicted}
-    write_csv(path, pd.DataFrame(columns))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PredictionSet:
-    """One set of predictions under the name that tells it from others; the parts are of different videos."""
-
-    name: str
-    parts: tuple[FramePredictions, ...]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EvaluationInput:
-    """A source that has been opened and checked.
-
-    tables: the frames that are scored; every set is of these. phase_names: C names. stored_fps: frames per second of
-    the frame numbers, where the source knows it. data: files that `run.json` gets hashes of. facts: more for
-    `run.json`. notices: what a reader of the scores should know. predict: gives the sets; long work, if there is any,
-    happens there.
-    """
-
-    tables: tuple[FrameTable, ...]
-    phase_names: tuple[str, ...]
-    predict: Callable[[], tuple[PredictionSet, ...]]
-    stored_fps: float | None = None
-    data: tuple[Path, ...] = ()
-    facts: dict[str, Any] = field(default_factory=dict)
-    notices: tuple[str, ...] = ()
-
-
-def evaluated_videos(predictions: PredictionSet, group_by: str) -> tuple[EvaluatedVideo, ...]:
-    """The set's frames as videos (or whole patients), each in time order, in numeric order of their ids."""
-    part_of = {id(part.table): part for part in predictions.parts}
+def evaluated_videos(parts: Sequence[FramePredictions], group_by: str = "video") -> tuple[EvaluatedVideo, ...]:
+    """The frames of one set of predictions as videos (or patients), in numeric order of their ids."""
+    part_of = {id(part.table): part for part in parts}
     videos = []
-    for video in group_videos([part.table for part in predictions.parts], group_by):
+    for video in group_videos([part.table for part in parts], group_by):
         table, rows, part = video.table, video.rows, part_of[id(video.table)]
         videos.append(
             EvaluatedVideo(
@@ -169,14 +133,6 @@ def evaluated_videos(predictions: PredictionSet, group_by: str) -> tuple[Evaluat
     return tuple(videos)
 
 
-@dataclass(frozen=True)
-class Rates:
-    """sampling_fps: scored frames per second, None if nobody said. numbering_fps: frame number / it = seconds."""
-
-    sampling_fps: float | None
-    numbering_fps: float
-
-
 def usual_step(videos: Iterable[EvaluatedVideo]) -> float:
     """The median difference of successive frame numbers, over all videos (the lower of two); 1 if none has two frames.
 
@@ -187,30 +143,27 @@ def usual_step(videos: Iterable[EvaluatedVideo]) -> float:
     return float(np.sort(found)[(len(found) - 1) // 2]) if len(found) else 1.0
 
 
-def find_rates(videos: Sequence[EvaluatedVideo], *, given_fps: float | None, stored_fps: float | None) -> Rates:
-    """Tell the rate of the frames from the rate of their numbers.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OpenedSource:
+    """A source of predictions that has been opened and checked.
 
-    Every 25th frame of a 25 fps video is one frame per second whose numbers run at 25 per second: the usual step
-    between neighbouring numbers stands between the two.
-
-    Args:
-        given_fps: scored frames per second, as the user says.
-        stored_fps: frame numbers per second, as feature files say; `given_fps` goes before it.
+    tables: the frames that are scored. phase_names: C names. predict: gives the sets of predictions; long work, if
+    there is any, happens there. stored_fps: frames per second of the frame numbers, where the source knows it. data:
+    files that `run.json` gets hashes of. facts: more for `run.json`.
     """
-    step = usual_step(videos)
-    if given_fps is None and stored_fps is not None:
-        return Rates(stored_fps / step, stored_fps)
-    return Rates(given_fps, (1.0 if given_fps is None else given_fps) * step)
 
-
-ALL_SPLITS = "all"
-AGAIN = "extract the video again"
+    tables: tuple[FrameTable, ...]
+    phase_names: tuple[str, ...]
+    predict: Callable[[], PredictionSets]
+    stored_fps: float | None = None
+    data: tuple[Path, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def read_feature_predictions(
     source: FeaturesSource, num_classes: int | None, phase_names: tuple[str, ...] | None
-) -> EvaluationInput:
-    """Read labels and logits of the folder's files of one split, or of all.
+) -> OpenedSource:
+    """Read labels and logits of the folder's files of one split, or of all. No image is decoded.
 
     Args:
         num_classes: what the caller expects; None accepts what the files hold.
@@ -220,22 +173,21 @@ def read_feature_predictions(
         SpatialfeatError: files that cannot be read, do not belong together or hold impossible values, no file of that
             split, or another number of phases.
     """
-    split = None if source.split == ALL_SPLITS else source.split
-    files = read_features(source.features, split=split)
+    files = read_features(source.features, split=None if source.split == ALL_SPLITS else source.split)
     num_phases = files[0].num_phases
     if num_classes not in (None, num_phases):
         raise SpatialfeatError(
             f"{source.features}: its files have {num_phases} phases, not {num_classes}; leave --num-classes out"
         )
     check_phase_names(phase_names, num_phases)
-    parts = tuple(
-        _joined(source.features, [_read_feature_file(file) for file in files if file.split == name])
-        for name in dict.fromkeys(file.split for file in files)
-    )
-    return EvaluationInput(
+    parts = [
+        _read_split(source.features, [file for file in files if file.split == split])
+        for split in dict.fromkeys(file.split for file in files)
+    ]
+    return OpenedSource(
         tables=tuple(part.table for part in parts),
         phase_names=phase_names or files[0].phase_names,
-        predict=lambda: (PredictionSet(name=NETWORK_NAME, parts=parts),),
+        predict=lambda: {NETWORK_NAME: parts},
         stored_fps=files[0].fps,
         facts={
             "feature_files": [file.path.name for file in files],
@@ -244,67 +196,31 @@ def read_feature_predictions(
     )
 
 
-def _joined(features_dir: Path, parts: Sequence[FramePredictions]) -> FramePredictions:
+def _read_split(features_dir: Path, files: Sequence[FeatureFile]) -> FramePredictions:
     """All files of one split as one table, so that the videos of a patient can be put together."""
-
-    def column(name: str) -> NDArray[Any]:
-        return np.concatenate([getattr(part.table, name) for part in parts])
-
-    table = FrameTable(
-        origin=Origin(features_dir, None),
-        images=ImageFolder(features_dir),
-        split=parts[0].table.split,
-        ids=column("ids"),
-        labels=column("labels"),
-        videos=column("videos"),
-        patients=column("patients"),
-        segments=column("segments"),
-        frame_numbers=column("frame_numbers"),
-    )
-    return FramePredictions(
-        table=table,
-        predicted=np.concatenate([part.predicted for part in parts]),
-        probabilities=np.concatenate([part.probabilities for part in parts if part.probabilities is not None]),
-    )
+    tables, logits = zip(*map(_read_feature_file, files), strict=True)
+    names = ("ids", "labels", "videos", "patients", "segments", "frame_numbers")
+    columns = {name: np.concatenate([getattr(table, name) for table in tables]) for name in names}
+    table = replace(tables[0], origin=Origin(features_dir, None), **columns)
+    return FramePredictions.of_logits(table, np.concatenate(logits))
 
 
-def _read_feature_file(file: FeatureFile) -> FramePredictions:
+def _read_feature_file(file: FeatureFile) -> tuple[FrameTable, npt.NDArray[np.float32]]:
+    """The file's T frames, and their logits (T, C) float32."""
     with file:
         ids, labels, logits = file.frame_ids, file.labels, file.logits(axes=TIME_CHANNEL)
     rows = Rows(Origin(file.path, None), pd.DataFrame({"id": ids.astype(object), "label": labels}))
-    outside: NDArray[np.bool_] = ((labels < 0) | (labels >= file.num_phases)) & (labels != UNLABELLED)
+    outside = ((labels < 0) | (labels >= file.num_phases)) & (labels != UNLABELLED)
     rows.refuse("label", outside, f"label {{value}} is outside 0..{file.num_phases - 1}", AGAIN)
-    finite = np.asarray(np.isfinite(logits).all(axis=1), dtype=bool)
-    rows.refuse("id", ~finite, "its logits are not finite", AGAIN)
+    not_finite = np.asarray(~np.isfinite(logits).all(axis=1), dtype=bool)
+    rows.refuse("id", not_finite, "its logits are not finite", AGAIN)
     # The ids are parsed, not the stored video: a file of a whole patient holds several videos.
-    table = make_table(rows, file.path.parent, file.split, labels)
-    return FramePredictions.of_logits(table, logits)
-
-
-ID_COLUMNS = ("img_id", "frame_id", "id")
-PREDICTED_COLUMNS = ("predicted_label", "prediction", "predicted")
-TRUTH_COLUMNS = ("true_label", "label")
-SPLIT = "evaluation"
-# With several sets, a set's name becomes a folder beside the other outputs: no separators, nothing hidden, no clash.
-SAFE_NAME = r"[^\s./\\\x00-\x1f\x7f](?:[^/\\\x00-\x1f\x7f]{0,98}[^\s./\\\x00-\x1f\x7f])?"
-OUTPUT_NAME = r"ribbons|.*\.(?:csv|html|json|png|svg)"
-NAMED_IDS = 5
-"""A message names so many ids; more would bury the first."""
-
-
-@dataclass(frozen=True, eq=False)
-class _PredictionFile:
-    """One file's N rows. table.labels: its own ground truth, if has_truth. predicted: (N,) int64."""
-
-    name: str
-    table: FrameTable
-    has_truth: bool
-    predicted: IntArray
+    return make_table(rows, file.path.parent, file.split, labels), logits
 
 
 def read_prediction_files(
     source: PredictionsSource, num_classes: int | None, phase_names: tuple[str, ...] | None
-) -> EvaluationInput:
+) -> OpenedSource:
     """Read the files and bring their rows into the order of the ground truth: `source.csv`, or the first file that
     has a column of true phases.
 
@@ -318,38 +234,27 @@ def read_prediction_files(
         num_classes = len(phase_names) if phase_names else DEFAULT_NUM_PHASES
     check_phase_names(phase_names, num_classes)
     paths = _named_paths(source.predictions)
-    files = [_read_file(name, path, num_classes) for name, path in paths]
-    truth = _ground_truth(source, files, num_classes)
-    sets = []
-    for file in files:
-        rows = _rows_of(truth, file.table)
-        if file.has_truth:
-            _require_same_truth(truth, file.table, rows)
-        sets.append(
-            PredictionSet(name=file.name, parts=(FramePredictions(table=truth, predicted=file.predicted[rows]),))
-        )
-    return EvaluationInput(
+    files = {name: _PredictionFile.read(path, num_classes) for name, path in paths.items()}
+    truth = _ground_truth(source.csv, list(files.values()), num_classes)
+    sets = {name: [FramePredictions(truth, file.predicted[file.rows_of(truth)])] for name, file in files.items()}
+    return OpenedSource(
         tables=(truth,),
         phase_names=phase_names or default_phase_names(num_classes),
-        predict=lambda: tuple(sets),
-        data=tuple(dict.fromkeys([*(path for _, path in paths), *([source.csv] if source.csv else [])])),
-        notices=()
-        if source.csv
-        else (
-            f"the true phases are those in {truth.source}: a frame that it leaves out is "
-            "missed by nobody; pass --csv to check that all are there",
-        ),
+        predict=lambda: sets,
+        data=tuple(dict.fromkeys([*paths.values(), *([source.csv] if source.csv else [])])),
     )
 
 
-def _named_paths(predictions: Sequence[str]) -> list[tuple[str, Path]]:
-    """(name, path) of each `PATH` or `NAME=PATH`. Names become folders, so they are safe and tell the sets apart."""
+def _named_paths(predictions: Sequence[str]) -> dict[str, Path]:
+    """{name: path} of each `PATH` or `NAME=PATH`. Names become folders, so they must be safe and differ."""
     named: dict[str, tuple[str, Path]] = {}
     for text in predictions:
         match = re.fullmatch(r"(?P<name>[^/=]+)=(?P<path>.+)", text)
         # A file whose own name holds "=" is that file.
-        split = match is not None and not Path(text).exists()
-        name, path = (match["name"], Path(match["path"])) if match and split else (Path(text).stem, Path(text))
+        if match is None or Path(text).exists():
+            name, path = Path(text).stem, Path(text)
+        else:
+            name, path = match["name"], Path(match["path"])
         safe = re.fullmatch(SAFE_NAME, name) and not re.fullmatch(OUTPUT_NAME, name.casefold())
         if len(predictions) > 1 and not safe:
             raise SpatialfeatError(
@@ -362,17 +267,57 @@ def _named_paths(predictions: Sequence[str]) -> list[tuple[str, Path]]:
                 f"--predictions {text}: {known_path} is called {known} already; "
                 "give each file once, with a name of its own: --predictions NAME=PATH"
             )
-    return list(named.values())
+    return dict(named.values())
 
 
-def _read_file(name: str, path: Path, num_phases: int) -> _PredictionFile:
-    rows = read_rows(path, "img_id,true_label,predicted_label", [])
-    rows = replace(rows, id_column=_one_column(rows, ID_COLUMNS, "ids"))
-    predicted_column = _one_column(rows, PREDICTED_COLUMNS, "predicted phases")
-    truth_column = _one_column(rows, TRUTH_COLUMNS, "true phases", required=False)
-    predicted = rows.phases(predicted_column, num_phases, name=predicted_column)
-    labels = rows.phases(truth_column, num_phases, also=UNLABELLED) if truth_column else None
-    return _PredictionFile(name, make_table(rows, path.parent, SPLIT, labels), labels is not None, predicted)
+@dataclass(frozen=True, eq=False)
+class _PredictionFile:
+    """One file's N rows. table.labels: its own ground truth, if has_truth. predicted: (N,) int64."""
+
+    table: FrameTable
+    has_truth: bool
+    predicted: IntArray
+
+    @classmethod
+    def read(cls, path: Path, num_phases: int) -> _PredictionFile:
+        rows = read_rows(path, "img_id,true_label,predicted_label", [])
+        rows = replace(rows, id_column=_one_column(rows, ID_COLUMNS, "ids"))
+        predicted_column = _one_column(rows, PREDICTED_COLUMNS, "predicted phases")
+        truth_column = _one_column(rows, TRUTH_COLUMNS, "true phases", required=False)
+        predicted = rows.phases(predicted_column, num_phases, name=predicted_column)
+        labels = rows.phases(truth_column, num_phases, also=UNLABELLED) if truth_column else None
+        return cls(make_table(rows, path.parent, SPLIT, labels), labels is not None, predicted)
+
+    def rows_of(self, truth: FrameTable) -> IntArray:
+        """(M,) int64: the row that holds each of the M frames of `truth`.
+
+        Raises:
+            SpatialfeatError: a frame that only one of the two has, or another true phase than `truth` has.
+        """
+        table = self.table
+        row_of = {frame_id: row for row, frame_id in enumerate(table.ids.tolist())}
+        ids = truth.ids.tolist()
+        lacking = [row for row, frame_id in enumerate(ids) if frame_id not in row_of]
+        added = [row_of[frame_id] for frame_id in row_of.keys() - set(ids)]
+        problems = []
+        if lacking:
+            problems.append(f"lacks {_ids_text(truth, lacking)} of {truth.source}")
+        if added:
+            problems.append(f"has {_ids_text(table, sorted(added))} that {truth.source} has not")
+        if problems:
+            raise SpatialfeatError(f"{table.source}: {' and '.join(problems)}; predict exactly the same frames")
+        rows = np.array([row_of[frame_id] for frame_id in ids], dtype=np.int64)
+        differing = np.flatnonzero(table.labels[rows] != truth.labels).tolist() if self.has_truth else []
+        if differing:
+            first = differing[0]
+            row = int(rows[first])
+            more = ", ..." if len(differing) > NAMED_IDS else ""
+            raise SpatialfeatError(
+                f"{table.where(row)}: the true phase of {truth.ids[first]} is {table.labels[row]}, but "
+                f"{truth.labels[first]} in {truth.where(first)}; {len(differing)} of {len(truth)} frames differ "
+                f"({', '.join(truth.ids[differing[:NAMED_IDS]])}{more}); use one ground truth"
+            )
+        return rows
 
 
 def _one_column(rows: Rows, names: Sequence[str], content: str, *, required: bool = True) -> str:
@@ -390,55 +335,22 @@ def _one_column(rows: Rows, names: Sequence[str], content: str, *, required: boo
     return there[0] if there else ""
 
 
-def _ground_truth(source: PredictionsSource, files: Sequence[_PredictionFile], num_phases: int) -> FrameTable:
-    """The labelled frames that every file is compared with."""
-    if source.csv is not None:
-        truth = read_frames(source.csv, Path(), split=SPLIT, num_classes=num_phases, allow_unlabelled=True)
-    else:
-        with_truth = [file.table for file in files if file.has_truth]
-        if not with_truth:
-            raise SpatialfeatError(
-                f"{files[0].table.source}: has no column of true phases ({' or '.join(TRUTH_COLUMNS)}) and no other "
-                "file has; pass --csv, the CSV with columns id,label"
-            )
-        truth = with_truth[0]
-    return truth
+def _ground_truth(csv: Path | None, files: Sequence[_PredictionFile], num_phases: int) -> FrameTable:
+    """The frames that every file is compared with."""
+    if csv is not None:
+        return read_frames(csv, Path(), split=SPLIT, num_classes=num_phases, allow_unlabelled=True)
+    for file in files:
+        if file.has_truth:
+            return file.table
+    raise SpatialfeatError(
+        f"{files[0].table.source}: has no column of true phases ({' or '.join(TRUTH_COLUMNS)}) and no other file has; "
+        "pass --csv, the CSV with columns id,label"
+    )
 
 
-def _rows_of(truth: FrameTable, table: FrameTable) -> IntArray:
-    """(N,) int64: the row of `table` that holds each frame of `truth`. Both must have the same frames."""
-    row_of = {frame_id: row for row, frame_id in enumerate(table.ids.tolist())}
-    known = set(truth.ids.tolist())
-    lacking = [row for row, frame_id in enumerate(truth.ids.tolist()) if frame_id not in row_of]
-    added = [row for frame_id, row in row_of.items() if frame_id not in known]
-    problems = []
-    if lacking:
-        problems.append(f"lacks {_ids(truth, lacking)} of {truth.source}")
-    if added:
-        problems.append(f"has {_ids(table, added)} that {truth.source} has not")
-    if problems:
-        raise SpatialfeatError(f"{table.source}: {' and '.join(problems)}; predict exactly the same frames")
-    return np.array([row_of[frame_id] for frame_id in truth.ids.tolist()], dtype=np.int64)
-
-
-def _ids(table: FrameTable, rows: Sequence[int]) -> str:
+def _ids_text(table: FrameTable, rows: Sequence[int]) -> str:
     """`3 frames (1_1_4 in row 5, 1_1_5 in row 6, 1_1_6 in row 7)`."""
     numbers = table.origin.row_numbers
     assert numbers is not None, table.source
     named = ", ".join(f"{table.ids[row]} in row {numbers[row]}" for row in rows[:NAMED_IDS])
-    more = ", ..." if len(rows) > NAMED_IDS else ""
-    return f"{len(rows)} {'frame' if len(rows) == 1 else 'frames'} ({named}{more})"
-
-
-def _require_same_truth(truth: FrameTable, table: FrameTable, rows: IntArray) -> None:
-    """Refuse another true phase than `truth` has. rows: (N,) as `_rows_of` gives them."""
-    differing = np.flatnonzero(table.labels[rows] != truth.labels)
-    if len(differing):
-        first = int(differing[0])
-        row = int(rows[first])
-        raise SpatialfeatError(
-            f"{table.where(row)}: the true phase of {truth.ids[first]} is {table.labels[row]}, but "
-            f"{truth.labels[first]} in {truth.where(first)}; {len(differing)} of {len(truth)} frames differ "
-            f"({', '.join(truth.ids[differing[:NAMED_IDS]].tolist())}{', ...' if len(differing) > NAMED_IDS else ''}); "
-            "use one ground truth"
-        )
+    return f"{count_text(len(rows), 'frame')} ({named}{', ...' if len(rows) > NAMED_IDS else ''})"

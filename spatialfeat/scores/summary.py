@@ -1,429 +1,293 @@
-"""Videos with labels and predictions: check them, count what each contributes, score each alone.
+"""Score sets of predictions, compare them, and write what an evaluation leaves: metrics.json and the CSVs.
 
-Build the content of `metrics.json` (schema 1) from scored videos.
-
-Every number is a fraction 0..1, the edit score included (elsewhere often printed as 0..100); null (None)
-where undefined. Keys say how a number was averaged:
+metrics.json (schema 1): every number is a fraction 0..1, the edit score included (elsewhere often 0..100); null where
+undefined. Keys say how a number was averaged:
 
 * pooled: all frames of all videos counted together; macro = mean over all phases, undefined as 0.
-* video_wise: computed per video, then averaged; A and B are the strategies for phases missing from a video,
-  and video_macro, cell_mean, phase_macro the averages (`metrics.missing_phases`, `metrics.ScoreAverages`).
+* video_wise: computed per video, then averaged; A and B are the strategies for phases missing from a video
+  (`metrics.missing_phases`), and video_macro, cell_mean, phase_macro the averages (`metrics.average_scores`).
 * per_phase: each phase's scores over all frames, pooled.
-* segmental: edit is the mean over videos; f1_10, f1_25, f1_50 pool segments over videos.
-* relaxed: accuracy is the mean over videos; precision, recall and jaccard are the phase_macro under strategy
-  B, as Cholec80's evaluation averages them. relaxed.video_wise holds the other averages, as in video_wise.
-* intervals: [low, high] by resampling patients; with fewer than two patients null and samples 0.
-  video_wise_accuracy belongs to video_wise.accuracy.mean, per_phase to per_phase, the others to their
-  namesakes.
+* segmental: edit is the mean over videos; f1_10, f1_25, f1_50 pool runs over videos.
+* relaxed: accuracy is the mean over videos; precision, recall and jaccard are the phase_macro under strategy B, as
+  Cholec80's evaluation averages them. relaxed.video_wise holds the other averages, as in video_wise.
+* intervals: [low, high] by resampling patients; with fewer than two patients null and samples 0. per_phase belongs to
+  per_phase, the others to the overall scores of their names (`table.SCORES`).
 
 Videos without a labelled frame are left out; num_videos and num_frames count what was scored.
-
-Score predictions, and write what an evaluation leaves behind about them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import write_csv, write_json
-from spatialfeat.scores.calibration import ReliabilityCurve, reliability_curve
+from spatialfeat.scores.calibration import calibration
 from spatialfeat.scores.metrics import (
-    SCORE_NAMES,
+    MEASURES,
     STRATEGIES,
+    BoolArray,
     FloatArray,
     IntArray,
-    accuracies,
-    average_scores,
-    confusion_counts,
+    count_scores,
+    labelled_frames,
+    mean_and_deviation,
     missing_phases,
     nan_mean,
-    nan_std,
-    phase_scores,
-    pooled_scores_of_counts,
-    scored_frames,
+    strategy_averages,
 )
-from spatialfeat.scores.predictions import EvaluatedVideo, Evaluation
-from spatialfeat.scores.relaxed import DEFAULT_WINDOW_S, TransitionGraph, relaxed_scores, window_frames
-from spatialfeat.scores.segments import IOU_PERCENTS, edit_score, segment_f1, segment_matches
+from spatialfeat.scores.predictions import EvaluatedVideo
+from spatialfeat.scores.relaxed import DEFAULT_WINDOW_S, relaxed_scores, window_frames
+from spatialfeat.scores.segmental import IOU_PERCENTS, f1_of_matches
 from spatialfeat.scores.table import (
+    LEVEL,
     NUM_SAMPLES,
-    Interval,
-    VideoTallies,
-    bootstrap_differences,
-    bootstrap_intervals,
-    bootstrap_phase_intervals,
-    resampling_facts,
+    SCORES,
+    Resamples,
+    Tallies,
+    interval,
+    pooled_phase_scores,
+    tally,
 )
 
+METRICS_SCHEMA = 1
+COMPARISON_SCHEMA = 1
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class ScoredVideo:
-    """One video to score: labels and predictions (T,), in time order, as for `metrics.scored_frames`."""
-
-    video_id: str
-    patient_id: str
-    labels: npt.NDArray[np.integer[Any]]
-    predictions: npt.NDArray[np.integer[Any]]
+T = TypeVar("T")
 
 
-def labelled_videos(videos: Sequence[ScoredVideo], num_phases: int) -> list[ScoredVideo]:
-    """Check every video and keep those with a labelled frame, reduced to their labelled frames.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoreOptions:
+    """How to score. group_by: what a video is, "video" or "patient".
 
-    Raises SpatialfeatError for a repeated video id, as `metrics.scored_frames`, and if nothing is labelled.
+    relaxed: the transition graph (C, C) of relaxed scores, None for none. They need sampling_fps, the rate of the
+    scored frames, not the camera's.
     """
-    seen: set[str] = set()
-    kept = []
-    for video in videos:
-        if video.video_id in seen:
-            raise SpatialfeatError(f"video {video.video_id}: occurs twice; give each video once")
-        seen.add(video.video_id)
-        labels, predictions = scored_frames(
-            video.labels, video.predictions, num_phases, place=f"video {video.video_id}"
-        )
-        if len(labels):
-            kept.append(
-                ScoredVideo(
-                    video_id=video.video_id,
-                    patient_id=video.patient_id,
-                    labels=labels,
-                    predictions=predictions,
-                )
-            )
-    if not kept:
-        raise SpatialfeatError(f"none of {len(videos)} videos has a labelled frame; metrics need labels")
-    return kept
 
-
-def tally(videos: Sequence[ScoredVideo], num_phases: int) -> VideoTallies:
-    """Count what each video contributes; every video needs a labelled frame (`labelled_videos`)."""
-    sequences = [(video.labels, video.predictions, num_phases) for video in videos]
-    return VideoTallies(
-        patient_ids=tuple(video.patient_id for video in videos),
-        counts=np.stack([confusion_counts(*sequence) for sequence in sequences]),
-        edit=np.array([edit_score(*sequence) for sequence in sequences]),
-        matches=np.stack([segment_matches(*sequence) for sequence in sequences]),
-    )
-
-
-def per_video_rows(videos: Sequence[ScoredVideo], num_phases: int) -> list[dict[str, Any]]:
-    """One row per scored video, for a table.
-
-    {"video_id", "patient_id", "num_frames", "accuracy", "edit", "f1_10", "f1_25", "f1_50"} and, for
-    precision, recall, jaccard and f1, "macro_<score>_A" and "macro_<score>_B": mean over the phases where
-    defined, None where none is. Raises SpatialfeatError as `labelled_videos`.
-    """
-    scored = labelled_videos(videos, num_phases)
-    tallies = tally(scored, num_phases)
-    scores = phase_scores(tallies.counts)
-    columns: dict[str, FloatArray] = {"accuracy": accuracies(tallies.counts)}
-    for strategy in STRATEGIES:
-        for name in SCORE_NAMES:
-            table = missing_phases(getattr(scores, name), scores.support, strategy)
-            columns[f"macro_{name}_{strategy}"] = nan_mean(table, axis=1)
-    columns["edit"] = tallies.edit
-    matched = segment_f1(tallies.matches)
-    columns |= {f"f1_{percent}": matched[:, index] for index, percent in enumerate(IOU_PERCENTS)}
-    num_frames = tallies.counts.sum(axis=(1, 2))
-    return [
-        {"video_id": video.video_id, "patient_id": video.patient_id, "num_frames": int(num_frames[row])}
-        | {name: None if np.isnan(values[row]) else float(values[row]) for name, values in columns.items()}
-        for row, video in enumerate(scored)
-    ]
-
-
-SCHEMA = 1
-RELAXED_NAMES = ("precision", "recall", "jaccard")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SummaryOptions:
-    """What to report. relaxed needs sampling_fps: the rate of the scored frames, not the camera's."""
-
-    relaxed: TransitionGraph | None = None
+    group_by: str = "video"
+    relaxed: BoolArray | None = None
     window_s: float = DEFAULT_WINDOW_S
     sampling_fps: float | None = None
-    bootstrap_samples: int = NUM_SAMPLES
+    num_samples: int = NUM_SAMPLES
     seed: int = 0
 
 
-def summarize(
-    videos: Sequence[ScoredVideo],
-    phase_names: Sequence[str],
-    options: SummaryOptions | None = None,
-    calibration: ReliabilityCurve | None = None,
-) -> dict[str, Any]:
-    """Build the metrics.json dictionary: plain numbers, texts, lists and None only.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """One set of predictions, scored.
 
-    phase_names: C names, phase 0 first. calibration: of the same frames; its key is absent when None.
-    Raises SpatialfeatError for repeated video ids, values outside the phases, no labelled frame at all, a
-    graph of another number of phases, or relaxed metrics without a sampling rate.
+    name: for example the stem of the predictions file. metrics: the content of metrics.json. per_video: the rows of
+    per_video.csv. Several evaluations of one run have the same videos with the same labels.
     """
-    options = options or SummaryOptions()
-    scored = labelled_videos(videos, len(phase_names))
-    tallies = tally(scored, len(phase_names))
-    counts = tallies.counts.sum(axis=0)
-    summary: dict[str, Any] = {
-        "schema": SCHEMA,
-        "num_videos": len(scored),
-        "num_frames": int(counts.sum()),
-        "num_phases": len(phase_names),
-        "phase_names": list(phase_names),
-        "pooled": _numbers(asdict(pooled_scores_of_counts(counts))),
-        "video_wise": _video_wise(tallies.counts),
-        "per_phase": _per_phase(counts, phase_names),
-        "confusion_matrix": counts.tolist(),
-        "segmental": _segmental(tallies.edit, tallies.matches),
-        "relaxed": _relaxed(scored, len(phase_names), options),
-        "intervals": _intervals(tallies, options),
-    }
-    if calibration is not None:
-        summary["calibration"] = _calibration(calibration)
-    return summary
 
-
-def _video_wise(counts: IntArray) -> dict[str, Any]:
-    scores = phase_scores(counts)
-    tables = {name: getattr(scores, name) for name in SCORE_NAMES}
-    return {"accuracy": _over_videos(accuracies(counts))} | _strategies(tables, scores.support)
-
-
-def _strategies(tables: Mapping[str, FloatArray], support: IntArray) -> dict[str, Any]:
-    """{"A": {score: averages}, "B": ...} of (V, C) tables."""
-    return {
-        strategy: {name: _averages(missing_phases(table, support, strategy)) for name, table in tables.items()}
-        for strategy in STRATEGIES
-    }
-
-
-def _over_videos(values: FloatArray) -> dict[str, float | None]:
-    return {"mean": _number(float(nan_mean(values))), "std_over_videos": _number(nan_std(values))}
-
-
-def _averages(table: FloatArray) -> dict[str, Any]:
-    found = average_scores(table)
-    return {
-        "video_macro": _numbers({"mean": found.video_macro, "std_over_videos": found.std_over_videos}),
-        "cell_mean": _number(found.cell_mean),
-        "phase_macro": _numbers({"mean": found.phase_macro, "std_over_phases": found.std_over_phases}),
-    }
-
-
-def _per_phase(counts: IntArray, phase_names: Sequence[str]) -> list[dict[str, Any]]:
-    scores = phase_scores(counts)
-    return [
-        {"phase": phase, "name": name, "support": int(scores.support[phase])}
-        | {score: _number(getattr(scores, score)[phase]) for score in SCORE_NAMES}
-        for phase, name in enumerate(phase_names)
-    ]
-
-
-def _segmental(edit: FloatArray, matches: IntArray) -> dict[str, float | None]:
-    pooled = segment_f1(matches.sum(axis=0))
-    return {"edit": _number(float(nan_mean(edit)))} | {
-        f"f1_{percent}": _number(pooled[index]) for index, percent in enumerate(IOU_PERCENTS)
-    }
-
-
-def _relaxed(videos: Sequence[ScoredVideo], num_phases: int, options: SummaryOptions) -> dict[str, Any] | None:
-    graph, sampling_fps = options.relaxed, options.sampling_fps
-    if graph is None:
-        return None
-    if sampling_fps is None:
-        raise SpatialfeatError("relaxed metrics: sampling rate not given; give the scored frames per second")
-    if graph.num_phases != num_phases:
-        raise SpatialfeatError(
-            f"relaxed metrics: the transition graph has {graph.num_phases} phases, the data {num_phases}; "
-            "give a graph of the data's phases"
-        )
-    found = [
-        relaxed_scores(video.labels, video.predictions, graph, sampling_fps=sampling_fps, window_s=options.window_s)
-        for video in videos
-    ]
-    tables = {name: np.stack([getattr(scores, name) for scores in found]) for name in RELAXED_NAMES}
-    accuracy = _over_videos(np.array([scores.accuracy for scores in found]))
-    averages = _strategies(tables, np.stack([scores.support for scores in found]))
-    return {
-        "window_s": float(options.window_s),
-        "sampling_fps": float(sampling_fps),
-        "window_frames": window_frames(options.window_s, sampling_fps),
-        "transitions": [list(pair) for pair in sorted(graph.pairs)],
-        "accuracy": accuracy["mean"],
-        **{name: averages["B"][name]["phase_macro"]["mean"] for name in RELAXED_NAMES},
-        "video_wise": {"accuracy": accuracy} | averages,
-    }
-
-
-def _intervals(tallies: VideoTallies, options: SummaryOptions) -> dict[str, Any]:
-    samples, seed = options.bootstrap_samples, options.seed
-    overall = bootstrap_intervals(tallies, num_samples=samples, seed=seed)
-    phases = bootstrap_phase_intervals(tallies, num_samples=samples, seed=seed)
-    return resampling_facts(tallies, num_samples=samples, seed=seed) | {
-        **{name: _pair(found) for name, found in overall.items()},
-        "per_phase": [
-            {"phase": phase} | {name: _pair(found) for name, found in row.items()} for phase, row in enumerate(phases)
-        ],
-    }
-
-
-def _calibration(curve: ReliabilityCurve) -> dict[str, Any]:
-    bins = zip(curve.edges[:-1], curve.edges[1:], curve.counts, curve.confidence, curve.accuracy, strict=True)
-    return {
-        "expected_calibration_error": _number(curve.expected_calibration_error),
-        "num_bins": len(curve.counts),
-        "num_frames": int(curve.counts.sum()),
-        "bins": [
-            {
-                "low": float(low),
-                "high": float(high),
-                "num_frames": int(count),
-                "confidence": _number(confidence),
-                "accuracy": _number(accuracy),
-            }
-            for low, high, count, confidence, accuracy in bins
-        ],
-    }
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN: undefined is null."""
-    return None if np.isnan(value) else float(value)
-
-
-def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: _number(value) for name, value in values.items()}
-
-
-def _pair(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else list(interval)
-
-
-COMPARISON_SCHEMA = 1
+    name: str
+    videos: tuple[EvaluatedVideo, ...]
+    tallies: Tallies
+    metrics: dict[str, Any]
+    per_video: list[dict[str, Any]]
 
 
 def score(
     name: str,
-    videos: tuple[EvaluatedVideo, ...],
+    videos: Sequence[EvaluatedVideo],
     phase_names: Sequence[str],
-    options: SummaryOptions | None = None,
-    *,
-    group_by: str = "video",
+    options: ScoreOptions | None = None,
 ) -> Evaluation:
-    """Score one set of predictions. group_by: what `videos` are, "video" or "patient"; metrics.json says so too.
+    """Score one set of predictions; at least one frame must be labelled."""
+    options = options or ScoreOptions()
+    tallies = tally(videos, len(phase_names))
+    metrics = _metrics(tallies, videos, phase_names, options)
+    return Evaluation(
+        name=name, videos=tuple(videos), tallies=tallies, metrics=metrics, per_video=_per_video_rows(tallies)
+    )
 
-    Raises:
-        SpatialfeatError: as `summary.summarize`.
-    """
-    scored = _scored(videos)
-    metrics = summarize(scored, phase_names, options, _reliability(videos)) | {"grouped_by": group_by}
-    return Evaluation(name=name, videos=videos, metrics=metrics, per_video=per_video_rows(scored, len(phase_names)))
+
+def _metrics(
+    tallies: Tallies, videos: Sequence[EvaluatedVideo], phase_names: Sequence[str], options: ScoreOptions
+) -> dict[str, Any]:
+    counts = tallies.counts.sum(axis=0)
+    resamples = Resamples.draw(tallies.patient_ids, options.num_samples, options.seed)
+    samples = {key: found.compute(tallies, resamples) for key, found in SCORES.items()}
+    metrics: dict[str, Any] = {
+        "schema": METRICS_SCHEMA,
+        "num_videos": len(tallies.video_ids),
+        "num_frames": counts.sum(),
+        "num_phases": len(phase_names),
+        "phase_names": phase_names,
+        # The order of keys belongs to the file; `SCORES` has that of the tables.
+        "pooled": dict.fromkeys(["accuracy", *(f"macro_{measure}" for measure in MEASURES)]),
+        "video_wise": {
+            "accuracy": mean_and_deviation(tallies.accuracy, over="videos"),
+            **strategy_averages(count_scores(tallies.counts), tallies.support),
+        },
+        "per_phase": _per_phase(counts, phase_names),
+        "confusion_matrix": counts,
+        "segmental": {},
+        "relaxed": _relaxed(videos, tallies, options),
+        "intervals": {
+            **_resampling_facts(tallies, options.num_samples, options.seed),
+            **{key: interval(found[1:]) for key, found in _in_file_order(samples) if SCORES[key].bootstrapped},
+            "per_phase": _phase_intervals(tallies, resamples),
+        },
+    }
+    for key, found in samples.items():
+        *sections, last = SCORES[key].place.split(".")
+        section = metrics
+        for name in sections:
+            section = section[name]
+        section[last] = found[0]
+    if all(video.probabilities is not None for video in videos):
+        probabilities = np.concatenate([video.probabilities for video in videos if video.probabilities is not None])
+        metrics["calibration"] = calibration(probabilities, np.concatenate([video.labels for video in videos]))
+    plain: dict[str, Any] = _plain(metrics | {"grouped_by": options.group_by})
+    return plain
 
 
-def compare_with_first(evaluations: Sequence[Evaluation], *, num_samples: int, seed: int) -> list[dict[str, Any]]:
-    """Every later set of predictions minus the first: what `comparison.compare` returns, under the names of the two."""
-    first = evaluations[0]
+def _per_phase(counts: IntArray, phase_names: Sequence[str]) -> list[dict[str, Any]]:
+    scores = count_scores(counts)
     return [
-        {"first": first.name, "second": later.name}
-        | compare(
-            _scored(first.videos),
-            _scored(later.videos),
-            first.metrics["num_phases"],
-            num_samples=num_samples,
-            seed=seed,
-        )
-        for later in evaluations[1:]
+        {"phase": phase, "name": name, "support": counts[phase].sum()}
+        | {measure: scores[measure][phase] for measure in MEASURES}
+        for phase, name in enumerate(phase_names)
     ]
 
 
-def write_comparison(out_dir: Path, comparisons: Sequence[dict[str, Any]]) -> None:
-    """Write comparison.json, for two or more sets of predictions."""
-    write_json(out_dir / "comparison.json", {"schema": COMPARISON_SCHEMA, "comparisons": list(comparisons)})
+def _relaxed(videos: Sequence[EvaluatedVideo], tallies: Tallies, options: ScoreOptions) -> dict[str, Any] | None:
+    graph, sampling_fps = options.relaxed, options.sampling_fps
+    if graph is None:
+        return None
+    num_phases = tallies.counts.shape[1]
+    assert sampling_fps is not None, "the window is given in seconds"
+    assert len(graph) == num_phases, (len(graph), num_phases)
+    window = window_frames(options.window_s, sampling_fps)
+    accuracies, scores = zip(
+        *(
+            relaxed_scores(*labelled_frames(video.labels, video.predictions, num_phases), graph, window)
+            for video in videos
+            if video.num_labelled
+        ),
+        strict=True,
+    )
+    accuracy = mean_and_deviation(np.array(accuracies), over="videos")
+    tables = {measure: np.stack([found[measure] for found in scores]) for measure in scores[0]}
+    averages = strategy_averages(tables, tallies.support)
+    return {
+        "window_s": float(options.window_s),
+        "sampling_fps": float(sampling_fps),
+        "window_frames": window,
+        "transitions": np.argwhere(graph),
+        "accuracy": accuracy["mean"],
+        **{measure: found["phase_macro"]["mean"] for measure, found in averages["B"].items()},
+        "video_wise": {"accuracy": accuracy} | averages,
+    }
+
+
+def _phase_intervals(tallies: Tallies, resamples: Resamples) -> list[dict[str, Any]]:
+    scores = pooled_phase_scores(tallies, resamples)
+    return [
+        {"phase": phase} | {measure: interval(scores[measure][1:, phase]) for measure in MEASURES}
+        for phase in range(tallies.counts.shape[1])
+    ]
+
+
+def _per_video_rows(tallies: Tallies) -> list[dict[str, Any]]:
+    """One row per scored video: macro_... are means over the phases where defined, None where none is."""
+    scores = count_scores(tallies.counts)
+    columns: dict[str, FloatArray] = {"accuracy": tallies.accuracy}
+    for strategy in STRATEGIES:
+        for measure in MEASURES:
+            table = missing_phases(scores[measure], tallies.support, strategy)
+            columns[f"macro_{measure}_{strategy}"] = nan_mean(table, axis=1)
+    columns["edit"] = tallies.edit
+    matched = f1_of_matches(tallies.matches)
+    columns |= {f"f1_{percent}": matched[:, index] for index, percent in enumerate(IOU_PERCENTS)}
+    rows: list[dict[str, Any]] = _plain([
+        {"video_id": video_id, "patient_id": tallies.patient_ids[row], "num_frames": tallies.num_frames[row]}
+        | {name: values[row] for name, values in columns.items()}
+        for row, video_id in enumerate(tallies.video_ids)
+    ])  # fmt: skip
+    return rows
+
+
+def compare(first: Evaluation, second: Evaluation, *, num_samples: int, seed: int) -> dict[str, Any]:
+    """Second minus first, of the same frames: an entry of comparison.json.
+
+    Each resample scores both on the same patients, so what the two find equally hard cancels out of the interval.
+    """
+    tallies = first.tallies
+    assert tallies.patient_ids == second.tallies.patient_ids, "different videos"
+    assert (tallies.support == second.tallies.support).all(), "different labels"
+    resamples = Resamples.draw(tallies.patient_ids, num_samples, seed)
+    differences = {
+        key: found.compute(second.tallies, resamples) - found.compute(tallies, resamples)
+        for key, found in SCORES.items()
+    }
+    plain: dict[str, Any] = _plain(
+        {
+            "first": first.name,
+            "second": second.name,
+            **_resampling_facts(tallies, num_samples, seed),
+            "differences": {
+                key: {
+                    "difference": found[0],
+                    "interval": interval(found[1:]) if SCORES[key].bootstrapped else None,
+                }
+                for key, found in _in_file_order(differences)
+            },
+        }
+    )
+    return plain
+
+
+def _resampling_facts(tallies: Tallies, num_samples: int, seed: int) -> dict[str, Any]:
+    """What intervals rest on; 0 samples with fewer than two patients."""
+    num_patients = len(set(tallies.patient_ids))
+    return {
+        "level": LEVEL,
+        "unit": "patient",
+        "num_patients": num_patients,
+        "samples": num_samples if num_patients >= 2 else 0,
+        "seed": seed,
+    }
+
+
+def _in_file_order(scores: Mapping[str, T]) -> list[tuple[str, T]]:
+    """Items of {key: ...} of overall scores, in the order of the files' keys."""
+    return [(key, scores[key]) for key in dict.fromkeys(["accuracy", "macro_f1", *scores])]
+
+
+def _plain(value: Any) -> Any:
+    """Numbers, texts, lists, dictionaries and None, as JSON has them; it has no NaN: undefined is null."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def write_scores(out_dir: Path, evaluation: Evaluation) -> None:
     """Write metrics.json, per_video.csv and per_phase.csv, the last with intervals beside the scores."""
     metrics = evaluation.metrics
+    out_dir.mkdir(exist_ok=True)
     write_json(out_dir / "metrics.json", metrics)
     write_csv(out_dir / "per_video.csv", pd.DataFrame(evaluation.per_video))
-    intervals = metrics["intervals"]["per_phase"]
-    rows = [row | _bounds(found) for row, found in zip(metrics["per_phase"], intervals, strict=True)]
+    rows = []
+    for row, intervals in zip(metrics["per_phase"], metrics["intervals"]["per_phase"], strict=True):
+        with_intervals = dict(row)
+        for measure in MEASURES:
+            low, high = intervals[measure] or (None, None)
+            with_intervals |= {f"{measure}_low": low, f"{measure}_high": high}
+        rows.append(with_intervals)
     write_csv(out_dir / "per_phase.csv", pd.DataFrame(rows))
 
 
-def _scored(videos: Sequence[EvaluatedVideo]) -> list[ScoredVideo]:
-    return [
-        ScoredVideo(
-            video_id=video.video_id, patient_id=video.patient_id, labels=video.labels, predictions=video.predictions
-        )
-        for video in videos
-    ]
-
-
-def _reliability(videos: Sequence[EvaluatedVideo]) -> ReliabilityCurve | None:
-    """Of all frames together; None if the predictions came without probabilities."""
-    tables = [video.probabilities for video in videos if video.probabilities is not None]
-    if len(tables) < len(videos):
-        return None
-    return reliability_curve(np.concatenate(tables), np.concatenate([video.labels for video in videos]))
-
-
-def _bounds(intervals: dict[str, Any]) -> dict[str, float | None]:
-    """{"f1_low", "f1_high", ...} of one phase's {"f1": [low, high] or None, ...}."""
-    return {
-        f"{name}_{end}": None if intervals[name] is None else intervals[name][index]
-        for name in SCORE_NAMES
-        for index, end in enumerate(("low", "high"))
-    }
-
-
-def compare(
-    first: Sequence[ScoredVideo],
-    second: Sequence[ScoredVideo],
-    num_phases: int,
-    *,
-    num_samples: int = NUM_SAMPLES,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Compare two predictions of the same frames by paired bootstrap over patients.
-
-    Returns {"level", "unit", "num_patients", "samples", "seed", "differences": {score: {"difference": second
-    - first, "interval": [low, high] or None}}}, scores as `bootstrap.resampled_scores` names them.
-    Raises SpatialfeatError if videos, patients or labels disagree, and as `scoring.labelled_videos`.
-    """
-    scored, other_scored = labelled_videos(first, num_phases), labelled_videos(second, num_phases)
-    _require_same_frames(first, second)
-    others = {video.video_id: video for video in other_scored}
-    tallies = tally(scored, num_phases)
-    other_tallies = tally([others[video.video_id] for video in scored], num_phases)
-    found = bootstrap_differences(tallies, other_tallies, num_samples=num_samples, seed=seed)
-    return resampling_facts(tallies, num_samples=num_samples, seed=seed) | {
-        "differences": {
-            name: {
-                "difference": item.estimate,
-                "interval": None if item.interval is None else list(item.interval),
-            }
-            for name, item in found.items()
-        },
-    }
-
-
-def _require_same_frames(first: Sequence[ScoredVideo], second: Sequence[ScoredVideo]) -> None:
-    others = {video.video_id: video for video in second}
-    lone = sorted({video.video_id for video in first} ^ set(others))
-    if lone:
-        raise SpatialfeatError(
-            f"{len(lone)} videos are in one prediction only ({', '.join(lone[:5])}); predict the same videos"
-        )
-    for video in first:
-        other = others[video.video_id]
-        if video.patient_id != other.patient_id or not np.array_equal(video.labels, other.labels):
-            raise SpatialfeatError(
-                f"video {video.video_id}: patient or labels differ between predictions; use the same frames"
-            )
+def write_comparisons(out_dir: Path, comparisons: Sequence[dict[str, Any]]) -> None:
+    """Write comparison.json, for two or more sets of predictions."""
+    write_json(out_dir / "comparison.json", {"schema": COMPARISON_SCHEMA, "comparisons": list(comparisons)})

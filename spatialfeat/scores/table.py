@@ -1,185 +1,250 @@
-"""95 % bootstrap intervals over patients, by percentiles (Efron and Tibshirani, "An Introduction to the
-Bootstrap", 1993).
+"""The table of overall scores, SCORES: each with its titles, how it is averaged, and how it is computed.
 
-Frames of one patient are not independent, so whole patients are resampled: each of S resamples draws as many
-patients as there are, with replacement, and every score is computed anew. Every score here is a function of
-sums over videos (confusion counts, segment matches, per-video values), so a resample is a row of patient
-weights and all resamples are one matrix product. Two predictions of the same frames are compared with the
-same resamples.
+Every overall score is a function of sums over videos (confusion counts, matched runs, values of each video). So a
+resample of patients is a row of weights, and one call gives the score itself and all its bootstrap resamples.
 
-Compare two predictions of the same frames, for `metrics.json` and tables.
+Intervals are 95 % percentiles (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993). Frames of one patient
+are not independent, so whole patients are resampled: each resample draws as many patients as there are, with
+replacement.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from spatialfeat.errors import SpatialfeatError
 from spatialfeat.scores.metrics import (
-    SCORE_NAMES,
     FloatArray,
     IntArray,
     PhaseScores,
-    accuracies,
-    macro,
+    confusion_counts,
+    labelled_frames,
+    phase_scores,
     ratio,
-    scores_from_totals,
 )
-from spatialfeat.scores.segments import IOU_PERCENTS, segment_f1
+from spatialfeat.scores.predictions import EvaluatedVideo
+from spatialfeat.scores.segmental import IOU_PERCENTS, edit_score, f1_of_matches, match_runs
 
 LEVEL = 0.95
 NUM_SAMPLES = 2000
 
-Interval: TypeAlias = tuple[float, float]
+MEASURE_TITLES = {"precision": "precision", "recall": "recall", "f1": "F1", "jaccard": "Jaccard"}
+"""Titles of `metrics.MEASURES`, in the order of tables of averages."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class VideoTallies:
-    """What each of V videos contributes to the scores.
+class Tallies:
+    """What each of V videos with a labelled frame contributes to the scores of one set of predictions.
 
-    patient_ids: V texts. counts: (V, C, C) int64 confusion counts, each video with at least one frame.
-    edit: (V,) float64 edit scores. matches: (V, K, 3) int64 from `segments.segment_matches`.
+    video_ids, patient_ids: V texts. counts: (V, C, C) int64, row = true phase. edit: (V,) float64 edit scores.
+    matches: (V, K, 3) int64 from `segmental.match_runs`.
     """
 
+    video_ids: tuple[str, ...]
     patient_ids: tuple[str, ...]
     counts: IntArray
     edit: FloatArray
     matches: IntArray
 
-    def __post_init__(self) -> None:
-        num_videos, num_phases = self.counts.shape[:2]
-        assert self.counts.shape == (num_videos, num_phases, num_phases), self.counts.shape
-        assert self.edit.shape == (num_videos,), self.edit.shape
-        assert self.matches.shape == (num_videos, len(IOU_PERCENTS), 3), self.matches.shape
-        assert len(self.patient_ids) == num_videos, (len(self.patient_ids), num_videos)
-        assert (self.counts.sum(axis=(1, 2)) > 0).all(), "a video without a labelled frame"
+    @property
+    def hits(self) -> IntArray:
+        """(V, C): frames of each phase that are right."""
+        return np.diagonal(self.counts, axis1=1, axis2=2)
+
+    @property
+    def support(self) -> IntArray:
+        """(V, C): frames of each phase."""
+        return np.asarray(self.counts.sum(axis=2))
+
+    @property
+    def predicted(self) -> IntArray:
+        """(V, C): frames predicted as each phase."""
+        return np.asarray(self.counts.sum(axis=1))
+
+    @property
+    def num_frames(self) -> IntArray:
+        """(V,): labelled frames."""
+        return np.asarray(self.counts.sum(axis=(1, 2)))
+
+    @property
+    def accuracy(self) -> FloatArray:
+        """(V,): share of each video's frames that are right."""
+        return ratio(self.hits.sum(axis=1), self.num_frames)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """Second minus first score, and the interval of that difference (None for fewer than two patients)."""
-
-    estimate: float
-    interval: Interval | None
-
-
-def resampling_weights(patient_ids: Sequence[str], num_samples: int, seed: int) -> FloatArray:
-    """Draw patients with replacement.
-
-    Returns (num_samples, V) float64: how often each video's patient was drawn. Drawing goes by the sorted
-    patient ids, so the order of videos does not matter. With fewer than two patients nothing can vary: shape
-    (0, V).
-    Raises SpatialfeatError for a negative number of samples or seed.
-    """
-    for name, value in (("number of bootstrap samples", num_samples), ("bootstrap seed", seed)):
-        if value < 0:
-            raise SpatialfeatError(f"{name} is {value}; give 0 or more")
-    patients, patient_of_video = np.unique(np.asarray(patient_ids, dtype=np.str_), return_inverse=True)
-    count = len(patients)
-    if count < 2:
-        return np.zeros((0, len(patient_ids)))
-    draws = np.random.default_rng(seed).integers(count, size=(num_samples, count))
-    cells = np.arange(num_samples)[:, None] * count + draws
-    drawn = np.bincount(cells.ravel(), minlength=num_samples * count).reshape(num_samples, count)
-    return drawn[:, patient_of_video.reshape(-1)].astype(np.float64)
-
-
-def resampled_phase_scores(tallies: VideoTallies, weights: FloatArray) -> PhaseScores:
-    """Score each phase, all frames of a resample pooled. weights: (S, V). Every field is (S, C)."""
-    hits = np.diagonal(tallies.counts, axis1=1, axis2=2)
-    return scores_from_totals(
-        weights @ hits, weights @ tallies.counts.sum(axis=2), weights @ tallies.counts.sum(axis=1)
+def tally(videos: Sequence[EvaluatedVideo], num_phases: int) -> Tallies:
+    """Count what each video contributes. Videos without a labelled frame are left out; one must be there."""
+    scored = [video for video in videos if video.num_labelled]
+    frames = [labelled_frames(video.labels, video.predictions, num_phases) for video in scored]
+    return Tallies(
+        video_ids=tuple(video.video_id for video in scored),
+        patient_ids=tuple(video.patient_id for video in scored),
+        counts=np.stack([confusion_counts(*pair, num_phases) for pair in frames]),
+        edit=np.array([edit_score(*pair) for pair in frames]),
+        matches=np.stack([match_runs(*pair) for pair in frames]),
     )
 
 
-def resampled_scores(tallies: VideoTallies, weights: FloatArray) -> dict[str, FloatArray]:
-    """Compute every overall score for each row of weights (S, V); a row of ones gives the scores themselves.
+@dataclass(frozen=True, eq=False)
+class Resamples:
+    """How often each of V videos counts in each of S resamples. weights: (S, V) float64."""
 
-    Returns (S,) float64 per name: accuracy and macro_* are pooled over frames, video_wise_accuracy and edit
-    are means over videos, f1_10, f1_25 and f1_50 pool segments over videos.
-    """
-    phases = resampled_phase_scores(tallies, weights)
-    hits = np.trace(tallies.counts, axis1=1, axis2=2)
-    num_videos = weights.sum(axis=1)
-    matches = np.einsum("sv,vki->ski", weights, tallies.matches.astype(np.float64))
-    scores = {
-        "accuracy": ratio(weights @ hits, weights @ tallies.counts.sum(axis=(1, 2))),
-        "macro_f1": macro(phases.f1, phases.support),
-        "macro_precision": macro(phases.precision, phases.support),
-        "macro_recall": macro(phases.recall, phases.support),
-        "macro_jaccard": macro(phases.jaccard, phases.support),
-        "video_wise_accuracy": ratio(weights @ accuracies(tallies.counts), num_videos),
-        "edit": ratio(weights @ tallies.edit, num_videos),
-    }
-    f1 = segment_f1(matches)
-    return scores | {f"f1_{percent}": f1[:, index] for index, percent in enumerate(IOU_PERCENTS)}
+    weights: FloatArray
+
+    @classmethod
+    def draw(cls, patient_ids: Sequence[str], num_samples: int, seed: int) -> Resamples:
+        """Draw patients with replacement; a video counts as often as its patient was drawn.
+
+        Drawing goes by the sorted patient ids, so the order of videos does not matter. With fewer than two patients
+        nothing can vary: S is 0.
+        """
+        patients, patient_of_video = np.unique(np.asarray(patient_ids, dtype=np.str_), return_inverse=True)
+        count = len(patients)
+        if count < 2:
+            return cls(np.zeros((0, len(patient_ids))))
+        draws = np.random.default_rng(seed).integers(count, size=(num_samples, count))
+        cells = np.arange(num_samples)[:, None] * count + draws
+        drawn = np.bincount(cells.ravel(), minlength=num_samples * count).reshape(num_samples, count)
+        return cls(drawn[:, patient_of_video.reshape(-1)].astype(np.float64))
+
+    def total(self, values: npt.NDArray[Any]) -> FloatArray:
+        """Sum (V, ...) over videos: (1 + S, ...), first with every video once, then of each resample."""
+        resampled = (self.weights @ values.reshape(len(values), -1)).reshape(-1, *values.shape[1:])
+        return np.concatenate([values.sum(axis=0, dtype=np.float64)[None], resampled])
+
+    def mean(self, values: FloatArray) -> FloatArray:
+        """(1 + S,): mean of (V,) over videos."""
+        return ratio(self.total(values), self.total(np.ones(len(values))))
 
 
-def percentile_interval(samples: FloatArray, level: float = LEVEL) -> Interval | None:
-    """Cut (1 - level) / 2 off each end of (S,) samples, interpolating linearly.
+def pooled_phase_scores(tallies: Tallies, resamples: Resamples) -> PhaseScores:
+    """Scores of each phase with all frames counted together, (1 + S, C) each."""
+    return phase_scores(*map(resamples.total, (tallies.hits, tallies.support, tallies.predicted)))
+
+
+def interval(samples: FloatArray, level: float = LEVEL) -> list[float] | None:
+    """[low, high]: cut (1 - level) / 2 off each end of (S,) samples, interpolating linearly.
 
     Resamples in which the score is undefined (NaN) are left out; None where none remains.
     """
-    assert 0 < level < 1, level
     defined = samples[~np.isnan(samples)]
     if len(defined) == 0:
         return None
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return [float(low), float(high)]
 
 
-def resampling_facts(tallies: VideoTallies, *, num_samples: int, seed: int) -> dict[str, Any]:
-    """What intervals rest on, as metrics.json and comparison.json say it; 0 samples with fewer than two patients."""
-    num_patients = len(set(tallies.patient_ids))
-    return {
-        "level": LEVEL,
-        "unit": "patient",
-        "num_patients": num_patients,
-        "samples": num_samples if num_patients >= 2 else 0,
-        "seed": seed,
-    }
+@dataclass(frozen=True)
+class Averaging:
+    """How a score is averaged. short: for a terminal, where {unit} is "video" or "patient". long: for the report."""
+
+    short: str
+    long: str
 
 
-def bootstrap_intervals(tallies: VideoTallies, *, num_samples: int, seed: int) -> dict[str, Interval | None]:
-    """Interval per score of `resampled_scores`; None for fewer than two patients or no samples."""
-    weights = resampling_weights(tallies.patient_ids, num_samples, seed)
-    return {name: percentile_interval(column) for name, column in resampled_scores(tallies, weights).items()}
+POOLED = Averaging("all frames together", "all frames of all videos counted together")
+MACRO = Averaging("pooled, mean over phases", f"{POOLED.long}, then the mean over all phases (undefined counts as 0)")
+VIDEO_MEAN = Averaging("mean over {unit}s", "per video, then the mean over videos")
+ALL_RUNS = Averaging("segments of all {unit}s", "segments of all videos counted together")
 
 
-def bootstrap_phase_intervals(
-    tallies: VideoTallies, *, num_samples: int, seed: int
-) -> list[dict[str, Interval | None]]:
-    """Intervals of each phase's pooled precision, recall, jaccard and f1: C dictionaries, in phase order."""
-    weights = resampling_weights(tallies.patient_ids, num_samples, seed)
-    scores = resampled_phase_scores(tallies, weights)
-    return [
-        {name: percentile_interval(getattr(scores, name)[:, phase]) for name in SCORE_NAMES}
-        for phase in range(tallies.counts.shape[1])
-    ]
+@dataclass(frozen=True)
+class Score:
+    """One number about a set of predictions.
 
-
-def bootstrap_differences(
-    first: VideoTallies, second: VideoTallies, *, num_samples: int, seed: int
-) -> dict[str, Difference]:
-    """Compare two predictions of the same frames: second minus first, per score of `resampled_scores`.
-
-    Both must list the same videos in the same order. Each resample scores both on the same patients, so what
-    the two find equally hard cancels out of the interval.
+    key: its name in `intervals` and comparison.json. place: where it is in metrics.json, as "pooled.accuracy".
+    title: for a terminal, beside how it is averaged. heading: for the report. compute: gives (1 + S,) float64, the
+    score and its resamples. bootstrapped: whether it has an interval.
     """
-    assert first.patient_ids == second.patient_ids, "different videos"
-    assert (first.counts.sum(axis=2) == second.counts.sum(axis=2)).all(), "different labels"
-    weights = resampling_weights(first.patient_ids, num_samples, seed)
-    everything = np.ones((1, len(first.patient_ids)))
-    first_samples, second_samples = resampled_scores(first, weights), resampled_scores(second, weights)
-    first_scores, second_scores = resampled_scores(first, everything), resampled_scores(second, everything)
-    return {
-        name: Difference(
-            estimate=float(second_scores[name][0] - first_scores[name][0]),
-            interval=percentile_interval(second_samples[name] - first_samples[name]),
-        )
-        for name in first_scores
-    }
+
+    key: str
+    place: str
+    title: str
+    heading: str
+    averaging: Averaging
+    compute: Callable[[Tallies, Resamples], FloatArray]
+    bootstrapped: bool = True
+
+    def value_in(self, metrics: Mapping[str, Any]) -> float | None:
+        """The score in the content of metrics.json."""
+        found: Any = metrics
+        for key in self.place.split("."):
+            found = found[key]
+        return None if found is None else float(found)
+
+
+def accuracy(tallies: Tallies, resamples: Resamples) -> FloatArray:
+    """Share of all frames that are right."""
+    return ratio(resamples.total(tallies.hits.sum(axis=1)), resamples.total(tallies.num_frames))
+
+
+def macro(measure: str, tallies: Tallies, resamples: Resamples) -> FloatArray:
+    """Mean over all phases, undefined as 0: scikit-learn's with labels=range(C), average="macro", zero_division=0."""
+    scores = pooled_phase_scores(tallies, resamples)[measure]
+    return np.asarray(np.nan_to_num(scores, nan=0.0).mean(axis=-1))
+
+
+def mean_accuracy(tallies: Tallies, resamples: Resamples) -> FloatArray:
+    """Mean over videos of each video's accuracy."""
+    return resamples.mean(tallies.accuracy)
+
+
+def mean_edit(tallies: Tallies, resamples: Resamples) -> FloatArray:
+    """Mean over videos of each video's edit score."""
+    return resamples.mean(tallies.edit)
+
+
+def run_f1(percent: int, tallies: Tallies, resamples: Resamples) -> FloatArray:
+    """F1 of the runs of all videos, at an overlap of so many percent."""
+    return f1_of_matches(resamples.total(tallies.matches[:, IOU_PERCENTS.index(percent)]))
+
+
+SCORES = {
+    score.key: score
+    for score in (
+        Score("accuracy", "pooled.accuracy", "accuracy", "Accuracy, pooled", POOLED, accuracy),
+        Score(
+            "macro_precision",
+            "pooled.macro_precision",
+            "macro precision",
+            "Macro precision, pooled",
+            MACRO,
+            partial(macro, "precision"),
+        ),
+        Score(
+            "macro_recall",
+            "pooled.macro_recall",
+            "macro recall",
+            "Macro recall, pooled",
+            MACRO,
+            partial(macro, "recall"),
+        ),
+        Score("macro_f1", "pooled.macro_f1", "macro F1", "Macro F1, pooled", MACRO, partial(macro, "f1")),
+        Score(
+            "macro_jaccard",
+            "pooled.macro_jaccard",
+            "macro Jaccard",
+            "Macro Jaccard, pooled",
+            MACRO,
+            partial(macro, "jaccard"),
+        ),
+        Score(
+            "video_wise_accuracy",
+            "video_wise.accuracy.mean",
+            "accuracy",
+            "Accuracy, video-wise",
+            VIDEO_MEAN,
+            mean_accuracy,
+        ),
+        Score("edit", "segmental.edit", "edit score", "Edit score", VIDEO_MEAN, mean_edit),
+        Score("f1_10", "segmental.f1_10", "F1@10", "Segmental F1@10", ALL_RUNS, partial(run_f1, 10)),
+        Score("f1_25", "segmental.f1_25", "F1@25", "Segmental F1@25", ALL_RUNS, partial(run_f1, 25)),
+        Score("f1_50", "segmental.f1_50", "F1@50", "Segmental F1@50", ALL_RUNS, partial(run_f1, 50)),
+    )
+}
+"""{key: score}, in the order of the tables. One more line makes a new score appear wherever the others do."""

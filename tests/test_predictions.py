@@ -10,10 +10,10 @@ from predictions_data import BETTER, PREDICTED, TRUTH, foreign_rows, write_predi
 
 from spatialfeat.config import PredictionsSource
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.scores.predictions import EvaluationInput, read_prediction_files
+from spatialfeat.scores.predictions import OpenedSource, read_prediction_files
 
 
-def read(*predictions: Path | str, csv: Path | None = None, num_classes: int | None = None) -> EvaluationInput:
+def read(*predictions: Path | str, csv: Path | None = None, num_classes: int | None = None) -> OpenedSource:
     source = PredictionsSource(predictions=tuple(map(str, predictions)), csv=csv)
     return read_prediction_files(source, num_classes, None)
 
@@ -26,12 +26,12 @@ def refusal(*predictions: Path | str, csv: Path | None = None, num_classes: int 
 
 def test_our_own_file(tmp_path: Path) -> None:
     opened = read(write_predictions(tmp_path / "resnet.csv"))
-    (found,) = opened.predict()
-    assert found.name == "resnet"
-    assert found.parts[0].predicted.tolist() == PREDICTED
+    ((name, (found,)),) = opened.predict().items()
+    assert name == "resnet"
+    assert found.predicted.tolist() == PREDICTED
     assert opened.tables[0].labels.tolist() == [label for _, label in TRUTH]
     assert opened.phase_names == tuple(f"phase_{phase}" for phase in range(7))
-    assert found.parts[0].probabilities is None
+    assert found.probabilities is None
 
 
 @pytest.mark.parametrize("id_column", ["img_id", "frame_id", "id"])
@@ -44,20 +44,22 @@ def test_anybodys_columns_in_any_order(
     header = f"{predicted_column},score,{id_column},{truth_column or 'something'}"
     path = write_rows(tmp_path / "tcn.csv", header, rows)
     opened = read(path, csv=None if truth_column else write_truth(tmp_path / "test.csv"))
-    assert opened.predict()[0].parts[0].predicted.tolist() == PREDICTED
+    ((found,),) = opened.predict().values()
+    assert found.predicted.tolist() == PREDICTED
 
 
 def test_rows_in_any_order_are_brought_into_the_order_of_the_ground_truth(tmp_path: Path) -> None:
     rows = [foreign_rows()[index] for index in np.random.default_rng(2).permutation(len(TRUTH))]
     opened = read(write_rows(tmp_path / "a.csv", "frame_id,prediction", rows), csv=write_truth(tmp_path / "test.csv"))
     assert opened.tables[0].ids.tolist() == [frame_id for frame_id, _ in TRUTH]
-    assert opened.predict()[0].parts[0].predicted.tolist() == PREDICTED
+    ((found,),) = opened.predict().values()
+    assert found.predicted.tolist() == PREDICTED
 
 
 def test_a_file_without_truth_takes_that_of_another(tmp_path: Path) -> None:
     without = write_rows(tmp_path / "tcn.csv", "frame_id,prediction", foreign_rows(BETTER))
     opened = read(without, write_predictions(tmp_path / "resnet.csv"))
-    assert [found.name for found in opened.predict()] == ["tcn", "resnet"]
+    assert list(opened.predict()) == ["tcn", "resnet"]
     assert opened.tables[0].labels.tolist() == [label for _, label in TRUTH]
 
 
@@ -70,14 +72,14 @@ def test_names_are_given_or_the_stem(tmp_path: Path) -> None:
     path = write_predictions(tmp_path / "a.csv")
     write_predictions(tmp_path / "b.csv")
     opened = read(f"ResNet-50 v1.2={path}", tmp_path / "b.csv")
-    assert [found.name for found in opened.predict()] == ["ResNet-50 v1.2", "b"]
+    assert list(opened.predict()) == ["ResNet-50 v1.2", "b"]
 
 
 def test_a_path_that_holds_an_equals_sign_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_predictions(tmp_path / "run=3.csv")
-    assert [found.name for found in read("run=3.csv").predict()] == ["run=3"]
-    assert [found.name for found in read("third=run=3.csv").predict()] == ["third"]
+    assert list(read("run=3.csv").predict()) == ["run=3"]
+    assert list(read("third=run=3.csv").predict()) == ["third"]
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,18 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatialfeat.scores.segments import edit_score, find_segments, levenshtein, segment_f1, segment_matches
+from spatialfeat.scores.metrics import labelled_frames
+from spatialfeat.scores.segmental import IOU_PERCENTS, edit_score, f1_of_matches, find_runs, levenshtein, match_runs
 
 C = 3
-# Runs, so that segments are longer than one frame.
+# (phase, length): most runs are longer than one frame.
 runs = st.lists(st.tuples(st.integers(0, C - 1), st.integers(1, 6)), min_size=1, max_size=8)
 
 
@@ -28,7 +29,15 @@ def expand(chosen: list[tuple[int, int]]) -> list[int]:
     return [label for label, length in chosen for _ in range(length)]
 
 
-def brute_segments(sequence: list[int]) -> list[tuple[int, int, int]]:
+def edit(labels: list[int], predictions: list[int]) -> float:
+    return edit_score(*labelled_frames(np.array(labels), np.array(predictions), C))
+
+
+def matches(labels: list[int], predictions: list[int], percents: Sequence[int] = IOU_PERCENTS) -> np.ndarray:
+    return match_runs(*labelled_frames(np.array(labels), np.array(predictions), C), percents)
+
+
+def brute_runs(sequence: list[int]) -> list[tuple[int, int, int]]:
     found, start = [], 0
     for label, group in itertools.groupby(sequence):
         length = len(list(group))
@@ -49,9 +58,9 @@ def brute_edit_distance(first: tuple[int, ...], second: tuple[int, ...]) -> int:
 
 
 def brute_matches(labels: list[int], predictions: list[int], overlap: float) -> list[int]:
-    """Greedy matching, one predicted segment after the other, frames as sets."""
-    truth, taken, tp, fp = brute_segments(labels), set(), 0, 0
-    for label, start, end in brute_segments(predictions):
+    """Greedy matching, one predicted run after the other, frames as sets."""
+    truth, taken, tp, fp = brute_runs(labels), set(), 0, 0
+    for label, start, end in brute_runs(predictions):
         best, chosen = 0.0, -1
         for index, (other, other_start, other_end) in enumerate(truth):
             here, there = set(range(start, end)), set(range(other_start, other_end))
@@ -66,22 +75,22 @@ def brute_matches(labels: list[int], predictions: list[int], overlap: float) -> 
     return [tp, fp, len(truth) - len(taken)]
 
 
-def test_find_segments() -> None:
-    segments = find_segments(np.array([2, 2, 0, 2]))
-    assert segments.labels.tolist() == [2, 0, 2]
-    assert segments.starts.tolist() == [0, 2, 3]
-    assert segments.ends.tolist() == [2, 3, 4]
-    assert len(find_segments(np.zeros(0, dtype=np.int64))) == 0
+def test_find_runs() -> None:
+    found = find_runs(np.array([2, 2, 0, 2]))
+    assert [found.values.tolist(), found.starts.tolist(), found.ends.tolist()] == [[2, 0, 2], [0, 2, 3], [2, 3, 4]]
+    found = find_runs(np.array([2, 2, 0, 2]), np.array([True, False, False]))
+    assert [found.values.tolist(), found.starts.tolist()] == [[2, 2, 0, 2], [0, 1, 2, 3]]
+    assert len(find_runs(np.zeros(0, dtype=np.int64))) == 0
 
 
 def test_edit_score_by_hand() -> None:
-    # Segments 0 1 2 against 0 1 0 1 2: two insertions, five segments: 1 - 2/5. Durations do not matter.
+    # Runs 0 1 2 against 0 1 0 1 2: two insertions, five runs: 1 - 2/5. Durations do not matter.
     labels = [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
     predictions = [0, 0, 1, 0, 0, 0, 1, 1, 1, 2]
-    assert edit_score(labels, predictions, 3) == pytest.approx(1 - 2 / 5)
+    assert edit(labels, predictions) == pytest.approx(1 - 2 / 5)
 
 
-def test_segment_f1_by_hand() -> None:
+def test_f1_by_hand() -> None:
     # Ground truth:  0 in [0, 10), 1 in [10, 20).
     # Prediction:    0 in [0, 4), 1 in [4, 6), 0 in [6, 9), 1 in [9, 20).
     # IoU: first 0: 4/10; first 1: no overlap; second 0: 3/10; second 1: 10/11.
@@ -90,28 +99,28 @@ def test_segment_f1_by_hand() -> None:
     #   k = 50:     only the second 1: TP 1, FP 3, FN 1: F1 = 2/6.
     labels = [0] * 10 + [1] * 10
     predictions = [0] * 4 + [1] * 2 + [0] * 3 + [1] * 11
-    counts = segment_matches(labels, predictions, 2)
+    counts = matches(labels, predictions)
     assert counts.tolist() == [[2, 2, 0], [2, 2, 0], [1, 3, 1]]
-    np.testing.assert_allclose(segment_f1(counts), [4 / 6, 4 / 6, 2 / 6])
+    np.testing.assert_allclose(f1_of_matches(counts), [4 / 6, 4 / 6, 2 / 6])
 
 
 def test_an_overlap_equal_to_the_threshold_counts() -> None:
     # IoU exactly 1/10, 1/4 and 1/2.
     for percent, share in ((10, 10), (25, 4), (50, 2)):
         labels, predictions = [0] * share, [0] + [1] * (share - 1)
-        assert segment_matches(labels, predictions, 2, (percent,)).tolist() == [[1, 1, 0]]
-        assert segment_matches([*labels, 0], [*predictions, 1], 2, (percent,)).tolist() == [[0, 2, 1]]
+        assert matches(labels, predictions, (percent,)).tolist() == [[1, 1, 0]]
+        assert matches([*labels, 0], [*predictions, 1], (percent,)).tolist() == [[0, 2, 1]]
 
 
 def test_a_taken_candidate_is_not_replaced_by_the_second_best() -> None:
-    # Ground truth: 0 in [0, 3), 1 in [3, 4), 0 in [4, 14). Prediction: all 0, so one segment with IoU 3/14
+    # Ground truth: 0 in [0, 3), 1 in [3, 4), 0 in [4, 14). Prediction: all 0, so one run with IoU 3/14
     # and 10/14: it takes the longer one, and the shorter is missed.
     labels = [0] * 3 + [1] + [0] * 10
-    assert segment_matches(labels, [0] * 14, 2, (10,)).tolist() == [[1, 0, 2]]
-    # Both predicted 0s prefer the long segment [1, 11); the second could have had [12, 13) but does not ask.
+    assert matches(labels, [0] * 14, (10,)).tolist() == [[1, 0, 2]]
+    # Both predicted 0s prefer the long run [1, 11); the second could have had [12, 13) but does not ask.
     labels = [2] + [0] * 10 + [1] + [0] + [2] * 2
     predictions = [0] * 6 + [1] + [0] * 6 + [2] * 2
-    assert segment_matches(labels, predictions, 3, (10,)).tolist() == [[2, 2, 3]]
+    assert matches(labels, predictions, (10,)).tolist() == [[2, 2, 3]]
 
 
 def test_the_earlier_of_two_equal_candidates_is_chosen() -> None:
@@ -119,32 +128,30 @@ def test_the_earlier_of_two_equal_candidates_is_chosen() -> None:
     # one and 3/9 with the other and takes the earlier, which leaves the later to the second.
     labels = [0] * 2 + [1] + [0] * 6
     predictions = [0] * 6 + [1] + [0] * 2
-    assert segment_matches(labels, predictions, 2, (25,)).tolist() == [[2, 1, 1]]
+    assert matches(labels, predictions, (25,)).tolist() == [[2, 1, 1]]
 
 
 def test_counts_are_pooled_over_videos() -> None:
     # Two videos: (TP, FP, FN) = (1, 0, 0) and (0, 1, 1): pooled F1 = 2/4.
-    total = segment_matches([0], [0], 2) + segment_matches([0], [1], 2)
-    np.testing.assert_allclose(segment_f1(total), [0.5] * 3)
+    total = matches([0], [0]) + matches([0], [1])
+    np.testing.assert_allclose(f1_of_matches(total), [0.5] * 3)
 
 
 def test_unlabelled_frames_join_what_they_separate() -> None:
     labels, predictions = [0, -100, 0, 1], [0, 1, 0, 1]
-    assert edit_score(labels, predictions, 2) == 1.0
-    assert segment_matches(labels, predictions, 2).tolist() == [[2, 0, 0]] * 3
+    assert edit(labels, predictions) == 1.0
+    assert matches(labels, predictions).tolist() == [[2, 0, 0]] * 3
 
 
-def test_no_labelled_frame_and_one_frame() -> None:
-    assert math.isnan(edit_score([-100], [0], 2))
-    assert segment_matches([-100], [0], 2).tolist() == [[0, 0, 0]] * 3
-    assert np.isnan(segment_f1([0, 0, 0]))
-    assert edit_score([1], [1], 2) == 1.0
-    assert edit_score([1], [0], 2) == 0.0
+def test_nothing_matched_and_one_frame() -> None:
+    assert math.isnan(f1_of_matches([0, 0, 0]))
+    assert edit([1], [1]) == 1.0
+    assert edit([1], [0]) == 0.0
 
 
 def test_constant_prediction() -> None:
-    # One predicted segment against 0 1 0: two deletions of three.
-    assert edit_score([0, 1, 0], [0, 0, 0], 2) == pytest.approx(1 / 3)
+    # One predicted run against 0 1 0: two deletions of three.
+    assert edit([0, 1, 0], [0, 0, 0]) == pytest.approx(1 / 3)
 
 
 @settings(max_examples=100, deadline=None)
@@ -160,8 +167,8 @@ def test_matches_match_brute_force(labels: list[tuple[int, int]], predictions: l
     truth, predicted = expand(labels), expand(predictions)
     length = min(len(truth), len(predicted))
     truth, predicted = truth[:length], predicted[:length]
-    found = segment_matches(truth, predicted, C)
+    found = matches(truth, predicted)
     assert found.tolist() == [brute_matches(truth, predicted, k) for k in (0.1, 0.25, 0.5)]
-    segments = [tuple(label for label, _, _ in brute_segments(x)) for x in (truth, predicted)]
-    expected = 1 - levenshtein(*map(np.array, segments)) / max(map(len, segments))
-    assert edit_score(truth, predicted, C) == pytest.approx(expected)
+    phases = [tuple(label for label, _, _ in brute_runs(x)) for x in (truth, predicted)]
+    expected = 1 - levenshtein(*map(np.array, phases)) / max(map(len, phases))
+    assert edit(truth, predicted) == pytest.approx(expected)

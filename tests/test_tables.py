@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from evaluation_data import compared, small_video
 from predictions_data import BETTER, PREDICTED, TRUTH
 
 from spatialfeat.reports.tables import comparison_table, score_tables
-from spatialfeat.scores.predictions import EvaluatedVideo, Evaluation
 from spatialfeat.scores.relaxed import CHOLEC80
-from spatialfeat.scores.summary import SummaryOptions, compare_with_first, score
+from spatialfeat.scores.summary import Evaluation, ScoreOptions, score
 
 NAMES = ("preparation", "a phase whose name is much too long for a table", "c", "d", "e", "f", "g")
-OPTIONS = SummaryOptions(relaxed=CHOLEC80, sampling_fps=1.0, bootstrap_samples=100)
 
 
 def make_evaluation(
@@ -21,20 +22,12 @@ def make_evaluation(
     videos = []
     for video in dict.fromkeys(frame_id.rpartition("_")[0] for frame_id, _ in TRUTH[:num_frames]):
         rows = [row for row in range(num_frames) if TRUTH[row][0].rpartition("_")[0] == video]
-        values = np.array([predicted[row] for row in rows], dtype=np.int64)
-        videos.append(
-            EvaluatedVideo(
-                video_id=video,
-                patient_id=video.split("_")[0],
-                frame_ids=np.array([TRUTH[row][0] for row in rows]),
-                segments=np.full(len(rows), int(video.split("_")[1]), dtype=np.int64),
-                frame_numbers=np.arange(len(rows), dtype=np.int64),
-                labels=np.array([TRUTH[row][1] if TRUTH[row][0] != "1_1_2" else -100 for row in rows], dtype=np.int64),
-                predictions=values,
-                probabilities=np.eye(7, dtype=np.float32)[values] if probabilities else None,
-            )
-        )
-    return score(name, tuple(videos), NAMES, OPTIONS, group_by=group_by)
+        labels = [TRUTH[row][1] if TRUTH[row][0] != "1_1_2" else -100 for row in rows]
+        values = [predicted[row] for row in rows]
+        table = np.eye(7, dtype=np.float32)[values] if probabilities else None
+        videos.append(replace(small_video(video, labels, values), probabilities=table))
+    options = ScoreOptions(relaxed=CHOLEC80, sampling_fps=1.0, num_samples=100, group_by=group_by)
+    return score(name, videos, NAMES, options)
 
 
 @pytest.mark.parametrize("group_by", ["video", "patient"])
@@ -42,7 +35,7 @@ def test_every_line_fits_the_terminal(group_by: str) -> None:
     first, second = (
         make_evaluation(name, values, group_by=group_by) for name, values in (("a", PREDICTED), ("b", BETTER))
     )
-    (comparison,) = compare_with_first([first, second], num_samples=100, seed=0)
+    (comparison,) = compared([first, second])
     for text in (score_tables(first), comparison_table(comparison, [first, second])):
         assert max(map(len, text.splitlines())) <= 92
         assert all(line == line.rstrip() for line in text.splitlines())
@@ -72,12 +65,14 @@ def test_one_patient_and_no_probabilities() -> None:
 
 def test_a_difference_is_second_minus_first() -> None:
     first, second = make_evaluation("resnet", PREDICTED), make_evaluation("TCN", BETTER)
-    (comparison,) = compare_with_first([first, second], num_samples=100, seed=0)
+    (comparison,) = compared([first, second])
     text = comparison_table(comparison, [first, second])
     assert text.startswith("TCN minus resnet, on the same frames; 100 bootstrap samples of 2 patients\n")
     # 1_1_2, where the two differ, is unlabelled.
     assert "0.8750  0.8750  +0.0000  +0.0000 to +0.0000" in text
     assert "excludes 0" not in text
-    (reverse,) = compare_with_first([make_evaluation("wrong", [3] * 9), second], num_samples=100, seed=0)
-    assert "0.0000  0.8750  +0.8750" in comparison_table(reverse, [make_evaluation("wrong", [3] * 9), second])
-    assert "* the interval excludes 0" in comparison_table(reverse, [make_evaluation("wrong", [3] * 9), second])
+    wrong = make_evaluation("wrong", [3] * 9)
+    (better,) = compared([wrong, second])
+    text = comparison_table(better, [wrong, second])
+    assert "0.0000  0.8750  +0.8750" in text
+    assert "* the interval excludes 0" in text
