@@ -4,77 +4,61 @@ from __future__ import annotations
 
 import logging
 import os
+import pkgutil
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
 from spatialfeat.config import ExportConfig
-from spatialfeat.console import frame_bar
+from spatialfeat.console import count_text, frame_bar
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.exports.mstcn import MsTcnExport
-from spatialfeat.exports.plain import CsvExport, Hdf5Export, NpyExport
-from spatialfeat.exports.source import ExportJob, open_source, read_back
-from spatialfeat.exports.tecno import TecnoExport
+from spatialfeat.exports.source import ExportJob, open_videos
 from spatialfeat.files import atomic_folder, atomic_path, require_room
 from spatialfeat.formats import FORMATS, ExportFormat
 
 logger = logging.getLogger(__name__)
 
-# A new format: describe it in `exportformats`, write its ExportJob in a module of its own, name it here.
-EXPORTERS: dict[str, type[ExportJob]] = {
-    "ms-tcn": MsTcnExport,
-    "tecno": TecnoExport,
-    "npy": NpyExport,
-    "hdf5": Hdf5Export,
-    "csv": CsvExport,
-}
 
-
-@dataclass(frozen=True)
-class ExportResult:
-    """What was written to `out`: `tree` and `notices` are lines of text, `next_step` is what to do with it."""
-
-    out: Path
-    num_videos: int
-    num_frames: int
-    tree: list[str]
-    notices: list[str]
-    next_step: str
-
-
-def export(config: ExportConfig) -> ExportResult:
+def export(config: ExportConfig) -> ExportJob:
     """Write `config.out` from the feature files of `config.features_dir`, whole or not at all.
 
     Videos are read one after the other, so memory does not grow with their number.
 
     Raises:
-        SpatialfeatError: anything that the user can mend, before the first feature is read where possible.
+        SpatialfeatError: anything that the user can fix, before the first feature is read where possible.
     """
     try:
-        result = _export(config, FORMATS[config.format])
+        job = _export(config, FORMATS[config.format])
     except OSError as error:
         raise SpatialfeatError(
             f"OUT {config.out}: cannot be written ({_reason(error)}); nothing is kept: "
             "choose a place that you may write to, with enough room"
         ) from error
-    _report(result)
-    return result
+    logger.info("%s, %s:", count_text(len(job.videos), "video"), count_text(job.num_frames, "frame"))
+    logger.info("%s", config.out)
+    for line in job.tree():
+        logger.info("  %s", line)
+    logger.info("Next:\n%s", job.next_step())
+    return job
 
 
-def _export(config: ExportConfig, form: ExportFormat) -> ExportResult:
+def _export(config: ExportConfig, form: ExportFormat) -> ExportJob:
     out = _check_place(config, form)
-    source = open_source(config)
-    job = EXPORTERS[form.name](source, config)
-    notices = [*source.notices, *job.notices]
-    for notice in notices:
+    job = job_class(form)(config, *open_videos(config))
+    for notice in job.notices:
         logger.info("note: %s", notice)
     # HDF5 moreover crashes at exit after writing to a full disk.
     require_room(config.out, job.num_frames * job.bytes_per_frame, "the export takes", "OUT")
     with _place(out, form) as target:
         with frame_bar(job.num_frames, f"export {form.name}") as bar:
             job.write(target, bar.advance)
-        read_back(job, target)
-    return ExportResult(config.out, len(job.videos), job.num_frames, job.tree(), notices, job.next_step())
+        _read_back(job, target)
+    return job
+
+
+def job_class(form: ExportFormat) -> type[ExportJob]:
+    """The class that writes the format, imported when it is needed."""
+    found: type[ExportJob] = pkgutil.resolve_name(form.job)
+    return found
 
 
 def _check_place(config: ExportConfig, form: ExportFormat) -> Path:
@@ -106,15 +90,21 @@ def _place(out: Path, form: ExportFormat) -> AbstractContextManager[Path]:
     return atomic_path(out)
 
 
+def _read_back(job: ExportJob, target: Path) -> None:
+    """Raise SpatialfeatError if a finished export does not hold what it should: this program's fault, or the disk's."""
+    try:
+        problems = job.verify(target)
+    except (OSError, ValueError, EOFError) as error:
+        problems = [f"it cannot be read ({error})"]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise SpatialfeatError(
+            f"the export was written, but reading it back found: {problems[0]}{more}; nothing is kept: check the disk, "
+            "try again, and report it if it stays"
+        )
+
+
 def _reason(error: OSError) -> str:
-    # h5py puts a whole report into the text of the error; its number tells the same in a few words.
+    # h5py puts a whole report into the text of the error; its number says the same in a few words.
     reason = os.strerror(error.errno) if error.errno else str(error)
     return reason if error.filename is None else f"{reason}: {error.filename}"
-
-
-def _report(result: ExportResult) -> None:
-    logger.info("%d videos, %d frames:", result.num_videos, result.num_frames)
-    logger.info("%s", result.out)
-    for line in result.tree:
-        logger.info("  %s", line)
-    logger.info("Next:\n%s", result.next_step)
