@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import pkgutil
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from spatialfeat.config import ExportConfig
@@ -26,11 +25,25 @@ def export(config: ExportConfig) -> ExportJob:
     Raises:
         SpatialfeatError: anything that the user can fix, before the first feature is read where possible.
     """
+    form = FORMATS[config.format]
     try:
-        job = _export(config, FORMATS[config.format])
+        out = _check_place(config, form)
+        job = job_class(form)(config, *open_videos(config))
+        for notice in job.notices:
+            logger.info("note: %s", notice)
+        # HDF5 moreover crashes at exit after writing to a full disk.
+        require_room(config.out, job.num_frames * job.bytes_per_frame, "the export takes", "OUT")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(out) if form.suffixes else atomic_folder(out) as target:
+            with frame_bar(job.num_frames, f"export {form.name}") as bar:
+                job.write(target, bar.advance)
+            _read_back(job, target)
     except OSError as error:
+        # h5py puts a whole report into the text of the error; its number says the same in a few words.
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        where = "" if error.filename is None else f": {error.filename}"
         raise SpatialfeatError(
-            f"OUT {config.out}: cannot be written ({_reason(error)}); nothing is kept: "
+            f"OUT {config.out}: cannot be written ({reason}{where}); nothing is kept: "
             "choose a place that you may write to, with enough room"
         ) from error
     logger.info("%s, %s:", count_text(len(job.videos), "video"), count_text(job.num_frames, "frame"))
@@ -38,20 +51,6 @@ def export(config: ExportConfig) -> ExportJob:
     for line in job.tree():
         logger.info("  %s", line)
     logger.info("Next:\n%s", job.next_step())
-    return job
-
-
-def _export(config: ExportConfig, form: ExportFormat) -> ExportJob:
-    out = _check_place(config, form)
-    job = job_class(form)(config, *open_videos(config))
-    for notice in job.notices:
-        logger.info("note: %s", notice)
-    # HDF5 moreover crashes at exit after writing to a full disk.
-    require_room(config.out, job.num_frames * job.bytes_per_frame, "the export takes", "OUT")
-    with _place(out, form) as target:
-        with frame_bar(job.num_frames, f"export {form.name}") as bar:
-            job.write(target, bar.advance)
-        _read_back(job, target)
     return job
 
 
@@ -69,25 +68,17 @@ def _check_place(config: ExportConfig, form: ExportFormat) -> Path:
             f"OUT {config.out}: lies in the folder of the feature files, {config.features_dir}; "
             "choose a place outside, so that exports and features stay apart"
         )
-    if form.suffixes:
-        if out.suffix not in form.suffixes:
-            raise SpatialfeatError(
-                f"OUT {config.out}: {form.name} writes one file; name it with {' or '.join(form.suffixes)}, "
-                f"e.g. {config.out / ('features' + form.suffixes[0])}"
-            )
-        if out.exists():
-            raise SpatialfeatError(f"OUT {config.out}: exists already; remove it or choose another name")
-    elif out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if form.suffixes and out.suffix not in form.suffixes:
+        raise SpatialfeatError(
+            f"OUT {config.out}: {form.name} writes one file; name it with {' or '.join(form.suffixes)}, "
+            f"e.g. {config.out / ('features' + form.suffixes[0])}"
+        )
+    if form.suffixes and out.exists():
+        raise SpatialfeatError(f"OUT {config.out}: exists already; remove it or choose another name")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         what = "is not empty" if out.is_dir() else "is a file"
         raise SpatialfeatError(f"OUT {config.out}: {what}; remove it or choose another folder")
     return out
-
-
-def _place(out: Path, form: ExportFormat) -> AbstractContextManager[Path]:
-    if not form.suffixes:
-        return atomic_folder(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return atomic_path(out)
 
 
 def _read_back(job: ExportJob, target: Path) -> None:
@@ -102,9 +93,3 @@ def _read_back(job: ExportJob, target: Path) -> None:
             f"the export was written, but reading it back found: {problems[0]}{more}; nothing is kept: check the disk, "
             "try again, and report it if it stays"
         )
-
-
-def _reason(error: OSError) -> str:
-    # h5py puts a whole report into the text of the error; its number says the same in a few words.
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    return reason if error.filename is None else f"{reason}: {error.filename}"

@@ -37,8 +37,7 @@ class VideoSummary:
         duration_s: from the first to the last frame of each segment, gaps included, by fps.
         frames_per_phase: (C,) int64. phases: those that occur. num_unlabelled: frames with label -100.
 
-    Raises:
-        SpatialfeatError: the file cannot be read, or holds a label outside its phases.
+    Raises SpatialfeatError if the file cannot be read, or holds a label outside its phases.
     """
 
     def __init__(self, file: FeatureFile) -> None:
@@ -71,8 +70,7 @@ class FolderSummary:
         flagged: the files among `videos` that have a problem, i.e. should not be used together with the others.
         notes: what may be on purpose: patients in several splits, unfinished files.
 
-    Raises:
-        SpatialfeatError: there is no feature file.
+    Raises SpatialfeatError if there is no feature file.
     """
 
     def __init__(self, features_dir: Path) -> None:

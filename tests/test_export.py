@@ -172,13 +172,13 @@ def test_out_may_not_lie_among_the_features(features_dir: Path) -> None:
     refuse(features_dir, features_dir, "lies in the folder of the feature files")
 
 
-def test_an_unwritable_place_is_told(features_dir: Path) -> None:
+def test_an_unwritable_place_is_reported(features_dir: Path) -> None:
     (features_dir.parent / "file").write_text("x")
     refuse(features_dir, features_dir.parent / "file/out", "cannot be written (File exists: ")
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_full_disk_is_told_before_work_starts(features_dir: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_work_starts(features_dir: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(features_dir)._replace(free=400_000)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     refuse(features_dir, features_dir.parent / f"deep/{OUT_NAMES[form]}", "MB, but 0.4 MB are free there", form)
@@ -204,7 +204,7 @@ def test_labels_beyond_the_phases_are_refused(features_dir: Path) -> None:
     refuse(features_dir, features_dir.parent / "out", "frame 2000_1_000002 has label 3, but the file names 3 phases")
 
 
-def test_a_missing_or_empty_feature_folder_is_told(features_dir: Path) -> None:
+def test_a_missing_or_empty_feature_folder_is_reported(features_dir: Path) -> None:
     out = features_dir.parent / "out"
     refuse(features_dir.parent / "none", out, "no such folder")
     (features_dir.parent / "empty").mkdir()
@@ -322,3 +322,17 @@ def test_long_videos_are_read_in_blocks(features_dir: Path, form: str, monkeypat
     monkeypatch.setattr(FeatureFile, "features", count)
     export(ExportConfig(format=form, features_dir=features_dir, out=features_dir.parent / OUT_NAMES[form]))
     assert longest == 16
+
+
+def test_every_array_is_read_once_for_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_video(tmp_path / "features", "1_1", [0, -100, 2])
+    read: list[str] = []
+    whole = h5py.Dataset.__getitem__
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", lambda *values: (read.append(values[0].name), whole(*values))[1])
+    config = ExportConfig(
+        format="hdf5", features_dir=tmp_path / "features", out=tmp_path / "out.h5", unlabelled="drop"
+    )
+    export(config)
+    counts = {name: read.count(f"/{name}") for name in ("labels", "segment", "frame", "logits", "features")}
+    # Labels are also read before anything is written, to check them.
+    assert counts == {"labels": 2, "segment": 1, "frame": 1, "logits": 1, "features": 1}

@@ -29,7 +29,7 @@ def lines(path: Path) -> list[str]:
 
 
 def read_as_mstcn(tree: Path, bundle: str, sample_rate: int = 1) -> dict[str, tuple[np.ndarray, list[int]]]:
-    """{video: (features, labels)} as MS-TCN's batch reader sees the tree: no strip, the last piece thrown away."""
+    """{video: (features, labels)} as MS-TCN's batch reader sees the tree: no strip, the last piece dropped."""
     numbers = {}
     with (tree / "mapping.txt").open() as file:
         for line in file.read().split("\n")[:-1]:

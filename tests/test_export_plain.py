@@ -46,7 +46,7 @@ def test_every_frame_arrives_time_first(tmp_path: Path, monkeypatch: pytest.Monk
         }  # fmt: skip
 
 
-def test_the_file_tells_how_the_features_were_made(tmp_path: Path) -> None:
+def test_the_file_says_how_the_features_were_made(tmp_path: Path) -> None:
     make_video(tmp_path / "features", "1_1", [0, 1])
     run("hdf5", tmp_path / "features", tmp_path / "all.hdf5")
     with h5py.File(tmp_path / "all.hdf5") as file:

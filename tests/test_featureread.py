@@ -43,7 +43,7 @@ def _write(
 
 
 @LAYOUTS
-def test_a_file_tells_everything(tmp_path: Path, provenance: Provenance) -> None:
+def test_a_file_says_everything(tmp_path: Path, provenance: Provenance) -> None:
     header = make_header(10)
     with FeatureFile(write_feature_file(tmp_path / "1050_1.h5", header, provenance)) as file:
         assert (file.path, file.video_id, file.patient_id) == (tmp_path / "1050_1.h5", "1050_1", "1050")
@@ -259,7 +259,7 @@ def _damage_ids(file: h5py.File) -> None:
         (_integer_features, r"features is int32 \(2048, 10\)"),
         (_numeric_ids, "frame_ids is int64"),
         (_other_axes, "features has axes 'time,channel', not 'channel,time'"),
-        (_fewer_names, "logits has 3 classes for 2 phase names"),
+        (_fewer_names, "logits has 3 channels for 2 phase names"),
         (_numeric_split, "attribute split is 3"),
         (_id_with_a_folder, "attribute video_id is '../1050_1'"),
         (_no_layout, "attribute layout is 'diagonal', not one of channel-first, time-first"),

@@ -98,7 +98,7 @@ def test_a_sound_tree_has_no_problems(tree: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_broken_tree_is_told_by_its_fault(tree: Path, fault: str) -> None:
+def test_a_broken_tree_is_reported_by_its_fault(tree: Path, fault: str) -> None:
     break_it, message = FAULTS[fault]
     break_it(tree)
     problems = verify_mstcn(tree, CHANNELS)
@@ -110,7 +110,7 @@ def test_every_video_must_have_the_channels_that_were_written(tree: Path) -> Non
     assert len([problem for problem in problems if ".npy: is <f4" in problem]) == 4
 
 
-def test_a_dot_in_a_name_is_told(tree: Path) -> None:
+def test_a_dot_in_a_name_is_reported(tree: Path) -> None:
     (tree / "features/a.npy").rename(tree / "features/a.b.npy")
     (tree / "groundTruth/a.txt").rename(tree / "groundTruth/a.b.txt")
     assert any("a dot or space" in problem for problem in verify_mstcn(tree, CHANNELS))

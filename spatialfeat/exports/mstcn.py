@@ -64,11 +64,11 @@ class MsTcnExport(ExportJob):
         for folder in ("features", "groundTruth", "splits"):
             (target / folder).mkdir()
         for video in self.videos:
-            name, frames = self.names[video], video.read()
+            name = self.names[video]
             shape = (self.num_channels, video.num_frames)
-            _write_npy(target / f"features/{name}.npy", shape, frames.feature_blocks(CHANNEL_TIME))
+            _write_npy(target / f"features/{name}.npy", shape, video.feature_blocks(CHANNEL_TIME))
             # Only --unlabelled background leaves unlabelled frames here, and its phase is the last.
-            phases = (self.phases[-1 if label == UNLABELLED else label] for label in frames.labels.tolist())
+            phases = (self.phases[-1 if label == UNLABELLED else label] for label in video.labels().tolist())
             _write_lines(target / f"groundTruth/{name}.txt", phases)
             advance(video.num_frames)
         for bundle, videos in self.bundles.items():
@@ -243,14 +243,10 @@ def _read_folds(path: Path, *, joined: bool) -> tuple[str, dict[str, tuple[int, 
 
 def _check_data_set_name(out: Path) -> None:
     name = out.absolute().name
-    if name.lower() in RESERVED_NAMES:
+    if name.lower() in RESERVED_NAMES or "." in name or any(character.isspace() for character in name):
         raise SpatialfeatError(
-            f"OUT {out}: readers of this format change their settings for data sets named "
-            f"{', '.join(RESERVED_NAMES)}; choose another name"
-        )
-    if "." in name or any(character.isspace() for character in name):
-        raise SpatialfeatError(
-            f"OUT {out}: {name!r} is the data set's name in this format; choose one without dots and spaces"
+            f"OUT {out}: {name!r} would be the data set's name. This format allows no dot and no space in it, and its "
+            f"readers change their settings for {', '.join(RESERVED_NAMES)}; choose another name"
         )
 
 

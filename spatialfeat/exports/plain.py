@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import asdict
 from pathlib import Path
 
 import h5py
@@ -11,7 +12,7 @@ import pandas as pd
 
 from spatialfeat import __version__
 from spatialfeat.console import count_text
-from spatialfeat.exports.source import FLOAT32, Advance, ExportJob, ExportVideo, npy_header
+from spatialfeat.exports.source import FLOAT32, FRAMES_PER_BLOCK, Advance, ExportJob, ExportVideo, npy_header
 from spatialfeat.features.schema import TIME_CHANNEL
 from spatialfeat.features.writer import GuardedFile
 from spatialfeat.files import CsvTable, open_csv_text, write_frame
@@ -29,10 +30,9 @@ class NpyExport(ExportJob):
             with open_csv_text(target / _csv_name(split)) as text:
                 table = CsvTable(text, ("id", "label") if labelled else ("id",))
                 for video in videos:
-                    frames = video.read()
-                    ids = frames.ids()
-                    table.add(zip(ids, frames.labels.tolist(), strict=True) if labelled else zip(ids))
-                    for first, block in frames.feature_blocks(TIME_CHANNEL):
+                    ids = video.ids()
+                    table.add(zip(ids, video.labels().tolist(), strict=True) if labelled else zip(ids))
+                    for first, block in video.feature_blocks(TIME_CHANNEL):
                         for frame_id, row in zip(ids[first:], block.astype(FLOAT32, copy=False), strict=False):
                             (folder / f"{frame_id}.npy").write_bytes(header + row.tobytes())
                         advance(len(block))
@@ -66,7 +66,7 @@ class NpyExport(ExportJob):
 
     def next_step(self) -> str:
         split, videos = next(iter(self.per_split().items()))
-        example = self.config.out / f"features_{split}" / f"{videos[0].read().ids()[0]}.npy"
+        example = self.config.out / f"features_{split}" / f"{videos[0].ids()[0]}.npy"
         return (
             f"  np.load({str(example)!r})    ({self.num_channels},) float32;\n  point the temporal study at this folder"
         )
@@ -83,43 +83,35 @@ def _any_label(videos: list[ExportVideo]) -> bool:
 class Hdf5Export(ExportJob):
     """One group per video, in numeric order of the ids."""
 
-    FORMAT, SCHEMA = "spatialfeat aggregate", 1
-    FRAMES_PER_CHUNK, FRAMES_PER_READ = 64, 4096
-    TEXT = h5py.string_dtype("utf-8")
+    FRAMES_PER_CHUNK = 64
 
     def write(self, target: Path, advance: Advance) -> None:
+        attributes = {"format": "spatialfeat aggregate", "schema": 1, "spatialfeat": __version__}
+        attributes |= asdict(self.provenance)
+        del attributes["layout"]  # Feature files of both layouts may stand side by side; here all is time first.
         with GuardedFile(target, self.config.out) as guard:
             with h5py.File(guard, "w", track_order=True) as file:
-                file.attrs.update({"format": self.FORMAT, "schema": self.SCHEMA, "spatialfeat": __version__})
-                for name in self.provenance.__dataclass_fields__:
-                    if (
-                        name != "layout"
-                    ):  # Feature files of both layouts may stand side by side; here all is time first.
-                        file.attrs[name] = getattr(self.provenance, name)
+                file.attrs.update(attributes)
                 for video in self.videos:
                     self._write_video(file.create_group(video.video_id), video, advance)
                     guard.check()
             guard.check()
 
     def _write_video(self, group: h5py.Group, video: ExportVideo, advance: Advance) -> None:
-        frames = video.read()
         group.attrs.update({"video_id": video.video_id, "patient_id": video.patient_id, "split": video.split})
         if video.pseudonyms is None:  # The names of the files would give the patient away.
             group.attrs["source"] = ", ".join(file.path.name for file in video.files)
-        group.create_dataset("frame_ids", data=frames.ids(), dtype=self.TEXT)
-        group.create_dataset("labels", data=frames.labels.astype("<i8"))
-        group.create_dataset("segment", data=frames.segments().astype("<i8"))
-        group.create_dataset("frame", data=frames.frame_numbers().astype("<i8"))
-        for name, blocks in (
-            ("logits", frames.logit_blocks(TIME_CHANNEL)),
-            ("features", frames.feature_blocks(TIME_CHANNEL)),
-        ):
+        group.create_dataset("frame_ids", data=video.ids(), dtype=h5py.string_dtype("utf-8"))
+        group.create_dataset("labels", data=video.labels().astype("<i8"))
+        group.create_dataset("segment", data=video.segments().astype("<i8"))
+        group.create_dataset("frame", data=video.frame_numbers().astype("<i8"))
+        for name, read in (("logits", video.logit_blocks), ("features", video.feature_blocks)):
             shape = self._shapes(video)[name]
             chunks = (min(self.FRAMES_PER_CHUNK, video.num_frames), shape[1])
-            dataset = group.create_dataset(name, shape, dtype="<f4", chunks=chunks)
+            dataset = group.create_dataset(name, shape, dtype=FLOAT32, chunks=chunks)
             dataset.attrs["axes"] = TIME_CHANNEL
             dataset.dims[1].label = "channel"
-            for first, block in blocks:
+            for first, block in read(TIME_CHANNEL):
                 dataset[first : first + len(block)] = block
                 if name == "features":
                     advance(len(block))
@@ -137,8 +129,8 @@ class Hdf5Export(ExportJob):
         if found != expected:
             return [f"{group.name}: holds {found}, not {expected}"]
         for name in ("features", "logits"):
-            for start in range(0, video.num_frames, self.FRAMES_PER_READ):
-                if not np.isfinite(group[name][start : start + self.FRAMES_PER_READ]).all():
+            for start in range(0, video.num_frames, FRAMES_PER_BLOCK):
+                if not np.isfinite(group[name][start : start + FRAMES_PER_BLOCK]).all():
                     return [f"{group.name}/{name}: holds a value that is not finite"]
         return []
 
@@ -175,12 +167,11 @@ class CsvExport(ExportJob):
     def write(self, target: Path, advance: Advance) -> None:
         columns = [f"f{channel}" for channel in range(self.num_channels)]
         for video in self.videos:
-            frames = video.read()
-            ids = frames.ids()
+            ids, labels = video.ids(), video.labels()
             with open_csv_text(target / f"{video.video_id}.csv") as text:
-                for first, block in frames.feature_blocks(TIME_CHANNEL):
+                for first, block in video.feature_blocks(TIME_CHANNEL):
                     table = pd.DataFrame(block, columns=columns)
-                    table.insert(0, "label", frames.labels[first : first + len(block)])
+                    table.insert(0, "label", labels[first : first + len(block)])
                     table.insert(0, "id", ids[first : first + len(block)])
                     write_frame(table, text, header=first == 0)
                     advance(len(block))

@@ -1,8 +1,8 @@
 """What every export reads, and what every export format provides.
 
-`open_videos` checks a feature folder and gives the videos to export, `ExportVideo.read` the frames of one of them:
-features in blocks, so that memory grows neither with the length of a video nor with the number of videos. The class
-of a format, which `formats` names, is derived from `ExportJob`.
+`open_videos` checks a feature folder and gives the videos to export. Their features are read in blocks, so that memory
+grows neither with the length of a video nor with the number of videos. The class of a format, which `formats` names,
+is derived from `ExportJob`.
 """
 
 from __future__ import annotations
@@ -38,21 +38,22 @@ NAMED = 5
 class ExportVideo:
     """One video as it is exported: the frames of a feature file, or of all files of a patient one after the other.
 
+    Every array is read from the files when it is asked for. All that stays in memory is which frames are exported.
+
     Attributes:
         files: where the frames come from, in order.
         video_id, patient_id: as they are written: after `rename`, no longer those of the files.
         num_frames: T, the frames that are exported. num_labelled, num_unlabelled: those in the files.
 
-    Raises:
-        SpatialfeatError: a label that is no phase of the file.
+    Raises SpatialfeatError for a label that is no phase of the file.
     """
 
     def __init__(self, files: Sequence[FeatureFile], video_id: str, *, drop_unlabelled: bool) -> None:
         self.files = files
         self.video_id, self.patient_id, self.split = video_id, files[0].patient_id, files[0].split
-        self.drop_unlabelled = drop_unlabelled
         self.pseudonyms: Pseudonyms | None = None
         self.num_labelled = self.num_unlabelled = 0
+        self._kept: list[NDArray[np.bool_] | slice] = []
         for file in files:
             labels = file.labels
             labelled = labels != UNLABELLED
@@ -64,6 +65,7 @@ class ExportVideo:
                 )
             self.num_labelled += int(labelled.sum())
             self.num_unlabelled += int((~labelled).sum())
+            self._kept.append(labelled if drop_unlabelled and not labelled.all() else slice(None))
             file.close()
         self.num_frames = self.num_labelled + (0 if drop_unlabelled else self.num_unlabelled)
 
@@ -73,42 +75,29 @@ class ExportVideo:
         self.patient_id = pseudonyms.of_patient[self.patient_id]
         self.pseudonyms = pseudonyms
 
-    def read(self) -> VideoFrames:
-        return VideoFrames(self)
-
-
-class VideoFrames:
-    """The T frames of a video that are exported, read from its files. Ask for each array once.
-
-    Attributes:
-        labels: (T,) int64, -100 where unlabelled.
-    """
-
-    def __init__(self, video: ExportVideo) -> None:
-        self._files, self._pseudonyms = video.files, video.pseudonyms
-        labels = [file.labels for file in video.files]
-        self._kept = [(part != UNLABELLED) | (not video.drop_unlabelled) for part in labels]
-        self.labels = self._joined(labels)
+    def labels(self) -> NDArray[np.int64]:
+        """(T,) int64, -100 where unlabelled."""
+        return self._joined([file.labels for file in self.files])
 
     def ids(self) -> list[str]:
-        ids: list[str] = self._joined([file.frame_ids for file in self._files]).tolist()
-        if self._pseudonyms is None:
+        """T frame ids."""
+        ids: list[str] = self._joined([file.frame_ids for file in self.files]).tolist()
+        if self.pseudonyms is None:
             return ids
-        return [self._pseudonyms.rename(frame_id, self._files[0].patient_id) for frame_id in ids]
+        return [self.pseudonyms.rename(frame_id, self.files[0].patient_id) for frame_id in ids]
 
     def segments(self) -> NDArray[np.int64]:
         """(T,) int64."""
-        return self._joined([file.segments for file in self._files])
+        return self._joined([file.segments for file in self.files])
 
     def frame_numbers(self) -> NDArray[np.int64]:
         """(T,) int64."""
-        return self._joined([file.frames for file in self._files])
+        return self._joined([file.frames for file in self.files])
 
     def feature_blocks(self, axes: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield (first frame, features) until all T frames are read: (channels, n) or (n, channels) float32, n > 0.
 
-        Raises:
-            SpatialfeatError: a feature is not finite, or a file cannot be read.
+        Raises SpatialfeatError for a value that is not finite, or a file that cannot be read.
         """
         return self._blocks(FeatureFile.features, axes)
 
@@ -122,7 +111,7 @@ class VideoFrames:
     def _blocks(self, read: Callable[..., NDArray[np.float32]], axes: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
         time_axis = axes.split(",").index("time")
         first = 0
-        for file, kept in zip(self._files, self._kept, strict=True):
+        for file, kept in zip(self.files, self._kept, strict=True):
             for start in range(0, file.num_frames, FRAMES_PER_BLOCK):
                 stop = min(start + FRAMES_PER_BLOCK, file.num_frames)
                 block = read(file, start, stop, axes=axes)
@@ -132,7 +121,7 @@ class VideoFrames:
                         f"{file.path}: frame {file.frame_ids[start + wrong[0]]} holds a value that is not finite; a "
                         "temporal model would turn it into NaN everywhere: check the weights and extract it again"
                     )
-                if not kept[start:stop].all():
+                if not isinstance(kept, slice):
                     block = np.compress(kept[start:stop], block, axis=time_axis)
                 if block.shape[time_axis]:
                     yield first, block

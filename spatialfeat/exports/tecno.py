@@ -52,11 +52,10 @@ class TecnoExport(ExportJob):
     def write(self, target: Path, advance: Advance) -> None:
         (target / self.rate).mkdir()
         for number, video in self.numbered.items():
-            frames = video.read()
             content = [
-                _whole(video.num_frames, self.num_channels, frames.feature_blocks(TIME_CHANNEL)),
-                _whole(video.num_frames, self.num_phases, frames.logit_blocks(TIME_CHANNEL)),
-                frames.labels.astype("<i8"),
+                _whole(video.num_frames, self.num_channels, video.feature_blocks(TIME_CHANNEL)),
+                _whole(video.num_frames, self.num_phases, video.logit_blocks(TIME_CHANNEL)),
+                video.labels().astype("<i8"),
             ]
             with self._path(target, number).open("wb") as file:
                 PortablePickler(file, protocol=PROTOCOL).dump(content)

@@ -223,9 +223,7 @@ class _OpenFiles:
     def lend(self, path: Path, stamp: _Stamp) -> Iterator[h5py.File]:
         """Lend the open file; no other thread can close it meanwhile.
 
-        Raises:
-            SpatialfeatError: the file cannot be opened or is not the one of this stamp any more; also for damage that
-                h5py meets while the file is lent.
+        Raises SpatialfeatError if it cannot be opened, is not the file of this stamp any more, or proves damaged.
         """
         with self.lock:
             try:

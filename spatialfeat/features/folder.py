@@ -81,8 +81,7 @@ def open_feature_dir(features_dir: Path, *, allow_mixed: bool = False) -> list[F
 def list_feature_files(features_dir: Path) -> list[Path]:
     """The .h5 files of a folder in numeric order of their names. Hidden (unfinished) and other files are ignored.
 
-    Raises:
-        SpatialfeatError: there is no such folder, or no such file in it.
+    Raises SpatialfeatError if there is no such folder, or no such file in it.
     """
     try:
         paths = [path for path in features_dir.iterdir() if path.suffix == SUFFIX and not path.name.startswith(".")]

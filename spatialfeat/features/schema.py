@@ -107,8 +107,7 @@ _SHOWN = 200
 def check_schema(path: Path, file: h5py.File) -> dict[str, Any]:
     """The root attributes as Python values, arrays as tuples, of a whole feature file of this schema.
 
-    Raises:
-        SpatialfeatError: it is none, or holds what this program never writes.
+    Raises SpatialfeatError if it is none, or holds what this program never writes.
     """
     try:
         form, schema = _attribute(file, "format"), _attribute(file, "schema")
@@ -198,7 +197,7 @@ def _check_datasets(file: h5py.File, attributes: dict[str, Any]) -> None:
         raise SpatialfeatError("holds no frame")
     scores, phases = file["logits"].shape[0 if axes == CHANNEL_TIME else 1], len(attributes["phase_names"])
     if scores != phases:
-        raise SpatialfeatError(f"logits has {scores} classes for {phases} phase names")
+        raise SpatialfeatError(f"logits has {scores} channels for {phases} phase names")
 
 
 def _check_storage(name: str, dataset: h5py.Dataset) -> None:
