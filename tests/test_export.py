@@ -178,7 +178,7 @@ def test_an_unwritable_place_is_reported(features_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_full_disk_is_reported_before_work_starts(features_dir: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_work(features_dir: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(features_dir)._replace(free=400_000)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     refuse(features_dir, features_dir.parent / f"deep/{OUT_NAMES[form]}", "MB, but 0.4 MB are free there", form)
@@ -329,9 +329,7 @@ def test_every_array_is_read_once_for_writing(tmp_path: Path, monkeypatch: pytes
     read: list[str] = []
     whole = h5py.Dataset.__getitem__
     monkeypatch.setattr(h5py.Dataset, "__getitem__", lambda *values: (read.append(values[0].name), whole(*values))[1])
-    config = ExportConfig(
-        format="hdf5", features_dir=tmp_path / "features", out=tmp_path / "out.h5", unlabelled="drop"
-    )
+    config = ExportConfig(format="hdf5", features_dir=tmp_path / "features", out=tmp_path / "out.h5", unlabelled="drop")
     export(config)
     counts = {name: read.count(f"/{name}") for name in ("labels", "segment", "frame", "logits", "features")}
     # Labels are also read before anything is written, to check them.
