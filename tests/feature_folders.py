@@ -38,6 +38,7 @@ def make_video(
     fps: float = 1.0,
     spoil: tuple[int, float] | None = None,
     file_name: str | None = None,
+    num_channels: int = 2048,
 ) -> Made:
     """Write `{video_id}.h5` with random features. Frame numbers have a gap after each third frame.
 
@@ -45,10 +46,10 @@ def make_video(
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(sum(video_id.encode()) + len(labels))
-    features = rng.standard_normal((len(labels), 2048), dtype=np.float32)
+    features = rng.standard_normal((len(labels), num_channels), dtype=np.float32)
     logits = rng.standard_normal((len(labels), len(phases)), dtype=np.float32)
     if spoil is not None:
-        features[spoil[0], 7] = spoil[1]
+        features[spoil[0], 3] = spoil[1]
     frames = np.array([1 + index + 5 * (index // 3) for index in range(len(labels))], dtype=np.int64)
     frame_ids = [f"{video_id}_{frame:06d}" for frame in frames]
     last_field = video_id.split("_")[-1]

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
+import re
 import shutil
 import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 from feature_folders import make_study, make_video
 from typer.testing import CliRunner
@@ -15,7 +19,8 @@ from typer.testing import CliRunner
 from spatialfeat.cli import app
 from spatialfeat.config import ExportConfig
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.export import EXPORTERS, export
+from spatialfeat.export import export, job_class
+from spatialfeat.exports.source import ExportJob
 from spatialfeat.features.file import FeatureFile
 from spatialfeat.formats import FORMATS
 
@@ -44,8 +49,9 @@ def features_dir(tmp_path: Path) -> Path:
     return tmp_path / "features"
 
 
-def test_every_described_format_has_an_exporter() -> None:
-    assert list(EXPORTERS) == list(FORMATS)
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_registered_format_has_a_job(form: str) -> None:
+    assert issubclass(job_class(FORMATS[form]), ExportJob)
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -120,7 +126,7 @@ def test_an_interrupt_leaves_nothing(features_dir: Path, form: str, monkeypatch:
     def interrupt(*_: object) -> list[str]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(EXPORTERS[form], "verify", interrupt)
+    monkeypatch.setattr(job_class(FORMATS[form]), "verify", interrupt)
     with pytest.raises(KeyboardInterrupt):
         export(ExportConfig(format=form, features_dir=features_dir, out=features_dir.parent / OUT_NAMES[form]))
     assert [path.name for path in features_dir.parent.iterdir()] == ["features"]
@@ -128,7 +134,7 @@ def test_an_interrupt_leaves_nothing(features_dir: Path, form: str, monkeypatch:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_what_does_not_read_back_is_not_kept(features_dir: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = EXPORTERS[form].write
+    write = job_class(FORMATS[form]).write
 
     def write_all_but_one_byte(job: object, target: Path, advance: object) -> None:
         write(job, target, advance)  # type: ignore[arg-type]
@@ -136,7 +142,7 @@ def test_what_does_not_read_back_is_not_kept(features_dir: Path, form: str, monk
         victim = next((path for path in files if path.suffix in (".npy", ".pkl", ".csv")), files[0])
         victim.write_bytes(victim.read_bytes()[: -1 if victim.suffix != ".csv" else -40_000])
 
-    monkeypatch.setattr(EXPORTERS[form], "write", write_all_but_one_byte)
+    monkeypatch.setattr(job_class(FORMATS[form]), "write", write_all_but_one_byte)
     with pytest.raises(SpatialfeatError, match="reading it back found"):
         export(ExportConfig(format=form, features_dir=features_dir, out=features_dir.parent / OUT_NAMES[form]))
     assert [path.name for path in features_dir.parent.iterdir()] == ["features"]
@@ -166,13 +172,13 @@ def test_out_may_not_lie_among_the_features(features_dir: Path) -> None:
     refuse(features_dir, features_dir, "lies in the folder of the feature files")
 
 
-def test_an_unwritable_place_is_told(features_dir: Path) -> None:
+def test_an_unwritable_place_is_reported(features_dir: Path) -> None:
     (features_dir.parent / "file").write_text("x")
     refuse(features_dir, features_dir.parent / "file/out", "cannot be written (File exists: ")
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_full_disk_is_told_before_work_starts(features_dir: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_work(features_dir: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(features_dir)._replace(free=400_000)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     refuse(features_dir, features_dir.parent / f"deep/{OUT_NAMES[form]}", "MB, but 0.4 MB are free there", form)
@@ -198,7 +204,7 @@ def test_labels_beyond_the_phases_are_refused(features_dir: Path) -> None:
     refuse(features_dir, features_dir.parent / "out", "frame 2000_1_000002 has label 3, but the file names 3 phases")
 
 
-def test_a_missing_or_empty_feature_folder_is_told(features_dir: Path) -> None:
+def test_a_missing_or_empty_feature_folder_is_reported(features_dir: Path) -> None:
     out = features_dir.parent / "out"
     refuse(features_dir.parent / "none", out, "no such folder")
     (features_dir.parent / "empty").mkdir()
@@ -285,6 +291,24 @@ def test_memory_does_not_grow_with_the_number_of_videos(tmp_path: Path, form: st
     assert many < 1.5 * few + 100_000
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_number_of_channels_is_that_of_the_files(tmp_path: Path, form: str) -> None:
+    for video, split in (("1_1", "train"), ("2_1", "train"), ("3_1", "test"), ("4_1", "test")):
+        make_video(tmp_path / "features", video, [0, 1, 2], split=split, num_channels=5)
+    code, output = invoke(form, tmp_path / "features", tmp_path / OUT_NAMES[form])
+    assert code == 0, output
+    assert "2048" not in output
+    assert re.search(r"\b5\b|\bf4\b", output)
+    shapes = {
+        "ms-tcn": lambda out: np.load(out / "features/1_1.npy").shape[0],
+        "tecno": lambda out: pickle.loads((out / "1.0fps/video_01_1.0fps.pkl").read_bytes())[0].shape[1],
+        "npy": lambda out: np.load(out / "features_train/1_1_000001.npy").shape[0],
+        "hdf5": lambda out: h5py.File(out)["1_1/features"].shape[1],
+        "csv": lambda out: len((out / "1_1.csv").read_text().splitlines()[0].split(",")) - 2,
+    }
+    assert shapes[form](tmp_path / OUT_NAMES[form]) == 5
+
+
 @pytest.mark.parametrize("form", ["ms-tcn", "npy", "hdf5", "csv"])
 def test_long_videos_are_read_in_blocks(features_dir: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spatialfeat.exports.source.FRAMES_PER_BLOCK", 16)
@@ -298,3 +322,15 @@ def test_long_videos_are_read_in_blocks(features_dir: Path, form: str, monkeypat
     monkeypatch.setattr(FeatureFile, "features", count)
     export(ExportConfig(format=form, features_dir=features_dir, out=features_dir.parent / OUT_NAMES[form]))
     assert longest == 16
+
+
+def test_every_array_is_read_once_for_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_video(tmp_path / "features", "1_1", [0, -100, 2])
+    read: list[str] = []
+    whole = h5py.Dataset.__getitem__
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", lambda *values: (read.append(values[0].name), whole(*values))[1])
+    config = ExportConfig(format="hdf5", features_dir=tmp_path / "features", out=tmp_path / "out.h5", unlabelled="drop")
+    export(config)
+    counts = {name: read.count(f"/{name}") for name in ("labels", "segment", "frame", "logits", "features")}
+    # Labels are also read before anything is written, to check them.
+    assert counts == {"labels": 2, "segment": 1, "frame": 1, "logits": 1, "features": 1}

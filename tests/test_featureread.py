@@ -14,12 +14,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from feature_folders import make_video
 from tinydata import PROVENANCE, TIME_FIRST_PROVENANCE, make_header, make_outputs, write_feature_file
 
 import spatialfeat
 from spatialfeat import FeatureFile, read_features
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features import file as featurehandles
+from spatialfeat.features import file as featurefile
 from spatialfeat.features.folder import list_feature_files, open_feature_dir
 from spatialfeat.features.schema import Provenance
 
@@ -42,11 +43,12 @@ def _write(
 
 
 @LAYOUTS
-def test_a_file_tells_everything(tmp_path: Path, provenance: Provenance) -> None:
+def test_a_file_says_everything(tmp_path: Path, provenance: Provenance) -> None:
     header = make_header(10)
     with FeatureFile(write_feature_file(tmp_path / "1050_1.h5", header, provenance)) as file:
         assert (file.path, file.video_id, file.patient_id) == (tmp_path / "1050_1.h5", "1050_1", "1050")
         assert (file.split, file.fps, file.provenance) == ("train", 1.0, provenance)
+        assert file.recipe is file.provenance  # its name in the first release
         assert (file.num_frames, len(file), file.num_phases, file.num_channels) == (10, 10, 3, 2048)
         assert file.phase_names == ("nasal", "sphenoid", "sellar")
         for found, expected in (
@@ -141,7 +143,7 @@ def test_an_open_file_reads_in_another_process(tmp_path: Path, method: str) -> N
 
 
 def test_few_files_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(featurehandles, "MAX_OPEN_FILES", 3)
+    monkeypatch.setattr(featurefile, "MAX_OPEN_FILES", 3)
     for number in range(6):
         _write(tmp_path, f"{number}_1", num_frames=number + 1)
     files = open_feature_dir(tmp_path)
@@ -159,7 +161,7 @@ def _open_descriptors(folder: Path) -> int:
 
 
 def test_threads_share_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(featurehandles, "MAX_OPEN_FILES", 1)
+    monkeypatch.setattr(featurefile, "MAX_OPEN_FILES", 1)
     files = [FeatureFile(_write(tmp_path, f"{number}_1")) for number in range(3)]
     expected = make_outputs(10)[0].T
     wrong: list[object] = []
@@ -257,7 +259,7 @@ def _damage_ids(file: h5py.File) -> None:
         (_integer_features, r"features is int32 \(2048, 10\)"),
         (_numeric_ids, "frame_ids is int64"),
         (_other_axes, "features has axes 'time,channel', not 'channel,time'"),
-        (_fewer_names, "logits has 3 classes for 2 phase names"),
+        (_fewer_names, "logits has 3 channels for 2 phase names"),
         (_numeric_split, "attribute split is 3"),
         (_id_with_a_folder, "attribute video_id is '../1050_1'"),
         (_no_layout, "attribute layout is 'diagonal', not one of channel-first, time-first"),
@@ -341,6 +343,14 @@ def test_mixed_provenances(tmp_path: Path, changes: dict[str, object], message: 
     with pytest.raises(SpatialfeatError, match=rf"1_1\.h5 was made with {message}.* than 2_1\.h5; extract them again"):
         open_feature_dir(tmp_path)
     assert len(open_feature_dir(tmp_path, allow_mixed=True)) == 3
+
+
+def test_mixed_numbers_of_channels(tmp_path: Path) -> None:
+    for video_id, num_channels in (("1_1", 5), ("2_1", 7), ("3_1", 7)):
+        make_video(tmp_path, video_id, [0, 1], num_channels=num_channels)
+    message = r"1_1\.h5 was made with other number of channels \(5 against 7\) than 2_1\.h5; extract them again"
+    with pytest.raises(SpatialfeatError, match=message):
+        open_feature_dir(tmp_path)
 
 
 @pytest.mark.parametrize("other_id", ["1050_1", "1050_01"])

@@ -1,4 +1,4 @@
-"""What `spatialfeat info` tells of folders and files, and its exit codes."""
+"""What `spatialfeat info` says about folders and files, and its exit codes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,11 @@ from tinydata import PROVENANCE, TIME_FIRST_PROVENANCE, make_header, write_featu
 from typer.testing import CliRunner
 
 from spatialfeat.cli import app
+from spatialfeat.console import clock_text, size_text
 from spatialfeat.data.frames import count_gaps
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.schema import Provenance
-from spatialfeat.info import (
-    FileSummary,
-    FolderSummary,
-    VideoSummary,
-    clock_text,
-    describe,
-    format_phases,
-    render,
-    size_text,
-)
+from spatialfeat.info import FolderSummary, VideoSummary, describe, format_phases, render
 
 run = CliRunner().invoke
 
@@ -46,8 +38,8 @@ def _folder(path: Path) -> FolderSummary:
 
 def _video(path: Path) -> VideoSummary:
     summary = describe(path)
-    assert isinstance(summary, FileSummary)
-    return summary.video
+    assert isinstance(summary, VideoSummary)
+    return summary
 
 
 def test_a_sound_folder(tmp_path: Path) -> None:
@@ -55,7 +47,7 @@ def test_a_sound_folder(tmp_path: Path) -> None:
     _write(tmp_path, "1050_9", 6)
     _write(tmp_path, "77_1", 3, split="test", provenance=TIME_FIRST_PROVENANCE)
     summary = _folder(tmp_path)
-    assert [video.video_id for video in summary.videos] == ["77_1", "1050_9", "1050_10"]
+    assert [video.file.video_id for video in summary.videos] == ["77_1", "1050_9", "1050_10"]
     assert (summary.problems, summary.notes, summary.flagged) == ([], [], set())
     result = run(app, ["info", str(tmp_path)])
     assert result.exit_code == 0
@@ -72,7 +64,7 @@ def test_a_sound_folder(tmp_path: Path) -> None:
     assert max(map(len, result.stdout.splitlines())) <= 100
 
 
-def test_problems_are_told_and_the_rest_is_shown(tmp_path: Path) -> None:
+def test_problems_are_reported_and_the_rest_is_shown(tmp_path: Path) -> None:
     for video_id in ("1_1", "2_1", "3_1"):
         _write(tmp_path, video_id)
     _write(tmp_path, "4_1", provenance=replace(PROVENANCE, weights_sha256="b" * 64))
@@ -84,7 +76,7 @@ def test_problems_are_told_and_the_rest_is_shown(tmp_path: Path) -> None:
     (tmp_path / "3_1.h5").rename(tmp_path / "renamed.h5")
     _write(tmp_path, "3_1")
     summary = _folder(tmp_path)
-    assert [video.video_id for video in summary.videos] == ["1_1", "2_1", "3_1", "3_1", "4_1", "5_1"]
+    assert [video.file.video_id for video in summary.videos] == ["1_1", "2_1", "3_1", "3_1", "4_1", "5_1"]
     assert {path.name for path in summary.flagged} == {"4_1.h5", "5_1.h5", "renamed.h5"}
     result = run(app, ["info", str(tmp_path)])
     assert result.exit_code == 1

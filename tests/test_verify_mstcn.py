@@ -9,6 +9,9 @@ import pytest
 
 from spatialfeat.exports.verify_mstcn import verify_mstcn
 
+CHANNELS = 70
+"""More than are read at a time."""
+
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
@@ -16,7 +19,7 @@ def tree(tmp_path: Path) -> Path:
     for folder in ("features", "groundTruth", "splits"):
         (tmp_path / folder).mkdir()
     for video in "abcd":
-        np.save(tmp_path / f"features/{video}.npy", np.ones((2048, 3), dtype="<f4"))
+        np.save(tmp_path / f"features/{video}.npy", np.ones((CHANNELS, 3), dtype="<f4"))
         (tmp_path / f"groundTruth/{video}.txt").write_bytes(b"cut\ncut\nsew\n")
     (tmp_path / "splits/train.split1.bundle").write_bytes(b"a.txt\nb.txt\n")
     (tmp_path / "splits/test.split1.bundle").write_bytes(b"c.txt\nd.txt\n")
@@ -33,8 +36,8 @@ def save(array: np.ndarray) -> Callable[[Path], object]:
 
 
 def with_nan() -> np.ndarray:
-    array = np.ones((2048, 3), dtype="<f4")
-    array[2047, 2] = np.nan
+    array = np.ones((CHANNELS, 3), dtype="<f4")
+    array[CHANNELS - 1, 2] = np.nan
     return array
 
 
@@ -59,12 +62,16 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "mapping with a space": (put("mapping.txt", b"0 cut\n1 sew it\n"), "a name may not hold spaces"),
     "mapping twice": (put("mapping.txt", b"0 cut\n1 sew\n2 sew\n"), "a phase name is there twice"),
     "mapping with #": (put("mapping.txt", b"0 cut\n1 sew\n2 #x\n"), "'#x' holds '#'"),
-    "float64": (save(np.ones((2048, 3))), "is <f8"),
-    "big-endian": (save(np.ones((2048, 3), dtype=">f4")), "is >f4"),
-    "time first": (save(np.ones((3, 2048), dtype="<f4")), r"\(3, 2048\)"),
-    "Fortran order": (save(np.asfortranarray(np.ones((2048, 3), dtype="<f4"))), "in Fortran order"),
-    "one frame": (save(np.ones((2048, 1), dtype="<f4")), "has 1 frames; at least 2"),
-    "no frame": (save(np.ones((2048, 0), dtype="<f4")), "features/a.npy"),
+    "float64": (save(np.ones((CHANNELS, 3))), "is <f8"),
+    "big-endian": (save(np.ones((CHANNELS, 3), dtype=">f4")), "is >f4"),
+    "one channel short": (
+        save(np.ones((CHANNELS - 1, 3), dtype="<f4")),
+        r"is <f4 \(69, 3\) .* not <f4 \(70, T\)",
+    ),
+    "time first": (save(np.ones((3, CHANNELS), dtype="<f4")), r"\(3, 70\)"),
+    "Fortran order": (save(np.asfortranarray(np.ones((CHANNELS, 3), dtype="<f4"))), "in Fortran order"),
+    "one frame": (save(np.ones((CHANNELS, 1), dtype="<f4")), "has 1 frames; at least 2"),
+    "no frame": (save(np.ones((CHANNELS, 0), dtype="<f4")), "features/a.npy"),
     "not finite": (save(with_nan()), "not finite"),
     "truncated features": (put("features/a.npy", b"\x93NUMPY"), "features/a.npy: cannot be read"),
     "pickled features": (save(np.array([None, "x"], dtype=object)), "features/a.npy: cannot be read"),
@@ -87,18 +94,23 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 def test_a_sound_tree_has_no_problems(tree: Path) -> None:
-    assert verify_mstcn(tree) == []
+    assert verify_mstcn(tree, CHANNELS) == []
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_broken_tree_is_told_by_its_fault(tree: Path, fault: str) -> None:
+def test_a_broken_tree_is_reported_by_its_fault(tree: Path, fault: str) -> None:
     break_it, message = FAULTS[fault]
     break_it(tree)
-    problems = verify_mstcn(tree)
+    problems = verify_mstcn(tree, CHANNELS)
     assert any(re.search(message, problem) for problem in problems), problems
 
 
-def test_a_dot_in_a_name_is_told(tree: Path) -> None:
+def test_every_video_must_have_the_channels_that_were_written(tree: Path) -> None:
+    problems = verify_mstcn(tree, CHANNELS - 1)
+    assert len([problem for problem in problems if ".npy: is <f4" in problem]) == 4
+
+
+def test_a_dot_in_a_name_is_reported(tree: Path) -> None:
     (tree / "features/a.npy").rename(tree / "features/a.b.npy")
     (tree / "groundTruth/a.txt").rename(tree / "groundTruth/a.b.txt")
-    assert any("a dot or space" in problem for problem in verify_mstcn(tree))
+    assert any("a dot or space" in problem for problem in verify_mstcn(tree, CHANNELS))

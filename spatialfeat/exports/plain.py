@@ -1,28 +1,9 @@
-"""One .npy file per frame, and the CSVs that list them: `exportformats.NPY` shows the tree.
-
-OUT/
-  features_{split}/{id}.npy    (2048,) float32, little-endian
-  {split}_ResNet_DB.csv        id, label; -100 where unlabelled, no column `label` if no frame of the split has one
-
-All videos in one HDF5 file, time first: `exportformats.HDF5` shows it.
-
-OUT                    attributes: format, schema, and how the features were made (phase_names, fps, ...)
-  {video}/             attributes: video_id, patient_id, split, source (names of its feature files)
-    features           (T, 2048) float32
-    logits             (T, C) float32
-    labels             (T,) int64, -100 where unlabelled
-    frame_ids          (T,) UTF-8
-    segment, frame     (T,) int64
-
-One CSV per video: `exportformats.CSV` shows the tree.
-
-OUT/
-  {video}.csv    T rows; columns id, label (-100 where unlabelled), f0 ... f2047
-"""
+"""Formats for code of one's own: a .npy file per frame, one HDF5 file, or CSVs; `formats` shows the trees."""
 
 from __future__ import annotations
 
 import csv
+from dataclasses import asdict
 from pathlib import Path
 
 import h5py
@@ -30,16 +11,8 @@ import numpy as np
 import pandas as pd
 
 from spatialfeat import __version__
-from spatialfeat.config import ExportConfig
-from spatialfeat.exports.source import (
-    FLOAT32,
-    Advance,
-    ExportJob,
-    ExportSource,
-    ExportVideo,
-    npy_header,
-    require_file_names,
-)
+from spatialfeat.console import count_text
+from spatialfeat.exports.source import FLOAT32, FRAMES_PER_BLOCK, Advance, ExportJob, ExportVideo, npy_header
 from spatialfeat.features.schema import TIME_CHANNEL
 from spatialfeat.features.writer import GuardedFile
 from spatialfeat.files import CsvTable, open_csv_text, write_frame
@@ -48,11 +21,8 @@ from spatialfeat.files import CsvTable, open_csv_text, write_frame
 class NpyExport(ExportJob):
     """Every frame becomes a file named by its id, in the folder of its split."""
 
-    def __init__(self, source: ExportSource, config: ExportConfig) -> None:
-        super().__init__(source, config)
-        require_file_names(source)
-
     def write(self, target: Path, advance: Advance) -> None:
+        header = npy_header((self.num_channels,))
         for split, videos in self.per_split().items():
             folder = target / f"features_{split}"
             folder.mkdir()
@@ -60,9 +30,8 @@ class NpyExport(ExportJob):
             with open_csv_text(target / _csv_name(split)) as text:
                 table = CsvTable(text, ("id", "label") if labelled else ("id",))
                 for video in videos:
-                    ids = video.frame_ids().tolist()
+                    ids = video.ids()
                     table.add(zip(ids, video.labels().tolist(), strict=True) if labelled else zip(ids))
-                    header = npy_header((video.file.num_channels,))
                     for first, block in video.feature_blocks(TIME_CHANNEL):
                         for frame_id, row in zip(ids[first:], block.astype(FLOAT32, copy=False), strict=False):
                             (folder / f"{frame_id}.npy").write_bytes(header + row.tobytes())
@@ -78,10 +47,9 @@ class NpyExport(ExportJob):
             num_frames = sum(video.num_frames for video in videos)
             if not len(listed) == len(set(listed)) == num_files == num_frames:
                 problems.append(f"{split}: {len(listed)} rows and {num_files} files for {num_frames} frames")
-            shape = (videos[0].file.num_channels,)
             for frame_id in listed:
                 row = np.load(folder / f"{frame_id}.npy", allow_pickle=False)
-                if row.dtype != FLOAT32 or row.shape != shape or not np.isfinite(row).all():
+                if row.dtype != FLOAT32 or row.shape != (self.num_channels,) or not np.isfinite(row).all():
                     problems.append(f"{folder.name}/{frame_id}.npy: is {row.dtype.str} {row.shape}, or not finite")
         return problems
 
@@ -89,17 +57,18 @@ class NpyExport(ExportJob):
         lines = []
         for split, videos in self.per_split().items():
             num_frames = sum(video.num_frames for video in videos)
-            lines.append(f"features_{split}/  {num_frames} files, (2048,) float32, of {len(videos)} videos")
-            columns = "id,label" if _any_label(videos) else "id"
-            lines.append(f"{_csv_name(split)}  {num_frames} rows, {columns}")
+            lines += [
+                f"features_{split}/  {count_text(num_frames, 'file')}, ({self.num_channels},) float32, "
+                f"of {count_text(len(videos), 'video')}",
+                f"{_csv_name(split)}  {count_text(num_frames, 'row')}, {'id,label' if _any_label(videos) else 'id'}",
+            ]
         return lines
 
     def next_step(self) -> str:
         split, videos = next(iter(self.per_split().items()))
-        example = videos[0].frame_ids()[0]
+        example = self.config.out / f"features_{split}" / f"{videos[0].ids()[0]}.npy"
         return (
-            f"  np.load({str(self.config.out / f'features_{split}' / f'{example}.npy')!r})    (2048,) float32;\n"
-            "  point the temporal study at this folder"
+            f"  np.load({str(example)!r})    ({self.num_channels},) float32;\n  point the temporal study at this folder"
         )
 
 
@@ -108,124 +77,100 @@ def _csv_name(split: str) -> str:
 
 
 def _any_label(videos: list[ExportVideo]) -> bool:
-    return any(video.num_unlabelled < video.file.num_frames for video in videos)
-
-
-FORMAT = "spatialfeat aggregate"
-SCHEMA = 1
-FRAMES_PER_CHUNK = 64
-FRAMES_PER_READ = 4096
-
-TEXT = h5py.string_dtype("utf-8")
+    return any(video.num_labelled for video in videos)
 
 
 class Hdf5Export(ExportJob):
     """One group per video, in numeric order of the ids."""
 
-    def __init__(self, source: ExportSource, config: ExportConfig) -> None:
-        super().__init__(source, config)
-        require_file_names(source)
+    FRAMES_PER_CHUNK = 64
 
     def write(self, target: Path, advance: Advance) -> None:
+        attributes = {"format": "spatialfeat aggregate", "schema": 1, "spatialfeat": __version__}
+        attributes |= asdict(self.provenance)
+        del attributes["layout"]  # Feature files of both layouts may stand side by side; here all is time first.
         with GuardedFile(target, self.config.out) as guard:
-            self._write(guard, advance)
+            with h5py.File(guard, "w", track_order=True) as file:
+                file.attrs.update(attributes)
+                for video in self.videos:
+                    self._write_video(file.create_group(video.video_id), video, advance)
+                    guard.check()
             guard.check()
 
-    def _write(self, guard: GuardedFile, advance: Advance) -> None:
-        with h5py.File(guard, "w", track_order=True) as file:
-            file.attrs.update({"format": FORMAT, "schema": SCHEMA, "spatialfeat": __version__})
-            provenance = self.source.provenance
-            for name in provenance.__dataclass_fields__:
-                if name == "layout":  # Feature files of both layouts may stand side by side; here all is time first.
-                    continue
-                value = getattr(provenance, name)
-                if isinstance(value, tuple):
-                    file.attrs.create(name, list(value), dtype=TEXT)
-                else:
-                    file.attrs[name] = value
-            for video in self.videos:
-                _write_video(file.create_group(video.video_id), video, advance)
-                guard.check()
+    def _write_video(self, group: h5py.Group, video: ExportVideo, advance: Advance) -> None:
+        group.attrs.update({"video_id": video.video_id, "patient_id": video.patient_id, "split": video.split})
+        if video.pseudonyms is None:  # The names of the files would give the patient away.
+            group.attrs["source"] = ", ".join(file.path.name for file in video.files)
+        group.create_dataset("frame_ids", data=video.ids(), dtype=h5py.string_dtype("utf-8"))
+        group.create_dataset("labels", data=video.labels().astype("<i8"))
+        group.create_dataset("segment", data=video.segments().astype("<i8"))
+        group.create_dataset("frame", data=video.frame_numbers().astype("<i8"))
+        for name, read in (("logits", video.logit_blocks), ("features", video.feature_blocks)):
+            shape = self._shapes(video)[name]
+            chunks = (min(self.FRAMES_PER_CHUNK, video.num_frames), shape[1])
+            dataset = group.create_dataset(name, shape, dtype=FLOAT32, chunks=chunks)
+            dataset.attrs["axes"] = TIME_CHANNEL
+            dataset.dims[1].label = "channel"
+            for first, block in read(TIME_CHANNEL):
+                dataset[first : first + len(block)] = block
+                if name == "features":
+                    advance(len(block))
+        for name in group:
+            group[name].dims[0].label = "time"
 
     def verify(self, target: Path) -> list[str]:
         with h5py.File(target, "r") as file:
             if set(file) != {video.video_id for video in self.videos}:
                 return [f"{target.name}: holds {len(file)} groups for {len(self.videos)} videos"]
-            return [problem for video in self.videos for problem in _problems(file[video.video_id], video)]
+            return [problem for video in self.videos for problem in self._problems(file[video.video_id], video)]
+
+    def _problems(self, group: h5py.Group, video: ExportVideo) -> list[str]:
+        expected, found = self._shapes(video), {name: dataset.shape for name, dataset in group.items()}
+        if found != expected:
+            return [f"{group.name}: holds {found}, not {expected}"]
+        for name in ("features", "logits"):
+            for start in range(0, video.num_frames, FRAMES_PER_BLOCK):
+                if not np.isfinite(group[name][start : start + FRAMES_PER_BLOCK]).all():
+                    return [f"{group.name}/{name}: holds a value that is not finite"]
+        return []
+
+    def _shapes(self, video: ExportVideo) -> dict[str, tuple[int, ...]]:
+        return {
+            "features": (video.num_frames, self.num_channels),
+            "logits": (video.num_frames, self.num_phases),
+            **dict.fromkeys(("labels", "frame_ids", "segment", "frame"), (video.num_frames,)),
+        }
 
     def tree(self) -> list[str]:
-        num_phases = len(self.source.provenance.phase_names)
         return [
-            f"{len(self.videos)} groups, one per video: features (T, 2048), logits (T, {num_phases}), labels (T,), ..."
+            f"{count_text(len(self.videos), 'group')}, one per video: features (T, {self.num_channels}), "
+            f"logits (T, {self.num_phases}), labels (T,), ..."
         ]
 
     def next_step(self) -> str:
         video = self.videos[0]
         return (
             f"  with h5py.File({str(self.config.out)!r}) as file:\n"
-            f"      features = file[{video.video_id!r}]['features'][:]    # ({video.num_frames}, 2048) float32"
+            f"      features = file[{video.video_id!r}]['features'][:]    "
+            f"# ({video.num_frames}, {self.num_channels}) float32"
         )
 
 
-def _write_video(group: h5py.Group, video: ExportVideo, advance: Advance) -> None:
-    group.attrs.update({"video_id": video.video_id, "patient_id": video.patient_id, "split": video.split})
-    if video.source_names():
-        group.attrs["source"] = ", ".join(video.source_names())
-    group.create_dataset("frame_ids", data=video.frame_ids().astype(object), dtype=TEXT)
-    for name, values in (("labels", video.labels()), ("segment", video.segments()), ("frame", video.frame_numbers())):
-        group.create_dataset(name, data=values.astype("<i8"))
-    matrices = (
-        ("logits", video.file.num_phases, video.logit_blocks(TIME_CHANNEL)),
-        ("features", video.file.num_channels, video.feature_blocks(TIME_CHANNEL)),
-    )
-    for name, width, blocks in matrices:
-        chunks = (min(FRAMES_PER_CHUNK, video.num_frames), width)
-        dataset = group.create_dataset(name, (video.num_frames, width), dtype="<f4", chunks=chunks)
-        dataset.attrs["axes"] = TIME_CHANNEL
-        dataset.dims[1].label = "channel"
-        for first, block in blocks:
-            dataset[first : first + len(block)] = block
-            if name == "features":
-                advance(len(block))
-    for name in group:
-        group[name].dims[0].label = "time"
-
-
-def _problems(group: h5py.Group, video: ExportVideo) -> list[str]:
-    num_frames = video.num_frames
-    expected = {
-        "features": (num_frames, video.file.num_channels),
-        "logits": (num_frames, video.file.num_phases),
-        **dict.fromkeys(("labels", "frame_ids", "segment", "frame"), (num_frames,)),
-    }
-    found = {name: dataset.shape for name, dataset in group.items()}
-    if found != expected:
-        return [f"{group.name}: holds {found}, not {expected}"]
-    for name in ("features", "logits"):
-        for start in range(0, num_frames, FRAMES_PER_READ):
-            if not np.isfinite(group[name][start : start + FRAMES_PER_READ]).all():
-                return [f"{group.name}/{name}: holds a value that is not finite"]
-    return []
-
-
 class CsvExport(ExportJob):
-    """Numbers are written with as many digits as give back the same float32."""
-
-    def __init__(self, source: ExportSource, config: ExportConfig) -> None:
-        super().__init__(source, config)
-        require_file_names(source)
+    """One table per video. Numbers are written with as many digits as give back the same float32."""
 
     @property
     def bytes_per_frame(self) -> int:
         """A float32 is about 11 characters long."""
-        return 11 * self.source.videos[0].file.num_channels
+        return 11 * self.num_channels
 
     def write(self, target: Path, advance: Advance) -> None:
+        columns = [f"f{channel}" for channel in range(self.num_channels)]
         for video in self.videos:
-            ids, labels = video.frame_ids(), video.labels()
+            ids, labels = video.ids(), video.labels()
             with open_csv_text(target / f"{video.video_id}.csv") as text:
                 for first, block in video.feature_blocks(TIME_CHANNEL):
-                    table = pd.DataFrame(block, columns=[f"f{channel}" for channel in range(block.shape[1])])
+                    table = pd.DataFrame(block, columns=columns)
                     table.insert(0, "label", labels[first : first + len(block)])
                     table.insert(0, "id", ids[first : first + len(block)])
                     write_frame(table, text, header=first == 0)
@@ -245,7 +190,8 @@ class CsvExport(ExportJob):
         return problems
 
     def tree(self) -> list[str]:
-        return [f"{{video}}.csv  {len(self.videos)} files, {self.num_frames} rows: id, label, f0 ... f2047"]
+        files, rows = count_text(len(self.videos), "file"), count_text(self.num_frames, "row")
+        return [f"{{video}}.csv  {files}, {rows}: id, label, f0 ... f{self.num_channels - 1}"]
 
     def next_step(self) -> str:
         path = self.config.out / f"{self.videos[0].video_id}.csv"

@@ -1,8 +1,8 @@
-"""What an export reads: the videos of a feature folder, checked once, then read one block of frames at a time.
+"""What every export reads, and what every export format provides.
 
-What every export format provides.
-
-Writing .npy files piece by piece.
+`open_videos` checks a feature folder and gives the videos to export. Their features are read in blocks, so that memory
+grows neither with the length of a video nor with the number of videos. The class of a format, which `formats` names,
+is derived from `ExportJob`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import io
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,11 @@ from spatialfeat.console import count_text
 from spatialfeat.data.frames import UNLABELLED, patients_in_several_splits
 from spatialfeat.data.pseudonyms import Pseudonyms, open_pseudonyms
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.folder import FeatureReader, join_patients, open_feature_dir
-from spatialfeat.features.schema import TIME_CHANNEL, Provenance
+from spatialfeat.features.file import FeatureFile
+from spatialfeat.features.folder import open_feature_dir, ordered_splits
 from spatialfeat.files import read_json_object
-from spatialfeat.formats import FORMATS, ExportFormat
-from spatialfeat.names import natural_key
+from spatialfeat.formats import FORMATS
+from spatialfeat.names import natural_key, same_name_key
 
 FRAMES_PER_BLOCK = 4096
 """4096 frames of 2048 float32 are 32 MiB: all that is held of a video, where the format allows writing in blocks."""
@@ -35,144 +34,195 @@ FRAMES_PER_BLOCK = 4096
 NAMED = 5
 """A message names so many videos; more would bury the first."""
 
-_UNSAFE_NAME = re.compile(r"^\.|[/\\\x00-\x1f\x7f]|^$")
 
-
-@dataclass(frozen=True)
 class ExportVideo:
-    """One video as it is exported. No array is kept in memory: each is read from the file when asked for.
+    """One video as it is exported: the frames of a feature file, or of all files of a patient one after the other.
+
+    Every array is read from the files when it is asked for. All that stays in memory is which frames are exported.
 
     Attributes:
-        num_frames: T, the frames that are exported. num_unlabelled: those without a label in the feature file.
-        pseudonyms: with --pseudonymize; all ids are then given under pseudonyms.
+        files: where the frames come from, in order.
+        video_id, patient_id: as they are written: after `rename`, no longer those of the files.
+        num_frames: T, the frames that are exported. num_labelled, num_unlabelled: those in the files.
+
+    Raises SpatialfeatError for a label that is no phase of the file.
     """
 
-    file: FeatureReader
-    drop_unlabelled: bool
-    num_frames: int
-    num_unlabelled: int
-    pseudonyms: Pseudonyms | None = None
+    def __init__(self, files: Sequence[FeatureFile], video_id: str, *, drop_unlabelled: bool) -> None:
+        self.files = files
+        self.video_id, self.patient_id, self.split = video_id, files[0].patient_id, files[0].split
+        self.pseudonyms: Pseudonyms | None = None
+        self.num_labelled = self.num_unlabelled = 0
+        self._kept: list[NDArray[np.bool_] | slice] = []
+        for file in files:
+            labels = file.labels
+            labelled = labels != UNLABELLED
+            wrong = np.flatnonzero(labelled & ((labels < 0) | (labels >= file.num_phases)))
+            if len(wrong):
+                raise SpatialfeatError(
+                    f"{file.path}: frame {file.frame_ids[wrong[0]]} has label {labels[wrong[0]]}, "
+                    f"but the file names {file.num_phases} phases; extract the video again"
+                )
+            self.num_labelled += int(labelled.sum())
+            self.num_unlabelled += int((~labelled).sum())
+            self._kept.append(labelled if drop_unlabelled and not labelled.all() else slice(None))
+            file.close()
+        self.num_frames = self.num_labelled + (0 if drop_unlabelled else self.num_unlabelled)
 
-    @property
-    def video_id(self) -> str:
-        return self._renamed(self.file.video_id)
-
-    @property
-    def patient_id(self) -> str:
-        return self._renamed(self.file.patient_id)
-
-    @property
-    def split(self) -> str:
-        return self.file.split
+    def rename(self, pseudonyms: Pseudonyms) -> None:
+        """Write pseudonyms instead of the patient's id."""
+        self.video_id = pseudonyms.rename(self.video_id, self.patient_id)
+        self.patient_id = pseudonyms.of_patient[self.patient_id]
+        self.pseudonyms = pseudonyms
 
     def labels(self) -> NDArray[np.int64]:
         """(T,) int64, -100 where unlabelled."""
-        labels = self.file.labels
-        return labels[labels != UNLABELLED] if self.drop_unlabelled else labels
+        return self._joined([file.labels for file in self.files])
 
-    def frame_ids(self) -> NDArray[np.str_]:
-        """(T,) str."""
-        return np.array([self._renamed(name) for name in self._kept(self.file.frame_ids).tolist()], dtype=np.str_)
-
-    def source_names(self) -> list[str]:
-        """Names of the feature files, unless these tell the patient."""
-        return [] if self.pseudonyms else [path.name for path in self.file.paths]
+    def ids(self) -> list[str]:
+        """T frame ids."""
+        ids: list[str] = self._joined([file.frame_ids for file in self.files]).tolist()
+        if self.pseudonyms is None:
+            return ids
+        return [self.pseudonyms.rename(frame_id, self.files[0].patient_id) for frame_id in ids]
 
     def segments(self) -> NDArray[np.int64]:
         """(T,) int64."""
-        return self._kept(self.file.segments)
+        return self._joined([file.segments for file in self.files])
 
     def frame_numbers(self) -> NDArray[np.int64]:
-        """(T,) int64, the frame numbers."""
-        return self._kept(self.file.frames)
+        """(T,) int64."""
+        return self._joined([file.frames for file in self.files])
 
     def feature_blocks(self, axes: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yield (first frame, features) until all T frames are read: (2048, n) or (n, 2048) float32, n > 0.
+        """Yield (first frame, features) until all T frames are read: (channels, n) or (n, channels) float32, n > 0.
 
-        Raises:
-            SpatialfeatError: a feature is not finite, or the file cannot be read.
+        Raises SpatialfeatError for a value that is not finite, or a file that cannot be read.
         """
-        return self._blocks(self.file.features, axes)
+        return self._blocks(FeatureFile.features, axes)
 
     def logit_blocks(self, axes: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """As `feature_blocks`: (C, n) or (n, C) float32."""
-        return self._blocks(self.file.logits, axes)
+        return self._blocks(FeatureFile.logits, axes)
 
-    def _renamed(self, name: str) -> str:
-        return name if self.pseudonyms is None else self.pseudonyms.rename(name, self.file.patient_id)
-
-    def _kept(self, values: NDArray[Any]) -> NDArray[Any]:
-        return values[self.file.labels != UNLABELLED] if self.drop_unlabelled else values
+    def _joined(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        return np.concatenate([part[kept] for part, kept in zip(parts, self._kept, strict=True)])
 
     def _blocks(self, read: Callable[..., NDArray[np.float32]], axes: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        keep = self.file.labels != UNLABELLED if self.drop_unlabelled else np.ones(self.file.num_frames, dtype=bool)
-        time_axis = 0 if axes == TIME_CHANNEL else 1
+        time_axis = axes.split(",").index("time")
         first = 0
-        for start in range(0, self.file.num_frames, FRAMES_PER_BLOCK):
-            stop = min(start + FRAMES_PER_BLOCK, self.file.num_frames)
-            block = read(start, stop, axes=axes)
-            self._refuse_non_finite(block, start, time_axis)
-            if not keep[start:stop].all():
-                block = np.compress(keep[start:stop], block, axis=time_axis)
-            if block.shape[time_axis]:
-                yield first, block
-            first += block.shape[time_axis]
-        # A folder of a thousand videos must not keep a thousand files and their chunk caches open.
-        self.file.close()
-
-    def _refuse_non_finite(self, block: NDArray[np.float32], start: int, time_axis: int) -> None:
-        wrong = np.flatnonzero(~np.isfinite(block).all(axis=1 - time_axis))
-        if len(wrong):
-            frame = self.file.frame_ids[start + int(wrong[0])]
-            raise SpatialfeatError(
-                f"{self.file.path}: frame {frame} holds a value that is not finite; a temporal "
-                "model would turn it into NaN everywhere: check the weights and extract the video again"
-            )
+        for file, kept in zip(self.files, self._kept, strict=True):
+            for start in range(0, file.num_frames, FRAMES_PER_BLOCK):
+                stop = min(start + FRAMES_PER_BLOCK, file.num_frames)
+                block = read(file, start, stop, axes=axes)
+                wrong = np.flatnonzero(~np.isfinite(block).all(axis=1 - time_axis))
+                if len(wrong):
+                    raise SpatialfeatError(
+                        f"{file.path}: frame {file.frame_ids[start + wrong[0]]} holds a value that is not finite; a "
+                        "temporal model would turn it into NaN everywhere: check the weights and extract it again"
+                    )
+                if not isinstance(kept, slice):
+                    block = np.compress(kept[start:stop], block, axis=time_axis)
+                if block.shape[time_axis]:
+                    yield first, block
+                first += block.shape[time_axis]
+            # A folder of a thousand videos must not keep a thousand files and their chunk caches open.
+            file.close()
 
 
-@dataclass(frozen=True)
-class ExportSource:
-    """The videos to export, in numeric order of their ids. `notices` are what the user should know of them."""
-
-    features_dir: Path
-    form: ExportFormat
-    unlabelled: str
-    videos: list[ExportVideo]
-    provenance: Provenance
-    notices: list[str]
-
-
-def open_source(config: ExportConfig) -> ExportSource:
-    """Open all feature files, check that they belong together, and settle what becomes of unlabelled frames.
+def open_videos(config: ExportConfig) -> tuple[list[ExportVideo], list[str]]:
+    """The videos to export, in numeric order of their ids, and what the user should know about them.
 
     Raises:
-        SpatialfeatError: foreign or mixed files, labels without a phase name, no labels where the format needs them,
-            unlabelled frames that are to be refused.
+        SpatialfeatError: foreign or mixed files, patients that cannot be joined, labels without a phase name, no labels
+            where the format needs them, unlabelled frames that are to be refused.
     """
-    form = FORMATS[config.format]
-    unlabelled = config.unlabelled or form.unlabelled[0]
-    opened = open_feature_dir(config.features_dir)
-    files: Sequence[FeatureReader] = join_patients(opened) if config.group_by == "patient" else opened
-    videos = [_survey(file, drop_unlabelled=unlabelled == "drop") for file in files]
+    unlabelled = config.unlabelled or FORMATS[config.format].unlabelled[0]
+    drop = unlabelled == "drop"
+    files = open_feature_dir(config.features_dir)
+    if config.group_by == "patient":
+        videos = [ExportVideo(group, group[0].patient_id, drop_unlabelled=drop) for group in _patients(files)]
+    else:
+        videos = [ExportVideo([file], file.video_id, drop_unlabelled=drop) for file in files]
     if config.pseudonymize is not None:
-        videos = _pseudonymized(videos, config, config.pseudonymize)
+        _pseudonymize(videos, config.pseudonymize, outputs=[config.out, config.features_dir])
     notices = _notice_unfinished(config.features_dir)
     if any(video.num_unlabelled for video in videos):
-        _check_unlabelled(config, form, videos, unlabelled)
-        fate = _FATES[unlabelled].format(name=config.background_name)
-        if unlabelled == "keep" and all(video.num_unlabelled == video.num_frames for video in videos):
-            fate = "there is nothing to train on, but all to predict"
-        notices.append(f"{_unlabelled_frames(videos)}: {fate}")
+        notices.append(_settle_unlabelled(config, videos, unlabelled))
     if config.folds is None:
-        notices += _notice_shared_patients(videos)
-    return ExportSource(config.features_dir, form, unlabelled, videos, videos[0].file.provenance, notices)
+        shared = patients_in_several_splits((video.patient_id, video.split, video.num_frames) for video in videos)
+        if shared:
+            named = name_some(f"{patient} ({', '.join(splits)})" for patient, splits in shared.items())
+            notices.append(f"in more than one split, so that scores will be too good: patient {named}")
+    return videos, notices
 
 
-_FATES = {
-    "drop": "left out (--unlabelled drop), so that the frames before and after a hole become neighbours",
-    "keep": f"written with label {UNLABELLED}, which PyTorch's cross-entropy ignores",
-    "background": "written as phase {name} (--unlabelled background)",
-}
+def _patients(files: Sequence[FeatureFile]) -> list[list[FeatureFile]]:
+    """The files of each patient in the order of their segments; the patients in numeric order."""
+    patients: dict[tuple[object, ...], list[FeatureFile]] = {}
+    for file in files:
+        group = patients.setdefault(same_name_key(file.patient_id), [])
+        if group and group[0].patient_id != file.patient_id:
+            raise SpatialfeatError(
+                f"{file.path}: patient {file.patient_id} is the same as {group[0].patient_id} in "
+                f"{group[0].path.name}, written differently; use one spelling and extract again"
+            )
+        group.append(file)
+    groups = sorted(patients.values(), key=lambda group: natural_key(group[0].patient_id))
+    for group in groups:
+        group.sort(key=lambda file: (int(file.segments[0]), natural_key(file.video_id)))
+        for file in group:
+            if file.split != group[0].split:
+                raise SpatialfeatError(
+                    f"{file.path}: is in split {file.split}, but {group[0].path.name} of the same patient is in "
+                    f"{group[0].split}; a patient can only be joined within one split"
+                )
+    return groups
+
+
+def _pseudonymize(videos: list[ExportVideo], map_path: Path, outputs: Sequence[Path]) -> None:
+    for video in videos:
+        if video.files[0].is_pseudonymized:
+            raise SpatialfeatError(
+                f"--pseudonymize {map_path}: {video.files[0].path} is pseudonymized already; leave the option out"
+            )
+    patients = list(dict.fromkeys(video.patient_id for video in videos))
+    pseudonyms = open_pseudonyms(map_path, patients, outputs=outputs)
+    for video in videos:
+        video.rename(pseudonyms)
+    # The order of the real ids would give something away, too.
+    videos.sort(key=lambda video: natural_key(video.video_id))
+
+
+def _settle_unlabelled(config: ExportConfig, videos: Sequence[ExportVideo], unlabelled: str) -> str:
+    """What happens to the unlabelled frames, as a notice. Raises SpatialfeatError where they cannot be exported."""
+    form = FORMATS[config.format]
+    no_label = not any(video.num_labelled for video in videos)
+    if no_label and form.needs_labels:
+        without = ", ".join(other.name for other in FORMATS.values() if not other.needs_labels)
+        raise SpatialfeatError(
+            f"{config.features_dir}: no frame has a label, and {form.name} needs them; extract from CSVs with a "
+            f"column `label`, or choose a format that works without: {without}"
+        )
+    if no_label and unlabelled == "drop":
+        raise SpatialfeatError(f"{config.features_dir}: no frame has a label: --unlabelled drop would leave nothing")
+    found = [video for video in videos if video.num_unlabelled]
+    count = count_text(sum(video.num_unlabelled for video in found), "frame")
+    where = name_some(f"{video.video_id} ({video.num_unlabelled})" for video in found)
+    frames = f"{count} without a label in {count_text(len(found), 'video')}: {where}"
+    if unlabelled == "refuse":
+        file = next(file for file in found[0].files if UNLABELLED in file.labels)
+        first = file.frame_ids[np.flatnonzero(file.labels == UNLABELLED)[0]]
+        others = " or ".join(f"--unlabelled {choice}" for choice in form.unlabelled if choice != "refuse")
+        raise SpatialfeatError(f"{config.features_dir}: {frames}, first {first}; label them, or pass {others}")
+    if no_label:
+        return f"{frames}: there is nothing to train on, but all to predict"
+    fates = {
+        "drop": "left out (--unlabelled drop), so that the frames before and after a hole become neighbours",
+        "keep": f"written with label {UNLABELLED}, which PyTorch's cross-entropy ignores",
+        "background": f"written as phase {config.background_name} (--unlabelled background)",
+    }
+    return f"{frames}: {fates[unlabelled]}"
 
 
 def name_some(names: Iterable[str]) -> str:
@@ -182,97 +232,22 @@ def name_some(names: Iterable[str]) -> str:
     return ", ".join(all_names[:NAMED]) + more
 
 
-def require_file_names(source: ExportSource) -> None:
-    """Refuse video ids and splits that cannot be the name of a file. Only a file made elsewhere can have them."""
-    for video in source.videos:
-        for what, name in (("video id", video.video_id), ("split", video.split)):
-            if _UNSAFE_NAME.search(name):
-                raise SpatialfeatError(f"{video.file.path}: {what} {name!r} cannot be a file name; extract it again")
-
-
-def _pseudonymized(videos: Sequence[ExportVideo], config: ExportConfig, map_path: Path) -> list[ExportVideo]:
-    """The videos under pseudonyms and in their order: the order of real ids would tell something, too."""
-    for video in videos:
-        if video.file.is_pseudonymized:
-            raise SpatialfeatError(
-                f"--pseudonymize {map_path}: {video.file.path} is pseudonymized already; leave the option out"
-            )
-    patients = list(dict.fromkeys(video.patient_id for video in videos))
-    pseudonyms = open_pseudonyms(map_path, patients, outputs=[config.out, config.features_dir])
-    return sorted(
-        (replace(video, pseudonyms=pseudonyms) for video in videos), key=lambda video: natural_key(video.video_id)
-    )
-
-
-def _survey(file: FeatureReader, *, drop_unlabelled: bool) -> ExportVideo:
-    labels = file.labels
-    num_unlabelled = int((labels == UNLABELLED).sum())
-    wrong = np.flatnonzero((labels != UNLABELLED) & ((labels < 0) | (labels >= file.num_phases)))
-    if len(wrong):
-        raise SpatialfeatError(
-            f"{file.path}: frame {file.frame_ids[wrong[0]]} has label {labels[wrong[0]]}, "
-            f"but the file names {file.num_phases} phases; extract the video again"
-        )
-    file.close()
-    num_frames = len(labels) - num_unlabelled if drop_unlabelled else len(labels)
-    return ExportVideo(file, drop_unlabelled, num_frames, num_unlabelled)
-
-
-def _check_unlabelled(config: ExportConfig, form: ExportFormat, videos: list[ExportVideo], unlabelled: str) -> None:
-    none_at_all = all(video.num_unlabelled == video.file.num_frames for video in videos)
-    if none_at_all and form.needs_labels:
-        without = ", ".join(other.name for other in FORMATS.values() if not other.needs_labels)
-        raise SpatialfeatError(
-            f"{config.features_dir}: no frame has a label, and {form.name} needs them; extract from CSVs with a "
-            f"column `label`, or choose a format that works without: {without}"
-        )
-    if none_at_all and unlabelled == "drop":
-        raise SpatialfeatError(f"{config.features_dir}: no frame has a label: --unlabelled drop would leave nothing")
-    if unlabelled == "refuse":
-        others = " or ".join(f"--unlabelled {choice}" for choice in form.unlabelled if choice != "refuse")
-        raise SpatialfeatError(
-            f"{config.features_dir}: {_unlabelled_frames(videos)}, first {_first_unlabelled(videos)}; "
-            f"label them, or pass {others}"
-        )
-
-
-def _unlabelled_frames(videos: list[ExportVideo]) -> str:
-    found = [video for video in videos if video.num_unlabelled]
-    where = name_some([f"{video.video_id} ({video.num_unlabelled})" for video in found])
-    frames = count_text(sum(video.num_unlabelled for video in found), "frame")
-    return f"{frames} without a label in {count_text(len(found), 'video')}: {where}"
-
-
-def _first_unlabelled(videos: list[ExportVideo]) -> str:
-    file = next(video.file for video in videos if video.num_unlabelled)
-    return str(file.frame_ids[np.flatnonzero(file.labels == UNLABELLED)[0]])
-
-
-def _notice_shared_patients(videos: list[ExportVideo]) -> list[str]:
-    found = patients_in_several_splits((video.patient_id, video.split, video.num_frames) for video in videos)
-    shared = [f"{patient} ({', '.join(splits)})" for patient, splits in found.items()]
-    return [f"in more than one split, so that scores will be too good: patient {name_some(shared)}"] if shared else []
-
-
 def _notice_unfinished(features_dir: Path) -> list[str]:
-    """A run record that is not complete means that videos are missing, which the feature files cannot tell."""
-    # The record is no part of the contract: folders put together by hand have none.
+    """A run record that is not complete means that videos are missing, which the feature files cannot say.
+
+    The last extraction left run.json, or one record for each of its shards, if these ran at all. The records are no
+    part of the contract: folders put together by hand have none.
+    """
+    records = sorted(features_dir.glob("run*.json"), key=lambda path: path.stat().st_mtime_ns)
+    matches = [match for path in records if (match := re.fullmatch(r"run(?:-\d+of(\d+))?\.json", path.name))]
+    count = int(matches[-1][1] or 1) if matches else 0
     notices = []
-    for path in _latest_records(features_dir):
+    for index in range(1, count + 1):
+        path = features_dir / Shard(index, count).run_record_name
         status = read_json_object(path).get("status", "complete") if path.exists() else "not begun"
         if status != "complete":
             notices.append(f"{path} says that the extraction is {status}: videos may be missing here")
     return notices
-
-
-def _latest_records(features_dir: Path) -> list[Path]:
-    """The record of the last extraction: run.json, or one for each of the shards, also of those that never ran."""
-    records = sorted(features_dir.glob("run*.json"), key=lambda path: path.stat().st_mtime_ns)
-    matches = [match for path in records if (match := re.fullmatch(r"run(?:-\d+of(\d+))?\.json", path.name))]
-    if not matches:
-        return []
-    count = int(matches[-1][1] or 1)
-    return [features_dir / Shard(index, count).run_record_name for index in range(1, count + 1)]
 
 
 Advance = Callable[[int], None]
@@ -284,17 +259,20 @@ class ExportJob(ABC):
 
     Attributes:
         videos: those that are written; a subclass may leave some out.
-        notices: what the user should know, beyond the notices of the source.
+        notices: what the user should know.
+        provenance, num_channels, num_phases: those of all videos.
     """
 
-    def __init__(self, source: ExportSource, config: ExportConfig) -> None:
+    def __init__(self, config: ExportConfig, videos: Sequence[ExportVideo], notices: Sequence[str]) -> None:
         """Raises SpatialfeatError for anything that the format cannot express."""
-        self.source = source
         self.config = config
-        self.videos: list[ExportVideo] = [video for video in source.videos if video.num_frames]
-        self.notices: list[str] = []
-        if len(self.videos) < len(source.videos):
-            empty = name_some(video.video_id for video in source.videos if not video.num_frames)
+        self.videos = [video for video in videos if video.num_frames]
+        self.notices = list(notices)
+        self.provenance = videos[0].files[0].provenance
+        self.num_channels = videos[0].files[0].num_channels
+        self.num_phases = videos[0].files[0].num_phases
+        if len(self.videos) < len(videos):
+            empty = name_some(video.video_id for video in videos if not video.num_frames)
             self.notices.append(f"videos left out, because no frame of them has a label: {empty}")
 
     @property
@@ -304,8 +282,12 @@ class ExportJob(ABC):
     @property
     def bytes_per_frame(self) -> int:
         """About what a frame takes on disk: features, logits, and a little for ids and labels."""
-        provenance, file = self.source.provenance, self.source.videos[0].file
-        return 4 * (file.num_channels + len(provenance.phase_names)) + 128
+        return 4 * (self.num_channels + self.num_phases) + 128
+
+    def per_split(self) -> dict[str, list[ExportVideo]]:
+        """The videos of each split: train, val and test first, in numeric order within each."""
+        splits = ordered_splits(video.split for video in self.videos)
+        return {split: [video for video in self.videos if video.split == split] for split in splits}
 
     @abstractmethod
     def write(self, target: Path, advance: Advance) -> None:
@@ -323,51 +305,8 @@ class ExportJob(ABC):
     def next_step(self) -> str:
         """What to do with it: the command of the temporal model, or the lines that read it."""
 
-    def per_split(self) -> dict[str, list[ExportVideo]]:
-        """The videos of each split: train, val and test first, in numeric order within each."""
-        usual = [split for split in ("train", "val", "test") if any(video.split == split for video in self.videos)]
-        others = sorted({video.split for video in self.videos} - set(usual))
-        return {split: [v for v in self.videos if v.split == split] for split in usual + others}
-
-
-def read_back(job: ExportJob, target: Path) -> None:
-    """Raise SpatialfeatError if a finished export does not hold what it should: this program's fault, or the disk's."""
-    try:
-        problems = job.verify(target)
-    except (OSError, ValueError, EOFError) as error:
-        problems = [f"it cannot be read ({error})"]
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise SpatialfeatError(
-            f"the export was written, but reading it back found: {problems[0]}{more}; nothing is kept: check the disk, "
-            "try again, and report it if it stays"
-        )
-
 
 FLOAT32 = np.dtype("<f4")
-
-
-def write_channel_first_npy(
-    path: Path, shape: tuple[int, int], blocks: Iterable[tuple[int, NDArray[np.float32]]]
-) -> None:
-    """Write a (channels, T) little-endian float32 array in C order from blocks of frames.
-
-    Args:
-        blocks: (first frame, (channels, n) float32), together all T frames.
-    """
-    channels, num_frames = shape
-    written = 0
-    # Seeking instead of a memory map: on a full disk, writing to a map kills the process without an error.
-    with path.open("wb") as file:
-        file.write(npy_header(shape))
-        data_start = file.tell()
-        for first, block in blocks:
-            rows = np.ascontiguousarray(block, dtype=FLOAT32)
-            for channel in range(channels):
-                file.seek(data_start + (channel * num_frames + first) * FLOAT32.itemsize)
-                file.write(rows[channel].data)
-            written += rows.shape[1]
-    assert written == num_frames, f"{written} of {num_frames} frames were written"
 
 
 def npy_header(shape: tuple[int, ...]) -> bytes:

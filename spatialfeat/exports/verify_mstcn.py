@@ -11,20 +11,19 @@ from pathlib import Path
 import numpy as np
 
 MIN_FRAMES = 2
-NUM_CHANNELS = 2048
 CHANNELS_PER_READ = 64
 
 _BUNDLE = re.compile(r"(train|test|val)\.split([1-9][0-9]*)\.bundle")
 
 
-def verify_mstcn(tree: Path, *, min_videos: int = 2) -> list[str]:
+def verify_mstcn(tree: Path, num_channels: int, *, min_videos: int = 2) -> list[str]:
     """Check the tree below `tree`, whatever the folder itself is called now.
 
     Args:
+        num_channels: how many features every frame of every video has.
         min_videos: the least number of videos in a bundle.
 
-    Returns:
-        One sentence for each broken rule, with the file; empty if the tree is sound.
+    Returns one sentence for each broken rule, with the file; none if the tree is sound.
     """
     problems = _check_names(tree)
     if problems:
@@ -32,7 +31,7 @@ def verify_mstcn(tree: Path, *, min_videos: int = 2) -> list[str]:
     phases = _check_mapping(tree / "mapping.txt", problems)
     videos = {path.stem for path in (tree / "features").iterdir()}
     for name in sorted(videos):
-        num_frames = _check_features(tree / f"features/{name}.npy", problems)
+        num_frames = _check_features(tree / f"features/{name}.npy", num_channels, problems)
         lines = _check_lines(tree / f"groundTruth/{name}.txt", problems)
         if len(lines) != num_frames:
             problems.append(f"groundTruth/{name}.txt: {len(lines)} lines for {num_frames} frames of features")
@@ -49,16 +48,14 @@ def _check_names(tree: Path) -> list[str]:
     found = {path.name for path in tree.iterdir()}
     if found != expected:
         return [f"holds {', '.join(sorted(found))} instead of {', '.join(sorted(expected))}"]
-    features = {path.name for path in (tree / "features").iterdir()}
-    labels = {path.name for path in (tree / "groundTruth").iterdir()}
-    problems = [f"features/{name}: is no .npy file" for name in sorted(features) if not name.endswith(".npy")]
-    problems += [f"groundTruth/{name}: is no .txt file" for name in sorted(labels) if not name.endswith(".txt")]
-    names, label_names = {name[:-4] for name in features}, {name[:-4] for name in labels}
-    problems += [f"{name}: has features or labels only" for name in sorted(names ^ label_names)]
-    problems += [
-        f"features/{name}.npy: a dot or space in a video's name" for name in sorted(names) if re.search(r"[.\s]", name)
-    ]
-    return problems
+    problems, names = [], []
+    for folder, suffix in (("features", ".npy"), ("groundTruth", ".txt")):
+        files = sorted((tree / folder).iterdir())
+        names.append({path.stem for path in files})
+        problems += [f"{folder}/{path.name}: is no {suffix} file" for path in files if path.suffix != suffix]
+    problems += [f"{name}: has features or labels only" for name in sorted(names[0] ^ names[1])]
+    odd = sorted(name for name in names[0] if re.search(r"[.\s]", name))
+    return problems + [f"features/{name}.npy: a dot or space in a video's name" for name in odd]
 
 
 def _check_lines(path: Path, problems: list[str]) -> list[str]:
@@ -66,16 +63,15 @@ def _check_lines(path: Path, problems: list[str]) -> list[str]:
     place = f"{path.parent.name}/{path.name}" if path.name != "mapping.txt" else path.name
     content = path.read_bytes()
     try:
-        lines = content.decode("utf-8").split("\n")
+        *lines, rest = content.decode("utf-8").split("\n")
     except UnicodeDecodeError:
         problems.append(f"{place}: is not UTF-8")
         return []
     if b"\r" in content:
         problems.append(f"{place}: has CR line ends")
-    if lines[-1] != "":
+    if rest:
         problems.append(f"{place}: does not end in a newline, so the last line would be lost")
-    else:
-        lines = lines[:-1]
+        lines.append(rest)
     if not lines:
         problems.append(f"{place}: is empty")
     if any(line.strip() != line or not line for line in lines):
@@ -98,7 +94,7 @@ def _check_mapping(path: Path, problems: list[str]) -> list[str]:
     return names
 
 
-def _check_features(path: Path, problems: list[str]) -> int:
+def _check_features(path: Path, num_channels: int, problems: list[str]) -> int:
     """The number of frames, 0 if the file is not what it should be. Reads a few channels at a time."""
     place = f"features/{path.name}"
     try:
@@ -106,18 +102,16 @@ def _check_features(path: Path, problems: list[str]) -> int:
     except (ValueError, OSError, EOFError) as error:
         problems.append(f"{place}: cannot be read ({error})")
         return 0
-    if array.dtype != np.dtype("<f4") or array.ndim != 2 or len(array) != NUM_CHANNELS or not array.flags.c_contiguous:
-        order = "C" if array.flags.c_contiguous else "Fortran"
-        problems.append(
-            f"{place}: is {array.dtype.str} {array.shape} in {order} order, not <f4 ({NUM_CHANNELS}, T) in C"
-        )
+    order = "C" if array.flags.c_contiguous else "Fortran"
+    if (array.dtype.str, array.ndim, array.shape[:1], order) != ("<f4", 2, (num_channels,), "C"):
+        found = f"{array.dtype.str} {array.shape} in {order} order"
+        problems.append(f"{place}: is {found}, not <f4 ({num_channels}, T) in C")
         return 0
     if array.shape[1] < MIN_FRAMES:
         problems.append(f"{place}: has {array.shape[1]} frames; at least {MIN_FRAMES} are needed")
-    for start in range(0, NUM_CHANNELS, CHANNELS_PER_READ):
-        if not np.isfinite(array[start : start + CHANNELS_PER_READ]).all():
-            problems.append(f"{place}: holds a value that is not finite")
-            break
+    parts = (array[start : start + CHANNELS_PER_READ] for start in range(0, num_channels, CHANNELS_PER_READ))
+    if not all(np.isfinite(part).all() for part in parts):
+        problems.append(f"{place}: holds a value that is not finite")
     return int(array.shape[1])
 
 
@@ -142,10 +136,10 @@ def _check_splits(folder: Path, videos: set[str], min_videos: int, problems: lis
     if not numbers or numbers != list(range(1, len(numbers) + 1)):
         problems.append(f"splits: are numbered {numbers}, not from 1")
     for number in numbers:
-        parts = {part: bundles.get((part, number)) for part in ("train", "test", "val")}
-        problems += [f"splits/{part}.split{number}.bundle: is missing" for part in ("train", "test") if not parts[part]]
-        for one, other in (("train", "test"), ("train", "val"), ("test", "val")):
-            for name in sorted((parts[one] or set()) & (parts[other] or set())):
-                problems.append(f"split {number}: {name} is in both {one} and {other}")
+        train, test, val = (bundles.get((part, number), set()) for part in ("train", "test", "val"))
+        missing = [part for part, names in (("train", train), ("test", test)) if not names]
+        problems += [f"splits/{part}.split{number}.bundle: is missing" for part in missing]
+        shared = {"train and test": train & test, "train and val": train & val, "test and val": test & val}
+        problems += [f"split {number}: {name} is in both {two}" for two in shared for name in sorted(shared[two])]
     unlisted = videos - set().union(*bundles.values())
     problems += [f"features/{name}.npy: is in no bundle" for name in sorted(unlisted)]

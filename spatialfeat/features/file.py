@@ -1,10 +1,4 @@
-"""Open HDF5 files of this process: opened when first read, a bounded number at a time, never carried to another one.
-
-HDF5 handles must not cross a fork: parent and child would share one file position and one lock. And a folder of a
-thousand videos, read in random order, would pass the usual limit of 1024 open files.
-
-Read feature files: see `featureschema` for what is in one.
-"""
+"""Reading one feature file (see `schema` for what is in it), from any number of processes and threads."""
 
 from __future__ import annotations
 
@@ -12,10 +6,9 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
@@ -24,139 +17,21 @@ from numpy.typing import NDArray
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.schema import (
     AXES_OF_LAYOUT,
+    CHANNEL_FIRST,
     CHANNEL_TIME,
     MATRICES,
     PSEUDONYMIZED,
     TIME_CHANNEL,
-    VECTORS,
+    TYPES,
     FeatureFileInfo,
     Provenance,
     VideoHeader,
-    channels_and_frames,
     check_schema,
-    read_names,
+    read_frame_ids,
 )
 
 MAX_OPEN_FILES = 64
-_DAMAGE_ERRORS = (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, MemoryError)
-"""What h5py raises for a damaged file depends on where the damage is."""
-
-
-class FileStamp(NamedTuple):
-    """Tells a file from another one that took its name since."""
-
-    inode: int
-    size_bytes: int
-    modified_ns: int
-
-
-def open_h5(path: Path) -> h5py.File:
-    """Open an HDF5 file for reading.
-
-    Raises:
-        SpatialfeatError: there is no such file, it cannot be read, or it is not a whole HDF5 file.
-    """
-    try:
-        return h5py.File(path, "r")
-    except FileNotFoundError as error:
-        raise SpatialfeatError(f"{path}: no such feature file; make it with `spatialfeat extract`") from error
-    except OSError as error:
-        if error.errno is not None:
-            reason = os.strerror(error.errno).lower()
-            raise SpatialfeatError(f"{path}: cannot be read ({reason}); pass a readable feature file") from error
-        reason = _in_one_line(error)
-        raise SpatialfeatError(f"{path}: is not a whole HDF5 file ({reason}); extract the video again") from error
-
-
-def stamp_of(path: Path) -> FileStamp:
-    """The stamp of the file that has this name now.
-
-    Raises:
-        SpatialfeatError: there is no such file, or it cannot be looked at.
-    """
-    try:
-        stat = path.stat()
-    except FileNotFoundError as error:
-        raise SpatialfeatError(f"{path}: no such feature file; make it with `spatialfeat extract`") from error
-    except OSError as error:
-        raise SpatialfeatError(f"{path}: cannot be read ({error.strerror}); pass a readable feature file") from error
-    return FileStamp(stat.st_ino, stat.st_size, stat.st_mtime_ns)
-
-
-def _in_one_line(error: BaseException) -> str:
-    """h5py's reason without its preamble, e.g. `truncated file: eof = 13262, ...`."""
-    text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
-    preamble, _, reason = text.partition(" (")
-    return reason[:-1] if preamble.startswith(("Unable to", "Can't")) and reason.endswith(")") else text
-
-
-class _Handles:
-    """The open files of one process, the least recently used first."""
-
-    def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.lock = threading.RLock()
-        self._files: OrderedDict[tuple[Path, FileStamp], h5py.File] = OrderedDict()
-
-    def get(self, path: Path, stamp: FileStamp) -> h5py.File:
-        key = (path, stamp)
-        if key not in self._files:
-            if stamp_of(path) != stamp:
-                raise SpatialfeatError(f"{path}: has changed since it was opened; open it again")
-            while len(self._files) >= MAX_OPEN_FILES:
-                self._files.popitem(last=False)[1].close()
-            self._files[key] = open_h5(path)
-        self._files.move_to_end(key)
-        return self._files[key]
-
-    def close(self, path: Path, stamp: FileStamp) -> None:
-        file = self._files.pop((path, stamp), None)
-        if file is not None:
-            file.close()
-
-    def close_all(self) -> None:
-        while self._files:
-            self._files.popitem()[1].close()
-
-
-_handles = _Handles()
-
-
-def _handles_of_this_process() -> _Handles:
-    global _handles
-    if _handles.pid != os.getpid():
-        inherited, _handles = _handles, _Handles()
-        # HDF5 would hand out the parent's file again while its copy here is open. Its lock is not taken: a thread
-        # that held it at the time of the fork does not exist here.
-        inherited.close_all()
-    return _handles
-
-
-@contextmanager
-def opened(path: Path, stamp: FileStamp) -> Iterator[h5py.File]:
-    """Lend the open file; no other thread can close it meanwhile.
-
-    Raises:
-        SpatialfeatError: as `open_h5`, if the file is no longer the one with this stamp, and for damage that h5py
-            meets while the file is lent.
-    """
-    handles = _handles_of_this_process()
-    with handles.lock:
-        try:
-            yield handles.get(path, stamp)
-        except SpatialfeatError:
-            handles.close(path, stamp)
-            raise
-        except _DAMAGE_ERRORS as error:
-            handles.close(path, stamp)
-            raise SpatialfeatError(f"{path}: is damaged ({_in_one_line(error)}); extract the video again") from error
-
-
-def close(path: Path, stamp: FileStamp) -> None:
-    """Close the file if this process has it open; reading it again opens it again."""
-    handles = _handles_of_this_process()
-    with handles.lock:
-        handles.close(path, stamp)
+"""A folder of a thousand videos, read in random order, would pass the usual limit of 1024 open files."""
 
 
 class FeatureFile:
@@ -167,7 +42,7 @@ class FeatureFile:
 
     Attributes:
         video_id, patient_id, split: of the video. fps: frames per second of the frame numbers.
-        phase_names: one per class, in label order. provenance: how the file was made.
+        phase_names: in label order. provenance: how the file was made.
         num_frames, num_phases, num_channels: T, C and 2048. attributes: all root attributes as Python values.
 
     Raises:
@@ -176,18 +51,34 @@ class FeatureFile:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self._stamp = stamp_of(self.path)
+        self._stamp = _stamp_of(self.path)
         try:
-            with opened(self.path, self._stamp) as file:
+            with self._opened() as file:
                 self.attributes = check_schema(self.path, file)
-                self.num_channels, self.num_frames = channels_and_frames(file["features"])
+                shape = file["features"].shape
         finally:
             self.close()
         self.provenance = Provenance(**{name: self.attributes[name] for name in Provenance.__dataclass_fields__})
+        self.num_channels: int
+        self.num_frames: int
+        self.num_channels, self.num_frames = shape if self.provenance.layout == CHANNEL_FIRST else shape[::-1]
         self.video_id: str = self.attributes["video_id"]
         self.patient_id: str = self.attributes["patient_id"]
         self.split: str = self.attributes["split"]
         self.num_phases = len(self.provenance.phase_names)
+
+    @property
+    def recipe(self) -> Provenance:
+        """The old name of `provenance`."""
+        return self.provenance
+
+    @property
+    def fps(self) -> float:
+        return self.provenance.fps
+
+    @property
+    def phase_names(self) -> tuple[str, ...]:
+        return self.provenance.phase_names
 
     @property
     def is_pseudonymized(self) -> bool:
@@ -200,26 +91,17 @@ class FeatureFile:
         return (self.path,)
 
     @property
-    def fps(self) -> float:
-        return self.provenance.fps
-
-    @property
-    def phase_names(self) -> tuple[str, ...]:
-        return self.provenance.phase_names
-
-    @property
     def labels(self) -> NDArray[np.int64]:
         """(T,) int64: phase, -100 where unlabelled."""
         return self._vector("labels")
 
     def labels_of(self, start: int, stop: int) -> NDArray[np.int64]:
         """Labels of the frames [start, stop), (n,) int64; nothing else is read."""
-        with opened(self.path, self._stamp) as file:
-            return np.asarray(file["labels"][start:stop], dtype=np.int64)
+        return self._vector("labels", start, stop)
 
     @property
     def segments(self) -> NDArray[np.int64]:
-        """(T,) int64: the video segment of each frame, 0 where ids have none."""
+        """(T,) int64: the segment of the operation that each frame is in, 0 where ids have none."""
         return self._vector("segment")
 
     @property
@@ -230,12 +112,8 @@ class FeatureFile:
     @property
     def frame_ids(self) -> NDArray[np.str_]:
         """(T,) str: the frames' ids in time order."""
-        with opened(self.path, self._stamp) as file:
-            try:
-                ids = read_names(file["frame_ids"])
-            except SpatialfeatError as error:
-                raise SpatialfeatError(f"{self.path}: {error}; extract the video again") from error
-        return np.asarray(ids, dtype=np.str_)
+        with self._opened() as file:
+            return read_frame_ids(self.path, file["frame_ids"])
 
     @property
     def info(self) -> FeatureFileInfo:
@@ -268,7 +146,7 @@ class FeatureFile:
 
     def describe_datasets(self) -> list[dict[str, Any]]:
         """Name, shape, dtype (as text) and axes (comma-separated) of each dataset, in the schema's order."""
-        with opened(self.path, self._stamp) as file:
+        with self._opened() as file:
             return [
                 {
                     "name": name,
@@ -276,19 +154,17 @@ class FeatureFile:
                     "dtype": "UTF-8" if name == "frame_ids" else str(file[name].dtype),
                     "axes": AXES_OF_LAYOUT[self.provenance.layout] if name in MATRICES else "time",
                 }
-                for name in (*MATRICES, *VECTORS)
+                for name in TYPES
             ]
 
     def close(self) -> None:
         """Close the file in this process. Reading again opens it again."""
-        close(self.path, self._stamp)
+        _open_files().close(self.path, self._stamp)
 
     def __enter__(self) -> FeatureFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __len__(self) -> int:
@@ -300,9 +176,9 @@ class FeatureFile:
             f"features ({self.num_channels}, {self.num_frames}), {self.num_phases} phases)"
         )
 
-    def _vector(self, name: str) -> NDArray[np.int64]:
-        with opened(self.path, self._stamp) as file:
-            return np.asarray(file[name][()], dtype=np.int64)
+    def _vector(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
+        with self._opened() as file:
+            return np.asarray(file[name][start:stop], dtype=np.int64)
 
     def _matrix(self, name: str, start: int, stop: int | None, axes: str) -> NDArray[np.float32]:
         stop = self.num_frames if stop is None else stop
@@ -314,16 +190,104 @@ class FeatureFile:
         if axes not in (CHANNEL_TIME, TIME_CHANNEL):
             raise SpatialfeatError(f"axes {axes!r}: must be one of {CHANNEL_TIME!r}, {TIME_CHANNEL!r}")
         stored_axes = AXES_OF_LAYOUT[self.provenance.layout]
-        with opened(self.path, self._stamp) as file:
+        with self._opened() as file:
             values = file[name][:, start:stop] if stored_axes == CHANNEL_TIME else file[name][start:stop, :]
         return np.ascontiguousarray(values if axes == stored_axes else values.T, dtype=np.float32)
 
+    def _opened(self) -> AbstractContextManager[h5py.File]:
+        return _open_files().lend(self.path, self._stamp)
+
 
 def read_info(path: Path) -> FeatureFileInfo:
-    """Read and check a file's description without loading its features.
-
-    Raises:
-        SpatialfeatError: see `FeatureFile`.
-    """
+    """Everything but features and logits of a file. Raises SpatialfeatError as `FeatureFile` does."""
     with FeatureFile(path) as file:
         return file.info
+
+
+_Stamp = tuple[int, int, int]
+"""Inode, size and time of change: they tell a file from another one that has taken its name since."""
+
+_DAMAGE_ERRORS = (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, MemoryError)
+"""What h5py raises for a damaged file depends on where the damage is."""
+
+
+class _OpenFiles:
+    """The HDF5 files that one process has open, the least recently used first."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.lock = threading.RLock()
+        self.files: OrderedDict[tuple[Path, _Stamp], h5py.File] = OrderedDict()
+
+    @contextmanager
+    def lend(self, path: Path, stamp: _Stamp) -> Iterator[h5py.File]:
+        """Lend the open file; no other thread can close it meanwhile.
+
+        Raises SpatialfeatError if it cannot be opened, is not the file of this stamp any more, or proves damaged.
+        """
+        with self.lock:
+            try:
+                if (path, stamp) not in self.files:
+                    while len(self.files) >= MAX_OPEN_FILES:
+                        self.files.popitem(last=False)[1].close()
+                    self.files[path, stamp] = _open(path, stamp)
+                self.files.move_to_end((path, stamp))
+                yield self.files[path, stamp]
+            except SpatialfeatError:
+                self.close(path, stamp)
+                raise
+            except _DAMAGE_ERRORS as error:
+                self.close(path, stamp)
+                reason = _in_one_line(error)
+                raise SpatialfeatError(f"{path}: is damaged ({reason}); extract the video again") from error
+
+    def close(self, path: Path, stamp: _Stamp) -> None:
+        with self.lock:
+            file = self.files.pop((path, stamp), None)
+            if file is not None:
+                file.close()
+
+
+_files_of_process = _OpenFiles()
+
+
+def _open_files() -> _OpenFiles:
+    """Those of this process: handles must not cross a fork, or parent and child share one file position and lock."""
+    global _files_of_process
+    if _files_of_process.pid != os.getpid():
+        inherited, _files_of_process = _files_of_process, _OpenFiles()
+        # HDF5 would hand out the parent's file again while its copy here is open. Its lock is not taken: a thread
+        # that held it at the time of the fork does not exist here.
+        for file in inherited.files.values():
+            file.close()
+    return _files_of_process
+
+
+def _stamp_of(path: Path) -> _Stamp:
+    try:
+        stat = path.stat()
+    except FileNotFoundError as error:
+        raise SpatialfeatError(f"{path}: no such feature file; make it with `spatialfeat extract`") from error
+    except OSError as error:
+        raise SpatialfeatError(f"{path}: cannot be read ({error.strerror}); pass a readable feature file") from error
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _open(path: Path, stamp: _Stamp) -> h5py.File:
+    if _stamp_of(path) != stamp:
+        raise SpatialfeatError(f"{path}: has changed since it was opened; open it again")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if error.errno is not None:
+            reason = os.strerror(error.errno).lower()
+            raise SpatialfeatError(f"{path}: cannot be read ({reason}); pass a readable feature file") from error
+        reason = _in_one_line(error)
+        raise SpatialfeatError(f"{path}: is not a whole HDF5 file ({reason}); extract the video again") from error
+
+
+def _in_one_line(error: BaseException) -> str:
+    """h5py's reason without its preamble, e.g. `truncated file: eof = 13262, ...`."""
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
+    preamble, _, reason = text.partition(" (")
+    return reason[:-1] if preamble.startswith(("Unable to", "Can't")) and reason.endswith(")") else text

@@ -109,7 +109,7 @@ def test_one_name_among_numbers_is_a_slip(features_dir: Path) -> None:
         run(features_dir, "patient,fold\n9,1\n10,1\n11,x\n12,2\n")
 
 
-def test_renumbered_folds_are_told(features_dir: Path) -> None:
+def test_renumbered_folds_are_reported(features_dir: Path) -> None:
     (features_dir.parent / "folds.csv").write_text("patient,fold\n9,0\n10,0\n11,5\n12,5\n")
     config = ExportConfig(
         format="ms-tcn",
