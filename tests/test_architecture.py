@@ -1,4 +1,4 @@
-"""Imports run one way; see docs/architecture.md."""
+"""Imports run one way, and docs/architecture.md says truly where things are."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
 import spatialfeat
+from spatialfeat.formats import FORMATS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "spatialfeat"
@@ -21,17 +24,7 @@ PACKAGES = ["data", "network", "features", "scores", "reports", "training", "exp
 # The library, and how the names of the modules begin that may import it, also inside functions.
 GATEKEEPERS = {
     "typer": ("cli",),
-    "h5py": (
-        "featureguard",
-        "featureschema",
-        "featurewriter",
-        "featurehandles",
-        "aggregate",
-        "schema",
-        "file",
-        "writer",
-        "plain",
-    ),
+    "h5py": ("schema", "file", "writer", "plain"),
     "matplotlib": ("plots", "ribbons"),
 }
 HEAVY = ("torch", "torchvision", "numpy", "pandas", "h5py", "matplotlib", "sklearn", "PIL")
@@ -121,6 +114,62 @@ def test_the_package_keeps_its_layers() -> None:
     # Were the names above outdated, the rules would hold for nothing.
     assert {path.parent.name for path in folder.glob("*/__init__.py")} == set(PACKAGES)
     assert {*COMMANDS, "cli"} <= {path.stem for path in folder.glob("*.py")}
+
+
+def architecture_page(title: str) -> str:
+    """The section of docs/architecture.md under this title."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    return page.partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+def test_the_map_shows_every_module_in_its_folder() -> None:
+    shown, package = set(), ""
+    for line in architecture_page("Map").partition("spatialfeat/\n")[2].splitlines():
+        if folder := re.match(r"  (\w+)/", line):
+            package = f"{folder[1]}/"
+        names = re.findall(r"(?<= )\w+\.py(?= |$)", line)
+        shown |= {name if re.match(r"  \w", line) else package + name for name in names}
+    folder = Path(spatialfeat.__file__).parent
+    modules = {str(path.relative_to(folder)) for path in folder.rglob("*.py")}
+    assert shown == {name for name in modules if not name.endswith("__init__.py")}
+
+
+def rows_of_table(title: str) -> list[list[str]]:
+    lines = [line for line in architecture_page(title).splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert len(rows) >= 5
+    return rows
+
+
+@pytest.mark.parametrize("row", rows_of_table("Where is it?"), ids=lambda row: row[0])
+def test_what_the_page_names_is_there(row: list[str]) -> None:
+    _, paths, names = row
+    modules = [import_module(f"spatialfeat.{path[:-3].replace('/', '.')}") for path in re.findall("`(.+?)`", paths)]
+    assert modules
+    for name in re.findall("`(.+?)`", names):
+        places = [module for module in modules if hasattr(module, name.partition(".")[0])]
+        assert places, name
+        assert attrgetter(name)(places[0]) is not None
+
+
+def test_places_for_new_things_exist() -> None:
+    for _, place in rows_of_table("Where does a new thing go?"):
+        for path in re.findall(r"`([\w/]+(?:\.py|/))`", place):
+            assert (ROOT / "spatialfeat" / path).exists() or (ROOT / path).exists(), path
+
+
+# What other code imports, and what is a part of one format or page, but long enough for a module of its own.
+ALONE = {"features.windows", "exports.verify_mstcn", "reports.report", "reports.ribbons"}
+
+
+def test_no_module_serves_only_one_other() -> None:
+    """Unless it is a command, a format or a page: else the two are one idea in two files."""
+    imports = _imports(Path(spatialfeat.__file__).parent)
+    users = {name: {user for user, (own, _) in imports.items() if name in own - {user}} for name in imports}
+    formats = {form.job.partition(":")[0].removeprefix("spatialfeat.") for form in FORMATS.values()}
+    free = COMMANDS | formats | ALONE | set(PACKAGES) | {"", "__main__", "cli"}
+    assert {name: names for name, names in users.items() if len(names) < 2 and name not in free} == {}
+    assert all(len(users[name]) < 2 for name in ALONE), "no exception any more"
 
 
 def test_the_architecture_page_says_why_each_dependency_is_there() -> None:
