@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 import os
 import signal
@@ -213,9 +212,6 @@ def run_command(command: Callable[[], None], *, after_interruption: str = "", sh
                 raise
             message, exit_code = f"error: {name_rank(own_rank())}{fault}", 2
     if exit_code:
-        # Here and not above: an exception that is being handled keeps everything of the command alive, decoding
-        # workers too, which could then not be told to end. Exceptions and their frames hold each other.
-        gc.collect()
         if message:
             typer.echo(for_terminal(message), err=True)
         sys.exit(exit_code)

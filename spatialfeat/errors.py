@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,6 +103,9 @@ def translate_computing_faults(*, batch_size: int, workers: int, image_size_px: 
     except (MemoryError, RuntimeError, OSError, EOFError) as error:
         if workers:
             _let_workers_end_quietly()
+        # torch's error from a worker and its frames hold each other. The garbage collector would end the loader's
+        # queues before the loader: the workers would not be asked to end, and each of them would be waited for.
+        traceback.clear_frames(error.__traceback__)
         smaller = f"--batch-size (now {batch_size})"
         if image_size_px is not None:
             smaller += f" or --image-size (now {image_size_px})"

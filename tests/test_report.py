@@ -188,14 +188,19 @@ def test_predictions_without_probabilities_say_so(tmp_path: Path) -> None:
     assert "csv: not computed, because these predictions have no probabilities" in read(page).text
 
 
-def test_same_input_same_bytes(tmp_path: Path) -> None:
-    for out in ("a", "b"):
-        (tmp_path / out).mkdir()
-        written(tmp_path / out, drawn_evaluations(2, 60))
-    files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*")]
+@pytest.fixture(scope="module")
+def drawn_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out_dir = tmp_path_factory.mktemp("drawn")
+    written(out_dir, drawn_evaluations(2, 60))
+    return out_dir
+
+
+def test_same_input_same_bytes(drawn_dir: Path, tmp_path: Path) -> None:
+    written(tmp_path, drawn_evaluations(2, 60))
+    files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.*")]
     assert len(files) > 15
     for path in files:
-        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes(), path
+        assert (drawn_dir / path).read_bytes() == (tmp_path / path).read_bytes(), path
 
 
 def test_every_video_has_a_ribbon_and_is_described(page: str, evaluations: list[Evaluation]) -> None:
@@ -224,18 +229,17 @@ def test_eighty_videos_stay_below_five_megabytes(tmp_path: Path) -> None:
     assert sizes[0] + 79 * per_video < 5_000_000
 
 
-def test_every_picture_is_written_twice(tmp_path: Path) -> None:
-    written(tmp_path, drawn_evaluations(2, 60))
+def test_every_picture_is_written_twice(drawn_dir: Path) -> None:
     stems = ["per_phase", "ribbons_overview", "ribbons/1000", "ribbons/1001_1"]
     stems += [f"{kind}_{name}" for kind in ("confusion_matrix", "reliability") for name in ("resnet", "tcn")]
     expected = {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
-    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")} == expected | {"report.html"}
+    assert {str(path.relative_to(drawn_dir)) for path in drawn_dir.rglob("*.*")} == expected | {"report.html"}
     for name in expected:
         if name.endswith(".png"):
-            with Image.open(tmp_path / name) as image:
+            with Image.open(drawn_dir / name) as image:
                 assert len(np.unique(np.asarray(image.convert("L")))) > 10, name
         else:
-            assert "<text" in (tmp_path / name).read_text(encoding="utf-8"), name
+            assert "<text" in (drawn_dir / name).read_text(encoding="utf-8"), name
 
 
 def test_one_frame_and_no_probabilities(tmp_path: Path) -> None:

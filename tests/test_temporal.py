@@ -112,7 +112,7 @@ def test_training_is_repeatable_with_workers(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def demo_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real extraction: a network trained on drawn operations for a few epochs, its features grouped by patient."""
+    """Real extraction: a network trained on drawn operations for two epochs, its features grouped by patient."""
     data, out = tmp_path_factory.mktemp("operations"), tmp_path_factory.mktemp("trained")
     load_script("make_demo_data").make_demo_data(
         data, num_train=5, num_val=1, num_test=2, frames_per_patient=36, size_px=(96, 64), workers=1
@@ -125,11 +125,10 @@ def demo_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
             img_dir=data / "images",
             out_dir=out,
             weights="random",
-            freeze_until=0,
             image_size_px=64,
             batch_size=12,
             lr=1e-3,
-            epochs=5,
+            epochs=2,
             workers=0,
             device="cpu",
         )
