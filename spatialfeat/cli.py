@@ -137,7 +137,8 @@ def add_command(
 def _parameter(kind: type[Options], name: str, hint: Any, option: Option) -> inspect.Parameter:
     """A field as Typer wants it: `name: Annotated[type, typer.Option(...)] = default`."""
     default = getattr(kind, name, inspect.Parameter.empty)
-    metavar = option.metavar or next((METAVARS[kind] for kind in _types(hint) if kind in METAVARS), None)
+    types = get_args(hint) or (hint,)  # Of `int | None`: int and None.
+    metavar = option.metavar or next((METAVARS[kind] for kind in types if kind in METAVARS), None)
     if option.parse is not None:
         hint = str | None
     elif hint == tuple[str, ...]:
@@ -153,10 +154,6 @@ def _parameter(kind: type[Options], name: str, hint: Any, option: Option) -> ins
     has_default = hint is not bool and default not in (None, [])
     annotation: Any = Annotated[hint, typer.Option(flag, show_default=has_default, **more)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def _types(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) or (hint,)
 
 
 def _parsed(value: Any, option: Option) -> Any:

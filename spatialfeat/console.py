@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import textwrap
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -71,25 +71,12 @@ def lasting_streams() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
-class FrameBar:
-    """A progress bar that counts frames; its rate is frames per second."""
-
-    def __init__(self, bar: tqdm[Any]):
-        self._bar = bar
-
-    def advance(self, num_frames: int, **facts: str) -> None:
-        """Count `num_frames` more and show `facts` behind the bar. Raises Interrupted if a signal has come."""
-        raise_if_interrupted()
-        if facts:
-            self._bar.set_postfix(facts, refresh=False)
-        self._bar.update(num_frames)
-
-
 @contextmanager
-def frame_bar(total: int, title: str) -> Iterator[FrameBar]:
-    """A bar over `total` frames on standard error; in a log file it speaks only every half minute.
+def frame_bar(total: int, title: str) -> Iterator[Callable[..., None]]:
+    """A progress bar over `total` frames on standard error, also of several processes; in a log every half minute.
 
-    Of several processes under torchrun only the main one shows it.
+    Yields `advance(num_frames, **facts)`: count so many more, show the facts behind the bar, and raise Interrupted if a
+    signal has come.
     """
     interval = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LOG_FILE_UPDATES
     bar: tqdm[Any] = tqdm(
@@ -101,8 +88,15 @@ def frame_bar(total: int, title: str) -> Iterator[FrameBar]:
         dynamic_ncols=True,
         disable=own_rank() > 0,
     )
+
+    def advance(num_frames: int, **facts: str) -> None:
+        raise_if_interrupted()
+        if facts:
+            bar.set_postfix(facts, refresh=False)
+        bar.update(num_frames)
+
     with bar:
-        yield FrameBar(bar)
+        yield advance
 
 
 class BarSafeHandler(logging.Handler):

@@ -93,13 +93,6 @@ class ProcessGroup:
         return self.rank == 0
 
     @property
-    def description(self) -> str:
-        """`cpu (8 cores)`, `cuda:0 (NVIDIA H100 80GB HBM3), 4 processes`, for people and for run.json."""
-        from spatialfeat.device import describe_device
-
-        return describe_device(self.device) + self.processes_text
-
-    @property
     def processes_text(self) -> str:
         """`, 4 processes`, and nothing for one alone."""
         return f", {self.size} processes" if self.size > 1 else ""

@@ -35,8 +35,8 @@ def export(config: ExportConfig) -> ExportJob:
         require_room(config.out, job.num_frames * job.bytes_per_frame, "the export takes", "OUT")
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(out) if form.suffixes else atomic_folder(out) as target:
-            with frame_bar(job.num_frames, f"export {form.name}") as bar:
-                job.write(target, bar.advance)
+            with frame_bar(job.num_frames, f"export {form.name}") as advance:
+                job.write(target, advance)
             _read_back(job, target)
     except OSError as error:
         # h5py puts a whole report into the text of the error; its number says the same in a few words.

@@ -21,6 +21,7 @@ from spatialfeat.device import (
     choose_precision,
     choose_workers,
     describe_arithmetic,
+    describe_device,
     prepare_processor,
     use_true_float32,
 )
@@ -184,7 +185,7 @@ class _Extraction:
             self.csv_paths,
             private=self.pseudonyms is not None,
             file_name=self.shard.run_record_name,
-            device=self.group.description,
+            device=describe_device(self.group.device) + self.group.processes_text,
             precision=self.provenance.precision,
             weights_sha256=self.checkpoint.sha256,
         )
@@ -203,14 +204,14 @@ class _Extraction:
         try:
             with (
                 translate_computing_faults(batch_size=config.batch_size, workers=workers),
-                frame_bar(len(dataset), "extract" + self.group.own_share_text) as bar,
+                frame_bar(len(dataset), "extract" + self.group.own_share_text) as advance,
             ):
                 network = InferenceNetwork(
                     checkpoint.model.to(device), checkpoint.preprocessing, self.provenance.precision, config.batch_size
                 )
                 for outputs in run_inference(network, loader):
                     sink.take(outputs)
-                    bar.advance(len(outputs.positions) + len(outputs.failures))
+                    advance(len(outputs.positions) + len(outputs.failures))
         except (SpatialfeatError, KeyboardInterrupt):
             logger.info("%s; run the same command again for the others", sink.progress())
             raise

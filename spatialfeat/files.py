@@ -200,10 +200,10 @@ def move_aside(out_dir: Path, names: Sequence[str]) -> None:
     logger.info("results of an earlier run are now in %s", aside_dir)
 
 
-def prepare_output_dir(out_dir: Path, option: str = "--out") -> None:
+def prepare_output_dir(out_dir: Path) -> None:
     """Create `out_dir` if needed and make sure that a file can be written in it, before any long work starts."""
     if out_dir.exists() and not out_dir.is_dir():
-        raise SpatialfeatError(f"{option} {out_dir}: is a file, not a folder; choose another name")
+        raise SpatialfeatError(f"--out {out_dir}: is a file, not a folder; choose another name")
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         probe_path = out_dir / f".spatialfeat-probe-{os.getpid()}"
@@ -212,7 +212,7 @@ def prepare_output_dir(out_dir: Path, option: str = "--out") -> None:
         probe_path.unlink(missing_ok=True)
     except OSError as error:
         raise SpatialfeatError(
-            f"{option} {out_dir}: cannot write there ({error.strerror}); choose a folder that you may write to"
+            f"--out {out_dir}: cannot write there ({error.strerror}); choose a folder that you may write to"
         ) from error
 
 

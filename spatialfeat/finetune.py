@@ -18,6 +18,7 @@ from spatialfeat.device import (
     choose_precision,
     choose_workers,
     describe_arithmetic,
+    describe_device,
     library_versions,
     prepare_processor,
     seed_everything,
@@ -50,13 +51,8 @@ from spatialfeat.training.history import EpochRecord, best_epoch, epoch_line, is
 from spatialfeat.training.trainer import Trainer
 
 TEST_NAMES = (
-    PREDICTIONS_NAME,
-    "metrics.json",
-    "per_video.csv",
-    "per_phase.csv",
-    "confusion_matrix.png",
-    "confusion_matrix.svg",
-)
+    PREDICTIONS_NAME, "metrics.json", "per_video.csv", "per_phase.csv", "confusion_matrix.png", "confusion_matrix.svg",
+)  # fmt: skip
 """What the test leaves in the study's folder."""
 
 RESULT_NAMES = (STATE_NAME, RECORD_NAME, *(name for name in TRAINING_NAMES if name != STATE_NAME), *TEST_NAMES)
@@ -119,7 +115,7 @@ class _Study:
         self.config = config = replace(config, precision=precision, cache_size_px=config.training_frames_px)
         self.workers = choose_workers(config.workers, group.device, processes=group.local_size)
         self.identity = study_identity(config, self.data)
-        self.environment = {"device": group.description, **library_versions()}
+        self.environment = {"device": describe_device(group.device) + group.processes_text, **library_versions()}
         self.cache = open_cache(config.cache_dir, config.cache_limit_gb)
 
     def find(self) -> tuple[TrainingState | None, bool]:
@@ -221,15 +217,7 @@ class _Study:
                 training = trainer.state_dict()
                 if best_epoch(history) == len(history):
                     best_weights = training["model"]
-                files.save_epoch(
-                    TrainingState(
-                        history=history,
-                        training=training,
-                        best_weights=best_weights,
-                        identity=self.identity,
-                        environment=self.environment,
-                    )
-                )
+                files.save_epoch(TrainingState(history, training, best_weights, self.identity, self.environment))
             logger.info("%s", epoch_line(history, config.epochs))
         if stopped_early(history, config.patience):
             logger.info("stopping early: no better validation accuracy for %d epochs", config.patience)
@@ -239,12 +227,8 @@ class _Study:
         """Score the saved weights, read back from their file. None in all processes but the main one, which writes."""
         config, group = self.config, self.group
         checkpoint = load_checkpoint(config.out_dir / WEIGHTS_NAME)
-        network = InferenceNetwork(
-            checkpoint.model.to(group.device),
-            checkpoint.preprocessing,
-            config.precision,
-            group.share(config.batch_size),
-        )
+        model, batch_size = checkpoint.model.to(group.device), group.share(config.batch_size)
+        network = InferenceNetwork(model, checkpoint.preprocessing, config.precision, batch_size)
         logits = predict_logits(network, table, workers=self.workers, title="test", cache=self.cache, group=group)
         if not group.is_main:
             return None

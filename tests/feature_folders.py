@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def make_video(
         fps=fps,
     )
     path = folder / f"{file_name or video_id}.h5"
-    with FeatureFileWriter(path, header, provenance, {"numpy": np.__version__}) as writer:
+    with closing(FeatureFileWriter(path, header, provenance, {"numpy": np.__version__})) as writer:
         writer.append(features, logits)
         writer.finish()
     return Made(path, features, logits, header.labels, frame_ids)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def write_features(
         logits = rng.uniform(0, 1, (len(rows), 4)).astype(np.float32)
         logits[np.arange(len(rows)), [predicted[row] for row in rows]] += 1
         provenance = replace(FEATURES_PROVENANCE, fps=fps)
-        with FeatureFileWriter(folder / f"{video}.h5", header, provenance, {"spatialfeat": "0.1.0"}) as writer:
+        with closing(FeatureFileWriter(folder / f"{video}.h5", header, provenance, {"spatialfeat": "0.1.0"})) as writer:
             writer.append(np.zeros((len(rows), 2048), np.float32), logits)
             writer.finish()
     return folder
@@ -229,7 +230,9 @@ def test_a_feature_file_of_a_whole_patient_holds_several_videos(tmp_path: Path, 
         )
         logits = np.eye(4, dtype=np.float32)[PREDICTED[rows]]
         provenance = replace(FEATURES_PROVENANCE, group_by="patient")
-        with FeatureFileWriter(whole / f"{patient}.h5", header, provenance, {"spatialfeat": "0.1.0"}) as writer:
+        with closing(
+            FeatureFileWriter(whole / f"{patient}.h5", header, provenance, {"spatialfeat": "0.1.0"})
+        ) as writer:
             writer.append(np.zeros((len(ids), 2048), np.float32), logits)
             writer.finish()
     by_patient = score(tmp_path / "b", features=whole)

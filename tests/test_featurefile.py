@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,7 +149,7 @@ def test_provenance_differences() -> None:
 def test_the_name_appears_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "1050_1.h5"
     features, logits = make_outputs(200)
-    with FeatureFileWriter(path, make_header(200), PROVENANCE, {}) as writer:
+    with closing(FeatureFileWriter(path, make_header(200), PROVENANCE, {})) as writer:
         writer.append(features, logits)
         assert not path.exists()
         assert list(tmp_path.glob("*.h5")) == []  # readers that list the folder never see the unfinished file
@@ -159,7 +160,7 @@ def test_the_name_appears_at_the_end(tmp_path: Path) -> None:
 
 def test_leaving_early_leaves_nothing(tmp_path: Path) -> None:
     features, logits = make_outputs(100)
-    with FeatureFileWriter(tmp_path / "1050_1.h5", make_header(100), PROVENANCE, {}) as writer:
+    with closing(FeatureFileWriter(tmp_path / "1050_1.h5", make_header(100), PROVENANCE, {})) as writer:
         writer.append(features[:70], logits[:70])
     assert _names(tmp_path) == []
 
@@ -170,7 +171,7 @@ def test_an_exception_leaves_the_old_file(tmp_path: Path) -> None:
     features, logits = make_outputs(100)
 
     def write_until_interrupted() -> None:
-        with FeatureFileWriter(path, make_header(100), PROVENANCE, {}) as writer:
+        with closing(FeatureFileWriter(path, make_header(100), PROVENANCE, {})) as writer:
             writer.append(features[:70], logits[:70])
             raise KeyboardInterrupt
 
@@ -182,7 +183,7 @@ def test_an_exception_leaves_the_old_file(tmp_path: Path) -> None:
 
 def _write_some(path: Path, header: VideoHeader, num_written: int) -> None:
     features, logits = make_outputs(num_written)
-    with FeatureFileWriter(path, header, PROVENANCE, {}) as writer:
+    with closing(FeatureFileWriter(path, header, PROVENANCE, {})) as writer:
         writer.append(features, logits)
         writer.finish()
 
@@ -206,7 +207,7 @@ def test_features_and_logits_of_different_length_are_refused(tmp_path: Path) -> 
     features, logits = make_outputs(10)
     with (
         pytest.raises(AssertionError),
-        FeatureFileWriter(tmp_path / "1050_1.h5", make_header(10), PROVENANCE, {}) as writer,
+        closing(FeatureFileWriter(tmp_path / "1050_1.h5", make_header(10), PROVENANCE, {})) as writer,
     ):
         writer.append(features, logits[:9])
     assert _names(tmp_path) == []

@@ -59,13 +59,13 @@ def test_a_library_that_swallows_it_gets_as_far_as_the_next_batch() -> None:
     batches: list[int] = []
 
     def train() -> None:
-        with frame_bar(10, "train") as bar:
+        with frame_bar(10, "train") as advance:
             for batch in range(10):
                 if batch == 3:
                     with contextlib.suppress(KeyboardInterrupt):
                         send(signal.SIGINT)
                 batches.append(batch)
-                bar.advance(1)
+                advance(1)
 
     with pytest.raises(Interrupted), signals_as_exceptions():
         train()
@@ -92,8 +92,8 @@ def test_what_holds_signals_comes_to_its_end_first() -> None:
 def test_a_signal_does_not_reach_the_next_command() -> None:
     with pytest.raises(Interrupted), signals_as_exceptions():
         send(signal.SIGTERM)
-    with signals_as_exceptions(), frame_bar(1, "train") as bar:
-        bar.advance(1)
+    with signals_as_exceptions(), frame_bar(1, "train") as advance:
+        advance(1)
 
 
 def run_program(code: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def _write_video(
         frame_numbers=frames,
     )
     provenance = replace(PROVENANCE, phase_names=tuple(f"phase{number}" for number in range(NUM_PHASES)))
-    with FeatureFileWriter(folder / f"{video_id}.h5", header, provenance, {}) as writer:
+    with closing(FeatureFileWriter(folder / f"{video_id}.h5", header, provenance, {})) as writer:
         writer.append(features.astype(np.float32), logits.astype(np.float32))
         writer.finish()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -94,7 +95,7 @@ def write_feature_file(
     """Write a feature file with `make_outputs`, in blocks of these sizes (default: one block)."""
     features, logits = make_outputs(len(header.labels))
     start = 0
-    with FeatureFileWriter(path, header, provenance, {"spatialfeat": "0.1.0"}) as writer:
+    with closing(FeatureFileWriter(path, header, provenance, {"spatialfeat": "0.1.0"})) as writer:
         for size in block_sizes or [len(features)]:
             writer.append(features[start : start + size], logits[start : start + size])
             start += size

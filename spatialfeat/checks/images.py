@@ -169,10 +169,10 @@ def scan_images(images: ImageFolder, names: Sequence[str], *, workers: int, deco
     facts: dict[str, ImageFacts] = {}
     look = partial(look_at, images, decode=decode)
     title = "decoding images" if decode else "looking at images"
-    with frame_bar(len(names), title) as bar, closing(_in_parallel(look, names, workers)) as found:
+    with frame_bar(len(names), title) as advance, closing(_in_parallel(look, names, workers)) as found:
         for name, of_image in zip(names, found, strict=True):
             facts[name] = of_image
-            bar.advance(1)
+            advance(1)
     return ImageScan(facts=facts, decoded=decode, seconds=time.monotonic() - start, processes=max(1, workers))
 
 

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -198,10 +199,7 @@ def two_spellings(tables: Iterable[FrameTable]) -> Iterator[RowProblem]:
             known, known_where = spellings.setdefault(same_name_key(video), (video, where))
             if known != video:
                 what = f"{where}: video {video} is the same as {known} in {known_where}, written differently"
-
-                def describe(_: int, told: str = what) -> str:
-                    return told
-
+                describe = partial("{}".format, what)  # Of a row, which needs no further words.
                 yield RowProblem("two-spellings", np.array([row]), describe, "use one spelling")
 
 
@@ -348,17 +346,13 @@ def patients_in_several_splits(frames: Iterable[tuple[str, str, int]]) -> dict[s
     Args:
         frames: (patient, split, number of frames), any number of them for a patient.
     """
-    found: dict[tuple[object, ...], tuple[dict[str, None], dict[str, int]]] = {}
+    found: dict[tuple[object, ...], tuple[list[str], Counter[str]]] = {}
     for patient, split, count in frames:
-        spellings, splits = found.setdefault(same_name_key(patient), ({}, {}))
-        spellings[patient] = None
-        splits[split] = splits.get(split, 0) + count
-    return {_spellings_text(list(spellings)): splits for spellings, splits in found.values() if len(splits) > 1}
-
-
-def _spellings_text(spellings: Sequence[str]) -> str:
-    first, *others = spellings
-    return f"{first} (also {', '.join(others)})" if others else first
+        spellings, splits = found.setdefault(same_name_key(patient), ([], Counter()))
+        spellings += [patient] if patient not in spellings else []
+        splits[split] += count
+    shared = [(spellings, dict(splits)) for spellings, splits in found.values() if len(splits) > 1]
+    return {f"{first} (also {', '.join(others)})" if others else first: splits for (first, *others), splits in shared}
 
 
 def named_csvs(csvs: Sequence[str]) -> list[tuple[str, Path]]:

@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 import h5py
 import numpy as np
@@ -101,7 +100,7 @@ class FeatureSink:
     def close(self) -> None:
         """Remove the file of the video that was not finished."""
         if self._writer is not None:
-            self._writer.discard()
+            self._writer.close()
             self._writer = None
 
     def _append(
@@ -142,7 +141,7 @@ class FeatureSink:
 class FeatureFileWriter:
     """Writes one video's file block by block, so memory does not grow with the video.
 
-    The file has a temporary name until `finish`; leaving the `with` block without it removes the file.
+    The file has a temporary name until `finish`; `close` without it removes the file.
     Raises SpatialfeatError if another process is writing the same video, or the disk is full.
     """
 
@@ -160,17 +159,8 @@ class FeatureFileWriter:
         try:
             self._write_header(header, provenance, versions)
         except BaseException:
-            self.discard()
+            self.close()
             raise
-
-    def __enter__(self) -> FeatureFileWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if not self._finished:
-            self.discard()
 
     def append(self, features: NDArray[np.float32], logits: NDArray[np.float32]) -> None:
         """Add the next frames: features (B, 2048) float32, logits (B, C) float32, in time order."""
@@ -195,8 +185,10 @@ class FeatureFileWriter:
         self._guard.close()
         self._finished = True
 
-    def discard(self) -> None:
-        """Remove the unfinished file."""
+    def close(self) -> None:
+        """Remove the file, unless it is finished."""
+        if self._finished:
+            return
         self._file.close()
         self._guard.close()
         self._temporary_path.unlink(missing_ok=True)

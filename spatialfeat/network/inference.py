@@ -82,13 +82,13 @@ def predict_logits(
         device=network.device,
     )
     logits = np.zeros((len(table), network.num_classes), np.float32)
-    with frame_bar(len(table), title) as bar:
+    with frame_bar(len(table), title) as advance:
         for outputs in run_inference(network, loader):
             dataset.refuse_failures(outputs.failures)
             for row in outputs.not_finite():
                 raise SpatialfeatError(f"{table.image_path(row)}: {NOT_FINITE}")
             logits[outputs.positions] = outputs.logits
-            bar.advance(len(outputs.positions) * size)
+            advance(len(outputs.positions) * size)
     return group.sum(logits) if group else logits  # Every row is zero in all processes but one.
 
 

@@ -13,7 +13,7 @@ they are missing, or on a GPU, PyTorch's public operators compute the same.
 from __future__ import annotations
 
 import platform
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -44,18 +44,11 @@ class PhaseResNet50(ResNet):  # type: ignore[misc]  # torchvision ships no types
         # Convolutions are fastest on channels-last weights and inputs; names, shapes and values stay the same.
         self.to(memory_format=torch.channels_last)
 
-    def features_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the network once and tap it before the classifier.
-
-        images: (B, 3, H, W) float32, normalized. Returns features (B, 2048), the activations after global average
-        pooling, and logits (B, num_classes), float32.
-        """
-        features = torch.flatten(self._run_children(images, 0), 1)
-        return features, self.fc(features)
-
     def logits_from(self, x: torch.Tensor, start: int) -> torch.Tensor:
         """Run the rest of the network on the activations that child `start` (at most avgpool) takes: (B, C)."""
-        logits: torch.Tensor = self.fc(torch.flatten(self._run_children(x, start), 1))
+        for child in list(self.children())[start : AVGPOOL + 1]:
+            x = child(x)
+        logits: torch.Tensor = self.fc(torch.flatten(x, 1))
         return logits
 
     def freeze(self, num_children: int) -> None:
@@ -75,11 +68,6 @@ class PhaseResNet50(ResNet):  # type: ignore[misc]  # torchvision ships no types
     def num_fixed(self) -> int:
         """How many children compute the same in every epoch: the frozen ones, up to the pooling, if the stem is."""
         return min(self._num_frozen, AVGPOOL) if self._num_frozen >= FIRST_STAGE else 0
-
-    def _run_children(self, x: torch.Tensor, start: int) -> torch.Tensor:
-        for child in list(self.children())[start : AVGPOOL + 1]:
-            x = child(x)
-        return x
 
 
 def num_bytes(model: nn.Module) -> int:
@@ -118,18 +106,8 @@ class FoldedConvolution(NamedTuple):
         )
 
 
-class Convolution(Protocol):
-    """What the stages below need of a folded convolution. x: (B, in, H, W) channels-last -> (B, out, H', W')."""
-
-    def __call__(self, x: torch.Tensor, *, relu: bool = False) -> torch.Tensor: ...
-
-    def add_relu(self, x: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
-        """relu(convolution(x) + shortcut), written over `shortcut`."""
-        ...
-
-
-class PlainConvolution:
-    """A folded convolution through PyTorch's public operators."""
+class Convolution:
+    """A folded convolution through PyTorch's public operators. x: (B, in, H, W) channels-last -> (B, out, H', W')."""
 
     def __init__(self, folded: FoldedConvolution) -> None:
         self._folded = folded
@@ -140,28 +118,27 @@ class PlainConvolution:
         return y.relu_() if relu else y
 
     def add_relu(self, x: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
+        """relu(convolution(x) + shortcut), written over `shortcut`."""
         return shortcut.add_(self(x)).relu_()
 
 
-class OneDnnConvolution:
+class OneDnnConvolution(Convolution):
     """A folded convolution through oneDNN's fused operators, its weights packed for a typical input."""
 
     def __init__(self, folded: FoldedConvolution, input_shape: tuple[int, ...]) -> None:
-        _, self._bias, self._stride, self._padding = folded
-        self._weight = torch.ops.mkldnn._reorder_convolution_weight(
-            folded.weight, self._padding, self._stride, (1, 1), 1, input_shape
-        )
+        weight, bias, stride, padding = folded
+        geometry = (padding, stride, (1, 1), 1)
+        packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, input_shape)
+        self._arguments = (packed, bias, *geometry)
 
     def __call__(self, x: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
-        where = (self._weight, self._bias, self._padding, self._stride, (1, 1), 1)
-        y: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(x, *where, "relu" if relu else "none", [], "")
+        kind = "relu" if relu else "none"
+        y: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(x, *self._arguments, kind, [], "")
         return y
 
     def add_relu(self, x: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
-        where = (self._weight, self._bias, self._padding, self._stride, (1, 1), 1)
-        y: torch.Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
-            shortcut, x, *where, "add", 1.0, "relu", [], ""
-        )
+        add_into = torch.ops.mkldnn._convolution_pointwise_.binary
+        y: torch.Tensor = add_into(shortcut, x, *self._arguments, "add", 1.0, "relu", [], "")
         return y
 
 
@@ -188,7 +165,7 @@ class _Packer:
         # Packed for this many frames; other batches give the same results, at most a little slower.
         shape = (FRAMES_AT_ONCE[self._dtype], convolution.in_channels, self.side_px, self.side_px)
         self.side_px = (self.side_px + 2 * folded.padding[0] - folded.weight.shape[2]) // folded.stride[0] + 1
-        return OneDnnConvolution(folded, shape) if self._fused else PlainConvolution(folded)
+        return OneDnnConvolution(folded, shape) if self._fused else Convolution(folded)
 
 
 class _Bottleneck:

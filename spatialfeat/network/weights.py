@@ -39,18 +39,9 @@ SAVE_AGAIN = "save the weights with torch.save(model.state_dict(), path)"
 
 # What torch's restricted unpickler raises on bytes that no torch.save has written; it does not wrap them itself.
 DAMAGED_FILE_ERRORS = (
-    RuntimeError,
-    EOFError,
-    pickle.UnpicklingError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    struct.error,
-    AssertionError,
-    ArithmeticError,
-    MemoryError,
-)
+    RuntimeError, EOFError, pickle.UnpicklingError, ValueError, LookupError, AttributeError, TypeError, struct.error,
+    AssertionError, ArithmeticError, MemoryError,
+)  # fmt: skip
 
 StateDict = Mapping[str, torch.Tensor]
 
@@ -321,7 +312,7 @@ def _refuse_odd_tensors(path: Path, state: Mapping[str, torch.Tensor]) -> None:
         # An element may stand for many by a stride of 0, and one number become a tensor of terabytes.
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise SpatialfeatError(
-                f"{path}: {name[:80]!r} is declared as {_shape(tensor)}, but the file holds less; {SAVE_AGAIN}"
+                f"{path}: {name[:80]!r} is declared as {tuple(tensor.shape)}, but the file holds less; {SAVE_AGAIN}"
             )
 
 
@@ -369,8 +360,8 @@ def convert_exactly(path: Path, name: str, tensor: torch.Tensor, expected: torch
     """
     if tensor.shape != expected.shape:
         raise SpatialfeatError(
-            f"{path}: is not a torchvision ResNet-50 ({name} is {_shape(tensor)}, expected {_shape(expected)}); "
-            "pass the state dict of one"
+            f"{path}: is not a torchvision ResNet-50 ({name} is {tuple(tensor.shape)}, "
+            f"expected {tuple(expected.shape)}); pass the state dict of one"
         )
     if tensor.is_floating_point() != expected.is_floating_point():
         raise SpatialfeatError(f"{path}: {name} is {tensor.dtype}, expected {expected.dtype}; {SAVE_AGAIN}")
@@ -383,10 +374,6 @@ def convert_exactly(path: Path, name: str, tensor: torch.Tensor, expected: torch
             "save the weights of model.float()"
         )
     return converted
-
-
-def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
-    return tuple(tensor.shape)
 
 
 def _refuse_architecture(path: Path, why: str) -> None:

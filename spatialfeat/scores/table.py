@@ -208,30 +208,11 @@ SCORES = {
     score.key: score
     for score in (
         Score("accuracy", "pooled.accuracy", "accuracy", "Accuracy, pooled", POOLED, accuracy),
-        Score(
-            "macro_precision",
-            "pooled.macro_precision",
-            "macro precision",
-            "Macro precision, pooled",
-            MACRO,
-            partial(macro, "precision"),
-        ),
-        Score(
-            "macro_recall",
-            "pooled.macro_recall",
-            "macro recall",
-            "Macro recall, pooled",
-            MACRO,
-            partial(macro, "recall"),
-        ),
-        Score("macro_f1", "pooled.macro_f1", "macro F1", "Macro F1, pooled", MACRO, partial(macro, "f1")),
-        Score(
-            "macro_jaccard",
-            "pooled.macro_jaccard",
-            "macro Jaccard",
-            "Macro Jaccard, pooled",
-            MACRO,
-            partial(macro, "jaccard"),
+        *(
+            Score(
+                f"macro_{m}", f"pooled.macro_{m}", f"macro {title}", f"Macro {title}, pooled", MACRO, partial(macro, m)
+            )
+            for m, title in MEASURE_TITLES.items()
         ),
         Score(
             "video_wise_accuracy",

@@ -41,7 +41,7 @@ PLAIN_TYPES = (torch.Tensor, str, int, float, bool, type(None))
 START_ANEW = "leave out --resume to start the study anew (what is there is moved aside)"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class TrainingState:
     """A study after its last whole epoch.
 

@@ -88,12 +88,8 @@ class TrainingStep:
         group: ProcessGroup | None = None,
     ) -> None:
         self.model = model
-        self._optimizer, self._criterion, self._clip_grad_norm, self._group = (
-            optimizer,
-            criterion,
-            clip_grad_norm,
-            group,
-        )
+        self._optimizer, self._criterion, self._group = optimizer, criterion, group
+        self._clip_grad_norm = clip_grad_norm
         self._preprocessing, self._precision, self._dtype = preprocessing, precision, DTYPES[precision]
         self._fixed: FoldedStages | None = None
         self._trained: nn.Module = _Trained(model, model.num_fixed)
@@ -234,7 +230,7 @@ def train_one_epoch(
     steps_between_looks = 1 if device.type == "cpu" else STEPS_BETWEEN_LOOKS
     unseen: list[StepScore] = []
     step.start_epoch()
-    with frame_bar(len(dataset), title) as bar:
+    with frame_bar(len(dataset), title) as advance:
         batch: FrameBatch
         for number, (batch, share) in enumerate(zip(loader, shares, strict=True), start=1):
             dataset.refuse_failures(batch.failures)
@@ -249,7 +245,7 @@ def train_one_epoch(
                         )
                     score.add(loss * seen.whole_frames, int(seen.correct), seen.frames)
                 unseen.clear()
-            bar.advance(share.whole_frames, **({} if unseen else score.text))
+            advance(share.whole_frames, **({} if unseen else score.text))
     step.end_epoch()
     return score.of_all(group)
 
@@ -261,13 +257,13 @@ def validate(network: InferenceNetwork, loader: DataLoader[Any], *, group: Proce
         SpatialfeatError: a frame that cannot be decoded, or a loss that is no number any more.
     """
     dataset, score = _frames_of(loader), RunningScore()
-    with frame_bar(len(dataset), title) as bar:
+    with frame_bar(len(dataset), title) as advance:
         for outputs in run_inference(network, loader):
             dataset.refuse_failures(outputs.failures)
             logits, labels = torch.from_numpy(outputs.logits), torch.from_numpy(outputs.labels)
             correct = int((logits.argmax(dim=1) == labels).sum())
             score.add(float(nn.functional.cross_entropy(logits, labels)) * len(labels), correct, len(labels))
-            bar.advance(len(labels) * group.size, **score.text)
+            advance(len(labels) * group.size, **score.text)
     score = score.of_all(group)
     if not math.isfinite(score.loss):
         raise SpatialfeatError(f"{title}: the validation loss became {score.loss}; lower --lr")
