@@ -18,7 +18,7 @@ SAMPLING_SECONDS = 1.0
 """Not oftener: the kernel holds up a process while it adds up its pages."""
 MESSAGE_LINES = 12
 MEGABYTE = 1e6
-UNTOLD = "not told"
+UNTOLD = "not known"
 
 
 class BenchmarkError(Exception):

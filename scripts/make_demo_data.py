@@ -5,7 +5,7 @@ Nothing here comes from a person: every picture is drawn from noise and simple s
 last, `demo_data.json` with the parameters, by which a second run knows that the folder is complete.
 
 An id is PATIENT_SEGMENT_FRAME. As in real exports, the width of each field differs between patients, frame
-numbers have gaps (seconds nobody labelled), and one patient in four has unpadded frame numbers.
+numbers have gaps (seconds without a label), and one patient in four has unpadded frame numbers.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ NO_BREAK = "\xa0"
 
 
 class LastingStream:
-    """Standard output or error that falls silent, instead of failing, when nobody reads it any more (`... | head`).
+    """Standard output or error that falls silent, instead of failing, when its reader has gone (`... | head`).
 
     The command goes on: its results are files.
     """
@@ -112,7 +112,7 @@ class BarSafeHandler(logging.Handler):
 def show_log_messages() -> None:
     """Print this package's log messages for a person at a terminal.
 
-    Of several processes under torchrun the main one tells how the work goes; the others only what is wrong with them.
+    Of several processes under torchrun the main one reports how the work goes; the others report only their own faults.
     """
     package_logger = logging.getLogger("spatialfeat")
     package_logger.setLevel(logging.WARNING if own_rank() else logging.INFO)

@@ -24,7 +24,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 FREED_MEMORY_TO_KEEP = 1 << 30
 CGROUPS = Path("/sys/fs/cgroup")
-"""Where Linux tells what a container may use."""
+"""Where Linux says what a container may use."""
 
 logger = logging.getLogger(__name__)
 

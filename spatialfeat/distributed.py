@@ -243,7 +243,7 @@ def _group_on_devices(ranks: Ranks, requested_device: str) -> ProcessGroup:
         group.device = _device_of_rank(ranks, requested_device)
     group.require_same("--device", group.device.type, "pass cpu or cuda")
     if group.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        # torchrun gives each process one thread where nobody has asked for more. The cores are shared out instead.
+        # torchrun gives each process one thread unless the user asks for more. The cores are shared out instead.
         torch.set_num_threads(max(1, usable_cores() // ranks.local_size))
     return group
 
@@ -273,7 +273,7 @@ def _device_of_rank(ranks: Ranks, requested: str) -> torch.device:
 
 @contextmanager
 def translate_lost_contact() -> Iterator[None]:
-    """Raise SpatialfeatError when another process of the group has ended: also inside whatever records the failure."""
+    """Raise SpatialfeatError when another process of the group has ended: also in the code that records the failure."""
     import torch.distributed as dist
 
     try:

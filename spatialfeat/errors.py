@@ -1,4 +1,4 @@
-"""Errors that the user can put right, told with place, value and remedy; and the end that a signal asks for.
+"""Errors that the user can fix, with place, value and remedy; and the end that a signal asks for.
 
 What a machine does to a run is among them: a full disk, memory that runs out, a worker that is killed. Everything else
 that goes wrong is a fault of this program and keeps its traceback.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 
 class SpatialfeatError(ValueError):
-    """A mistake in data, options or files, told with its place, the value found and the remedy.
+    """A mistake in data, options or files: its place, the value found and the remedy.
 
     The command line prints the message without a traceback and exits with code 2.
     """
@@ -162,7 +162,7 @@ def _is_gpu_memory(error: Exception, text: str) -> bool:
 
 
 def _gpu_facts(text: str) -> str:
-    """` (2.00 GiB more were asked for; 1.06 GiB of 14.75 GiB are free)`, as far as torch's message tells."""
+    """` (2.00 GiB more were asked for; 1.06 GiB of 14.75 GiB are free)`, as far as torch's message says."""
     asked = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
     room = re.search(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", text)
     facts = [f"{asked[1]} more were asked for"] if asked else []

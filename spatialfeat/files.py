@@ -43,7 +43,7 @@ def atomic_path(final_path: Path) -> Iterator[Path]:
             yield temporary_path
             commit(temporary_path, final_path)
     except BaseException:
-        # A file system that has just failed may refuse this too; the first failure is the one to tell.
+        # A file system that has just failed may refuse this too; the first failure is the one to report.
         with suppress(OSError):
             temporary_path.unlink()
         raise
@@ -81,7 +81,7 @@ def atomic_folder(final_dir: Path) -> Iterator[Path]:
 def working_folder(folder: Path, purpose: Path) -> Iterator[Path]:
     """Yield the empty new `folder`, and remove it in the end if it is still there. `purpose` is what messages name.
 
-    What a killed run left behind is removed too; a run that is still writing there is told by its lock.
+    What a killed run left behind is removed too; a run that is still writing there is known by its lock.
 
     Raises:
         SpatialfeatError: another process is using the folder.

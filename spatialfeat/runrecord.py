@@ -43,7 +43,7 @@ class RunRecord:
         file_name: str = RECORD_NAME,
         **facts: Any,
     ) -> None:
-        """private: leave out what could tell a patient's real id: paths, hashes of CSVs, reasons of failure.
+        """private: leave out what could reveal a patient's real id: paths, hashes of CSVs, reasons of failure.
 
         file_name: another one than run.json for runs that share a folder.
         """
@@ -80,7 +80,7 @@ class RunRecord:
             else:
                 self.finish("failed", error=LEFT_OUT if self._private else str(error))
         except (OSError, SpatialfeatError) as second:
-            # On a full disk the record cannot be written either; the first failure is the one to tell.
+            # On a full disk the record cannot be written either; the first failure is the one to report.
             logger.warning("%s; the record of this run still says that it is running", second)
 
     def finish(self, status: str = "complete", **facts: Any) -> None:
@@ -90,7 +90,7 @@ class RunRecord:
 
 
 def earlier_sessions(out_dir: Path) -> dict[str, Any]:
-    """For the record of a resumed run: when and how the runs before it went, as the present record tells.
+    """For the record of a resumed run: when and how the runs before it went, as the present record says.
 
     A session whose status is "running" was killed; it has no seconds.
     """

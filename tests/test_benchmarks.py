@@ -221,8 +221,8 @@ def test_the_extract_tables_say_what_was_measured(frames: FrameSet) -> None:
     result.difference_to_reference["fp32"] = FeatureDifference(100, 2e-4, 1e-5, 0.9999999)
     assert cells_of(bench_extract.difference_table(result))[-1][-1] == "NO"
     result.fast_few["fp32"] = measured(11, 11, 11)
-    assert cells_of(bench_extract.speed_table(result, "cpu"))[-1][3] == "not told"
-    assert "100 frames 900 MB, 1000 frames not told MB" in bench_extract.memory_text(
+    assert cells_of(bench_extract.speed_table(result, "cpu"))[-1][3] == "not known"
+    assert "100 frames 900 MB, 1000 frames not known MB" in bench_extract.memory_text(
         [(100, 900_000_000), (1000, None)], "456x256", "fp32"
     )
 
@@ -263,7 +263,7 @@ def test_the_scaling_table_compares_with_one_process() -> None:
     # 320 frames in 16 s, and in 8 s.
     base, processes, shards = cells_of(scaling_table(results, num_frames=340, num_few=20))[2:]
     assert base[1:6] == ["20.0 (20.0 to 20.0)", "1.00 (1.00 to 1.00)", "20.0", "1.00", "900"]
-    assert processes[1:6] == ["11.0 (10.0 to 12.0)", "1.83 (1.67 to 2.00)", "40.0", "2.00", "not told"]
+    assert processes[1:6] == ["11.0 (10.0 to 12.0)", "1.83 (1.67 to 2.00)", "40.0", "2.00", "not known"]
     assert processes[6:] == ["8.0 (8.0 to 8.0)", "1.25 (1.25 to 1.25)"]
     assert shards[1:] == ["11.0 (11.0 to 11.0)", "1.82 (1.82 to 1.82)", "", "", "900", "", ""]
 

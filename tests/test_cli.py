@@ -104,7 +104,7 @@ def test_failed_videos_give_exit_code_1(
 USER_MISTAKES = [
     (["finetune"], "train_ResNet_DB.csv: no such file"),
     (["evaluate"], "best_spatial_study_weights.pth: no such weights file"),
-    (["extract", "--csv", "frames.csv"], "does not tell which split it is"),
+    (["extract", "--csv", "frames.csv"], "does not say which split it is"),
     (["finetune", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
     (["finetune", "--freeze-until", "10"], "--freeze-until 10: must be 0 (train everything) to 9"),
     (["finetune", "--lr", "-1"], "--lr -1: must be a positive number"),

@@ -32,7 +32,7 @@ def test_the_name_tells_the_split(name: str, split: str) -> None:
 def test_a_name_that_does_not_tell_the_split(name: str) -> None:
     with pytest.raises(SpatialfeatError) as caught:
         named_csvs([name])
-    assert f"--csv {name}: the file's name does not tell which split it is" in str(caught.value)
+    assert f"--csv {name}: the file's name does not say which split it is" in str(caught.value)
     assert f"write --csv SPLIT={name}" in str(caught.value)
 
 

@@ -40,7 +40,7 @@ TAG = """\
 Signature: 8a477f597d28d172789f06886806bc55
 # spatialfeat frame cache, schema 1
 #
-# Decoded video frames, kept so that training and extraction need not decode them again. The first line tells backup
+# Decoded video frames, kept so that training and extraction need not decode them again. The first line asks backup
 # programs to leave this folder out. The frames in it are as confidential as the images that they were made from.
 # Deleting the folder loses nothing but time, and is safe while no run uses it.
 """
@@ -221,7 +221,7 @@ class PackStore:
         self.__init__(*arguments)  # type: ignore[misc]
 
     def get(self, key: bytes) -> memoryview | None:
-        """The content stored under `key`, writable and nobody else's, or None."""
+        """The content stored under `key`, writable and not shared, or None."""
         prefix = _prefix(key)
         while (place := self._find(prefix)) is not None:
             content = self._read(place, key)
@@ -231,7 +231,7 @@ class PackStore:
         return None
 
     def put(self, key: bytes, *parts: bytes | memoryview) -> None:
-        """Store the joined parts, unless they are there already or `full` says why nothing is stored."""
+        """Store the joined parts, unless they are stored already or `full` says why nothing is stored."""
         if self.full is not None or self._find(_prefix(key)) is not None:
             return
         length, checksum = sum(map(len, parts)), zlib.crc32(key)

@@ -41,7 +41,7 @@ _SPLIT_WORDS = {
     "test": "test",
     "testing": "test",
 }
-"""Words in a CSV's name that tell its split."""
+"""Words in a CSV's name that name its split."""
 
 _ID = r"^(?P<video>.+)_(?P<frame>[0-9]{1,18})$"
 _COLUMNS = ("ids", "labels", "videos", "patients", "segments", "frame_numbers")
@@ -123,7 +123,7 @@ def read_frames(
         more_classes: what the message for a label outside advises beside mending the row.
         labels_required: False also takes a CSV without a `label` column.
         allow_unlabelled: True also takes the label -100 for an unlabelled frame. None: where labels are not required.
-        on_problem: is told of faulty rows. Unless it raises, the table comes without rows whose id is faulty or
+        on_problem: receives the faulty rows. Unless it raises, the table comes without rows whose id is faulty or
             repeated, and with UNLABELLED for a faulty label.
 
     Raises:
@@ -183,7 +183,7 @@ def make_table(rows: Rows, img_dir: Path, split: str, labels: NDArray[np.int64] 
 def refuse_two_spellings(tables: Iterable[FrameTable]) -> None:
     """Refuse `1050_1` beside `1050_01`, or `Video1` beside `video1`: one video under two names.
 
-    They would become two half-empty feature files, or one file on a disk that does not tell letter cases apart.
+    They would become two half-empty feature files, or one file on a disk that ignores letter case.
     """
     for problem in two_spellings(tables):
         refuse(problem)
@@ -204,7 +204,7 @@ def two_spellings(tables: Iterable[FrameTable]) -> Iterator[RowProblem]:
 
 
 def _parse_ids(rows: Rows) -> tuple[NDArray[np.bool_], pd.DataFrame]:
-    """((N,): which rows have an id that can be used, their parsed fields). `on_problem` is told of the others."""
+    """((N,): which rows have an id that can be used, their parsed fields). `on_problem` receives the others."""
     ids = rows.columns[rows.id_column]
     parsed = ids.str.extract(_ID)
     faulty = _refuse_unsafe(rows, ids, "id {value!r} cannot be a file name: it")
@@ -248,7 +248,7 @@ def _split_video(video: str) -> tuple[str, int]:
 
 
 def _without_repeated_frames(table: FrameTable, on_problem: ProblemHandler) -> FrameTable:
-    """Tell of ids that occur twice, and of `1_1_9` beside `1_1_09`, which name the same frame; keep the first."""
+    """Report ids that occur twice, and of `1_1_9` beside `1_1_09`, which name the same frame; keep the first."""
     keys = pd.DataFrame({"video": table.videos, "frame": table.frame_numbers})
     repeated = keys.duplicated().to_numpy(dtype=bool)
     if repeated.any():
@@ -359,7 +359,7 @@ def named_csvs(csvs: Sequence[str]) -> list[tuple[str, Path]]:
     """(split, path) of each `PATH` or `SPLIT=PATH`; with none given, those of the specification's files that are here.
 
     Raises:
-        SpatialfeatError: a file name that does not tell its split, or a file given twice.
+        SpatialfeatError: a file name that does not name its split, or a file given twice.
     """
     if not csvs:
         defaults = [("train", TRAIN_CSV), ("val", VAL_CSV), ("test", TEST_CSV)]
@@ -384,7 +384,7 @@ def _split_and_path(text: str) -> tuple[str, Path]:
     splits = {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS}
     if len(splits) != 1:
         raise SpatialfeatError(
-            f"--csv {text}: the file's name does not tell which split it is (train, val or test); "
+            f"--csv {text}: the file's name does not say which split it is (train, val or test); "
             f"write --csv SPLIT={text}"
         )
     return splits.pop(), path

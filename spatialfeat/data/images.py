@@ -57,7 +57,7 @@ def decode_rgb(content: bytes) -> Image.Image:
     if not content:
         raise ImageError(EMPTY)
     _check_header(content)
-    # Pillow reads the chunks behind the pixels unguarded: a damaged one raises whatever its parser stumbles over.
+    # Pillow reads the chunks behind the pixels unguarded: a damaged one raises any kind of error.
     damage = (OSError, SyntaxError, ValueError, IndexError, TypeError, struct.error, Image.DecompressionBombError)
     try:
         with Image.open(BytesIO(content), formats=["PNG"]) as image:
@@ -206,7 +206,7 @@ def _check_header(content: bytes) -> tuple[int, int]:
     if len(content) < PNG_HEADER.size:
         raise ImageError("the PNG cannot be decoded (it ends in its header)")
     _, chunk, width, height, bits, colour_type = PNG_HEADER.unpack_from(content)
-    if chunk == b"IHDR":  # If it is not there, Pillow will tell what is wrong.
+    if chunk == b"IHDR":  # If it is not there, Pillow will say what is wrong.
         _check_size(width, height)
     return bits, colour_type
 
@@ -217,7 +217,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def content_digest(content: bytes) -> bytes:
-    """A 16-byte digest of a file's bytes, to tell later whether a frame has changed.
+    """A 16-byte digest of a file's bytes, to find out later whether a frame has changed.
 
     The first half of a SHA-256: processors compute it in hardware, in less than half of the time of a BLAKE2b.
     """

@@ -4,7 +4,7 @@
     1050,P473920
 
 `1050_1_000001` becomes `P473920_1_000001`: only the patient's part of an id changes. Pseudonyms of new patients are
-drawn at random, so that neither they nor their order tell anything.
+drawn at random, so that neither they nor their order reveal anything.
 """
 
 from __future__ import annotations

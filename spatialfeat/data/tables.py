@@ -1,4 +1,4 @@
-"""CSV files as rows of text, and what gives the cells their meaning. Whatever is wrong is told with its row."""
+"""CSV files as rows of text, and what gives the cells their meaning. Every fault is reported with its row."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _parse(csv_path: Path, text: str) -> list[list[str]]:
         rows.extend(csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True))
     except csv.Error as error:
         raise SpatialfeatError(
-            f"{csv_path} row {len(rows) + 1}: is not valid CSV ({error}); mend the quotes of that row"
+            f"{csv_path} row {len(rows) + 1}: is not valid CSV ({error}); fix the quotes of that row"
         ) from error
     return rows
 
@@ -80,7 +80,7 @@ def require_columns(csv_path: Path, table: pd.DataFrame, required: Sequence[str]
 
 
 def refuse_repeated_columns(csv_path: Path, table: pd.DataFrame, names: Sequence[str]) -> None:
-    """Refuse a column that is there twice: nobody could tell which one was meant."""
+    """Refuse a column that is there twice: it is not known which one was meant."""
     repeated = [name for name in names if list(table.columns).count(name) > 1]
     if repeated:
         raise SpatialfeatError(f"{csv_path}: column {' and '.join(repeated)} is there twice; keep one")
@@ -114,7 +114,7 @@ class RowProblem:
 
 
 ProblemHandler = Callable[[RowProblem], None]
-"""Is told of faulty rows: it raises, or keeps the problem, and reading goes on without the faulty values."""
+"""Receives faulty rows: it raises, or keeps the problem, and reading goes on without the faulty values."""
 
 
 def refuse(problem: RowProblem) -> None:
@@ -146,7 +146,7 @@ class Rows:
         return replace(self, origin=origin, columns=self.columns[keep])
 
     def refuse(self, column: str, wrong: NDArray[np.bool_], problem: str, remedy: str, kind: str = "row") -> None:
-        """Tell `on_problem`, which raises unless another was given, of the rows where `wrong` (N,), if there are any.
+        """Report to `on_problem`, which raises unless another was given, the rows where `wrong` (N,), if there are any.
 
         problem: may hold `{value}`, the row's text in `column`. kind: of the RowProblem.
         """
@@ -220,7 +220,7 @@ def read_rows(
         header: the columns as a message shows them, e.g. "id,label"; none may be there twice.
         required: columns that must be there.
         unit: what a row stands for.
-        on_problem: is told of rows with a fault, when the cells are given a meaning.
+        on_problem: receives the rows with a fault, when the cells are given a meaning.
 
     Raises:
         SpatialfeatError: no such file, not a CSV, columns missing or repeated, or no rows.

@@ -151,7 +151,7 @@ def _decoded(image: Image.Image, shrink_to_px: int | None) -> torch.Tensor:
 
 
 def _describe(kind: str, **options: object) -> str:
-    # Another version may round another pixel. What follows the + of a version tells the device, not the arithmetic.
+    # Another version may round another pixel. What follows the + of a version names the device, not the arithmetic.
     versions = [version.partition("+")[0] for version in (torch.__version__, torchvision.__version__, PIL.__version__)]
     return json.dumps({"for": kind, **options, "versions": versions}, sort_keys=True)
 

@@ -205,7 +205,7 @@ def read_info(path: Path) -> FeatureFileInfo:
 
 
 _Stamp = tuple[int, int, int]
-"""Inode, size and time of change: they tell a file from another one that has taken its name since."""
+"""Inode, size and time of change: they distinguish a file from a later one of the same name."""
 
 _DAMAGE_ERRORS = (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, MemoryError)
 """What h5py raises for a damaged file depends on where the damage is."""

@@ -15,7 +15,7 @@ from spatialfeat.files import parse_json_object
 from spatialfeat.names import natural_key, same_name_key
 
 SHORT_HASH = 8
-"""So many digits of a hash tell files apart for a person."""
+"""So many digits of a hash are enough for a person to distinguish files."""
 
 _SHOWN = 200
 """A message shows so many characters of a value."""

@@ -151,7 +151,7 @@ def _differences(fields: Sequence[str], there: Provenance, now: Provenance) -> s
 def share_out(videos: Sequence[Video], shares: int) -> list[list[Video]]:
     """Deal the videos out, longest first, each to the share that has the fewest frames by then.
 
-    Depends on the videos alone, so processes that never speak to each other agree. No share has more than 4/3 of the
+    Depends on the videos alone, so processes agree without any exchange. No share has more than 4/3 of the
     frames of the best possible largest share (Graham's bound).
 
     Returns:

@@ -55,7 +55,7 @@ class FeatureWindows(Dataset[Window]):
     """Windows of `size_frames` frames, one every `step_frames`, over videos in the given order.
 
     A video of T frames has windows at 0, step, 2 step, ... as long as they end within T. If frames behind the last of
-    them are left over (and the next start lies within the video), `last` tells what becomes of them:
+    them are left over (and the next start lies within the video), `last` says what becomes of them:
 
     * "pad": one more window at the next start, filled up behind frame T: features 0, labels -100, mask False.
     * "drop": nothing. A video shorter than a window has none.

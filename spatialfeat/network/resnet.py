@@ -181,7 +181,7 @@ class _Bottleneck:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         y = self._spatial(self._reduce(x, relu=True), relu=True)
-        # Without a convolution on the shortcut, x itself is written over: nobody needs it any more.
+        # Without a convolution on the shortcut, x itself is written over: it is not needed any more.
         return self._expand.add_relu(y, x if self._shortcut is None else self._shortcut(x))
 
 

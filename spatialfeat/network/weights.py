@@ -261,7 +261,7 @@ def read_state_dict(weights_path: Path) -> StateDict:
 
 def save_tensors(content: Mapping[str, Any], path: Path) -> None:
     """torch.save, so that equal content gives equal bytes and a full disk an OSError."""
-    # Given a path, it would write the name into the file, and tell of a full disk in words of its own.
+    # Given a path, it would write the name into the file, and report a full disk in words of its own.
     try:
         with path.open("wb") as file:
             torch.save(content, file)
@@ -280,7 +280,7 @@ def _is_sound_archive(path: Path) -> bool:
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":  # By this torch itself tells the two kinds of files apart.
+        if file.read(4) != b"PK\x03\x04":  # torch itself distinguishes the two kinds of files by this.
             return False
     try:
         with zipfile.ZipFile(path) as archive:

@@ -4,7 +4,7 @@ Only this module and `ribbons` import matplotlib. Everything works without a dis
 
 The twelve phase colours were searched so that any two stay apart (CIE 1976 distance of 25 or more) for normal sight and
 for simulated protanopia, deuteranopia and tritanopia, keep 20 or more from white (a gap), and so that neighbours in the
-list, which are often neighbours in time, differ by 25 or more in lightness: they can be told apart in grey print.
+list, which are often neighbours in time, differ by 25 or more in lightness: they differ in grey print too.
 """
 
 from __future__ import annotations

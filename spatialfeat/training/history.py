@@ -109,7 +109,7 @@ class TensorBoardLog:
         if self._writer is None:
             from torch.utils.tensorboard.writer import SummaryWriter
 
-            # Tells a TensorBoard that is open on this folder to forget what it has read of epochs logged again.
+            # A TensorBoard that is open on this folder then forgets what it has read of epochs logged again.
             self._writer = SummaryWriter(str(self._folder), purge_step=record.epoch)
         for tag, value in (
             ("loss/train", record.train_loss),
