@@ -30,7 +30,7 @@ CHILDREN = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "la
 """The children of a torchvision ResNet, which --freeze-until counts."""
 
 CACHE_SIZE_RATIO = 320 / 224
-"""Shorter side of cached training frames, as a multiple of the network's input: see docs/architecture.md."""
+"""Shorter side of cached training frames, as a multiple of the network's input: see docs/training.md."""
 
 CHOLEC80_GRAPH = "cholec80"
 """The word that stands for the built-in transition graph in `--relaxed`."""

@@ -13,7 +13,7 @@ import numpy as np
 from spatialfeat.config import ExtractConfig, parse_shard
 from spatialfeat.console import count_text, frame_bar
 from spatialfeat.data.cache import open_cache, total_use
-from spatialfeat.data.dataset import FrameDataset, check_images, describe_broken_image, make_loader
+from spatialfeat.data.dataset import FrameDataset, check_image_files, describe_broken_image, make_loader
 from spatialfeat.data.frames import UNNAMED_SPLIT, FrameTable, group_videos, list_frames, named_csvs, read_frames
 from spatialfeat.data.pseudonyms import Pseudonyms, pseudonymized
 from spatialfeat.data.transforms import evaluation_transform
@@ -166,7 +166,7 @@ class _Extraction:
         """{video id: its first broken image}. Refuses a run in which no video is left."""
         of_table = [[video.rows for video in self.videos if video.table is table] for table in self.tables]
         rows = [np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64) for found in of_table]
-        broken = check_images(self.tables, rows=rows)
+        broken = check_image_files(self.tables, rows=rows)
         reasons = {(id(table), row): describe_broken_image(table, row, reason) for table, row, reason in broken}
         failed: dict[str, str] = {}
         for video in self.videos:

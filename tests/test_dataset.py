@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from tinydata import make_table, png_bytes, write_images
 
-from spatialfeat.data.dataset import FrameDataset, check_images, require_images
+from spatialfeat.data.dataset import FrameDataset, check_image_files, require_images
 from spatialfeat.data.images import ImageFolder
 from spatialfeat.data.transforms import Preprocessing, evaluation_transform
 from spatialfeat.errors import SpatialfeatError
@@ -20,7 +20,7 @@ from spatialfeat.errors import SpatialfeatError
 def test_whole_images_pass(tmp_path: Path) -> None:
     table = make_table(tmp_path, ["1_1_1", "1_1_2"])
     write_images(table)
-    assert check_images([table], progress=False) == []
+    assert check_image_files([table], progress=False) == []
     require_images([table])
 
 
@@ -33,7 +33,7 @@ def test_all_broken_rows_in_order(tmp_path: Path) -> None:
     train.image_path(2).write_bytes(b"")
     train.image_path(4).write_bytes(png_bytes()[:100])
     val.image_path(1).write_bytes(b"GIF89a")
-    broken = check_images([train, val], progress=False)
+    broken = check_image_files([train, val], progress=False)
     assert [(table.split, row) for table, row, _ in broken] == [("train", 1), ("train", 2), ("train", 4), ("val", 1)]
     reasons = [reason for _, _, reason in broken]
     assert reasons[0] == "the file does not exist"
@@ -63,13 +63,13 @@ def test_upper_case_suffix_is_another_file(tmp_path: Path) -> None:
     (table.images.path / "1_1_1.PNG").write_bytes(png_bytes())
     if table.image_path(0).exists():
         pytest.skip("this file system does not tell upper from lower case")
-    assert [reason for _, _, reason in check_images([table], progress=False)] == ["the file does not exist"]
+    assert [reason for _, _, reason in check_image_files([table], progress=False)] == ["the file does not exist"]
 
 
 def test_missing_image_folder(tmp_path: Path) -> None:
     table = make_table(tmp_path, ["1_1_1"])
     with pytest.raises(SpatialfeatError, match=r"--img-dir .*images: cannot be read \(No such file"):
-        check_images([table], progress=False)
+        check_image_files([table], progress=False)
 
 
 def test_what_a_decoding_process_gets_does_not_grow_with_the_length_of_the_folder_name(tmp_path: Path) -> None:

@@ -22,12 +22,12 @@ from spatialfeat.data.transforms import FrameTransform
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.signals import leave_signals_to_main_process
 
-Rows = NDArray[np.int64]
+RowNumbers = NDArray[np.int64]
 """(n,) int64: rows of one frame table, in the order in which they are wanted."""
 
 
-def check_images(
-    tables: Sequence[FrameTable], *, rows: Sequence[Rows] | None = None, progress: bool = True
+def check_image_files(
+    tables: Sequence[FrameTable], *, rows: Sequence[RowNumbers] | None = None, progress: bool = True
 ) -> list[tuple[FrameTable, int, str]]:
     """Find rows whose image is missing or not a whole PNG, without decoding: seconds for 200,000 frames.
 
@@ -58,7 +58,7 @@ def describe_broken_image(table: FrameTable, row: int, reason: str) -> str:
 
 def require_images(tables: Sequence[FrameTable]) -> None:
     """Raise SpatialfeatError naming the first broken image and the number of others, if there is any."""
-    broken = check_images(tables)
+    broken = check_image_files(tables)
     if broken:
         others = f" ({len(broken)} of {sum(map(len, tables))} images are broken)" if len(broken) > 1 else ""
         raise SpatialfeatError(
@@ -112,7 +112,7 @@ class FrameDataset(Dataset[FrameSample]):
 
     def __init__(
         self,
-        parts: FrameTable | Sequence[tuple[FrameTable, Rows]],
+        parts: FrameTable | Sequence[tuple[FrameTable, RowNumbers]],
         transform: FrameTransform,
         *,
         cache: FrameCache | None = None,

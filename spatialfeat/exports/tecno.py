@@ -1,4 +1,4 @@
-"""The pickles that TeCNO's second stage reads; `formats.TECNO` shows the tree.
+"""The pickles that TeCNO's second stage reads; formats.py shows the tree.
 
 TeCNO knows its videos by number, and its splits are ranges of numbers; so videos are numbered train first, then val,
 then test, then any other split, in numeric order of their ids within each.

@@ -9,7 +9,8 @@ One HDF5 file per video, schema 1. `writer` writes it, `file` reads it.
     segment    (T,) int64          segment of the operation, as in the id; 0 where ids have none
     frame      (T,) int64          frame number, as in the id
 
-Root attributes: `format`, `schema`, `video_id`, `patient_id`, `split`, and the fields of `Provenance`. Both axes of
+Root attributes: `format`, `schema`, `video_id`, `patient_id`, `split`, the fields of `Provenance`, `versions` (JSON),
+`images_stat` and `images_content` (digests of the image files), and `pseudonymized` where it is. Both axes of
 `features` and `logits` have names: the attribute `axes` ("channel,time" or "time,channel") and HDF5 dimension labels.
 
 A file of a few kilobytes can declare terabytes, name a decompressor that HDF5 would search among plug-ins and run, or

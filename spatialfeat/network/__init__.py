@@ -1,1 +1,1 @@
-"""The ResNet-50: its weights files, one epoch of training, the one evaluation-mode loop."""
+"""The ResNet-50: its weights files, its fast form, the one evaluation loop."""

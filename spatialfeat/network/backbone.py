@@ -1,4 +1,4 @@
-"""What there is to know of a network that encodes frames. All that differs between one and another stands here."""
+"""Descriptions of the networks that encode frames: what differs from one to another."""
 
 from __future__ import annotations
 
