@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from spatialfeat.distributed import name_rank, own_rank
 from spatialfeat.names import for_terminal
-from spatialfeat.signals import raise_if_interrupted
+from spatialfeat.signals import raise_if_interrupted, signals_held
 
 SECONDS_BETWEEN_LOG_FILE_UPDATES = 30
 
@@ -79,15 +79,16 @@ def frame_bar(total: int, title: str) -> Iterator[Callable[..., None]]:
     signal has come.
     """
     interval = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LOG_FILE_UPDATES
-    bar: tqdm[Any] = tqdm(
-        total=total,
-        desc=title,
-        unit=" frames",
-        leave=False,
-        mininterval=interval,
-        dynamic_ncols=True,
-        disable=own_rank() > 0,
-    )
+    with signals_held():  # tqdm shows a bar before it has all that closing it needs.
+        bar: tqdm[Any] = tqdm(
+            total=total,
+            desc=title,
+            unit=" frames",
+            leave=False,
+            mininterval=interval,
+            dynamic_ncols=True,
+            disable=own_rank() > 0,
+        )
 
     def advance(num_frames: int, **facts: str) -> None:
         raise_if_interrupted()
