@@ -22,7 +22,7 @@ from spatialfeat.features.folder import (
     ordered_splits,
     repeated_videos,
 )
-from spatialfeat.features.schema import Provenance
+from spatialfeat.features.schema import WEIGHTS_ORIGIN, Provenance
 from spatialfeat.files import parse_json_object
 from spatialfeat.names import natural_key
 
@@ -194,10 +194,17 @@ def _provenance_lines(files: Sequence[FeatureFile]) -> list[str]:
     lines += wrap(" and ".join(values("group_by")), "one file per: ")
     lines += wrap(" and ".join(values("layout")), "layout: ")
     if len(values("backbone")) == len(values("layer")) == 1:
-        lines += wrap(f"{first.backbone}, layer {first.layer}", "network: ")
+        lines += wrap(f"{first.backbone}, layer {first.layer}{_weights_text(files)}", "network: ")
     if len(values("preprocessing")) == 1:
         lines += wrap(_readable(first.preprocessing), "preprocessing: ")
     return lines
+
+
+def _weights_text(files: Sequence[FeatureFile]) -> str:
+    """What there is to know of the weights: that they were not fine-tuned, that they had no classifier."""
+    origins = {file.attributes.get(WEIGHTS_ORIGIN, "") for file in files}
+    text = f"; {origins.pop()}" if len(origins) == 1 and origins != {""} else ""
+    return text if any(file.has_logits for file in files) else f"{text}; without logits"
 
 
 def _video_lines(video: VideoSummary) -> list[str]:

@@ -260,7 +260,7 @@ class ExportJob(ABC):
     Attributes:
         videos: those that are written; a subclass may leave some out.
         notices: what the user should know.
-        provenance, num_channels, num_phases: those of all videos.
+        provenance, num_channels, num_phases, has_logits: those of all videos.
     """
 
     def __init__(self, config: ExportConfig, videos: Sequence[ExportVideo], notices: Sequence[str]) -> None:
@@ -271,6 +271,7 @@ class ExportJob(ABC):
         self.provenance = videos[0].files[0].provenance
         self.num_channels = videos[0].files[0].num_channels
         self.num_phases = videos[0].files[0].num_phases
+        self.has_logits = videos[0].files[0].has_logits
         if len(self.videos) < len(videos):
             empty = name_some(video.video_id for video in videos if not video.num_frames)
             self.notices.append(f"videos left out, because no frame of them has a label: {empty}")
