@@ -102,7 +102,9 @@ class Bomb:
 def test_a_pickle_bomb_is_refused_and_does_not_go_off(tmp_path: Path) -> None:
     for name, writer in (("zip.pth", torch.save), ("bare.pth", lambda obj, path: path.write_bytes(pickle.dumps(obj)))):
         writer({"fc.weight": Bomb(tmp_path / "gone-off")}, tmp_path / name)
-        with pytest.raises(SpatialfeatError, match=rf"{name}: holds other things than tensors, 'fc.weight' \(posix.mkdir\)"):
+        with pytest.raises(
+            SpatialfeatError, match=rf"{name}: holds other things than tensors, 'fc.weight' \(posix.mkdir\)"
+        ):
             load_checkpoint(tmp_path / name)
     assert not (tmp_path / "gone-off").exists()
 

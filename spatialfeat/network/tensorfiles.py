@@ -12,7 +12,7 @@ import pickletools
 import re
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ StateDict = Mapping[str, torch.Tensor]
 
 ZIP_START = b"PK\x03\x04"
 """By this torch itself tells its two kinds of files apart."""
+OLD_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
+"""In the first bytes of files that torch.save wrote before version 1.6; other pickles do not have it."""
 
 HEAD_BYTES = 1024
 MAX_PICKLE_BYTES = 64_000_000
@@ -157,6 +159,8 @@ def _check_archive(path: Path) -> None:
             entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise SpatialfeatError(f"{path}: is damaged ({error}); {SAVE_AGAIN}") from error
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise SpatialfeatError(f"{path}: is a TorchScript program (torch.jit.save), not weights; {SAVE_AGAIN}")
     declared_bytes = sum(entry.file_size for entry in entries)
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if packed or declared_bytes > path.stat().st_size:
@@ -164,8 +168,6 @@ def _check_archive(path: Path) -> None:
             f"{path}: is a packed archive that would unpack to {declared_bytes} bytes and is not loaded for safety; "
             f"{SAVE_AGAIN}"
         )
-    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
-        raise SpatialfeatError(f"{path}: is a TorchScript program (torch.jit.save), not weights; {SAVE_AGAIN}")
 
 
 def _why_refused(path: Path, error: Exception) -> str:
@@ -174,7 +176,11 @@ def _why_refused(path: Path, error: Exception) -> str:
     if not found:
         return f"{path}: is damaged, or holds other things than tensors and is not loaded for safety; {SAVE_AGAIN}"
     copy = str(path.with_name(f"{path.stem}-tensors.pth"))
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
     load = f"torch.load({str(path)!r}, map_location='cpu', weights_only=False)"
+    if not head.startswith(ZIP_START) and OLD_MAGIC not in head:
+        load = f"pickle.load(open({str(path)!r}, 'rb'))"
     if () in found:
         what = f"holds other things than tensors: it is a whole object, {found[()][:80]},"
         lines = f"model = {load}\n    torch.save(model.state_dict(), {copy!r})"
@@ -199,12 +205,12 @@ def _foreign_objects(path: Path, error: Exception) -> dict[tuple[str, ...], str]
     The pickle's instructions are read as text. Nothing is built from them.
     """
     refused = set(re.findall(r"GLOBAL ([\w.]+)", str(error)))
-    if not refused:
-        return {}
     try:
         pickled = _pickled_bytes(path)
         if zipfile.is_zipfile(path):
             refused |= set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+            if not refused:
+                return {}  # Something else is wrong with it.
         return _objects_by_key(pickled, refused)
     except (OSError, zipfile.BadZipFile, *DAMAGED_FILE_ERRORS):
         return {}
@@ -228,8 +234,11 @@ class _Value:
         self.objects = dict(objects or {})
 
 
-def _objects_by_key(pickled: bytes, refused: set[str]) -> dict[tuple[str, ...], str]:
-    """Follow the instructions of the pickles in a file, the first of which has a refused object."""
+def _objects_by_key(pickled: bytes, refused: Set[str]) -> dict[tuple[str, ...], str]:
+    """Follow the instructions of the pickles in a file, up to the first that has a refused object.
+
+    refused: kinds of objects; empty, where torch gave up before it met one: all but its own.
+    """
     stream = io.BytesIO(pickled)
     for _ in range(PICKLES_OF_OLD_FILE):
         stack: list[_Value | None] = []  # None is a mark.
@@ -246,7 +255,7 @@ def _follow(
     argument: Any,
     stack: list[_Value | None],
     memo: dict[int, _Value | None],
-    refused: set[str],
+    refused: Set[str],
 ) -> None:
     name = code.name
     if name == "STOP":
@@ -270,7 +279,8 @@ def _follow(
         if name in ("GLOBAL", "STACK_GLOBAL"):
             parts = argument.split(" ") if name == "GLOBAL" else [value.text or "?" for value in taken]
             kind = ".".join(parts)
-            made = _Value(objects={(): kind} if kind in refused else {})
+            is_refused = kind in refused if refused else not kind.startswith(("torch.", "collections."))
+            made = _Value(objects={(): kind} if is_refused else {})
         else:
             made = _Value(argument if isinstance(argument, str) else None, _joined(taken))
         stack.extend([made] * len(code.stack_after))
