@@ -77,8 +77,7 @@ WRAPPINGS: dict[str, tuple[Callable[[State], Any], str]] = {
             "state_dict": prefixed("model.", s) | {"criterion.weight": torch.ones(7)},
             "hyper_parameters": {"lr": 1e-4},
         },
-        "taken from 'state_dict', without the prefix 'model.'; 1 other tensors beside it are left out "
-        "('criterion.weight')",
+        "taken from 'state_dict', without the prefix 'model.'; left out: 1 other tensor ('criterion.weight')",
     ),
     "DataParallel": (lambda s: prefixed("module.", s), "taken without the prefix 'module.'"),
     "compiled": (lambda s: prefixed("_orig_mod.", s), "taken without the prefix '_orig_mod.'"),
@@ -144,7 +143,7 @@ def numbered(trunk: State) -> State:
 HEADLESS: dict[str, tuple[Callable[[State], Any], str, str]] = {
     "VISSL": (vissl, "from 'classy_state_dict.base_model.model.trunk', without the prefix '_feature_blocks.'", ""),
     "MoCo": (moco, "from 'state_dict', without the prefix 'module.encoder_q.'", "module.encoder_k."),
-    "dropout head": (dropout_head, "taken as it is; 2 other tensors", "fc.1.weight"),
+    "dropout head": (dropout_head, "taken as it is; left out: 2 other tensors ('fc.1.weight', ...)", "fc.1.weight"),
     "another head": (
         lambda t: {"model": prefixed("encoder.", t) | {"head.fc.weight": torch.zeros(7, 2048)}},
         "from 'model', without the prefix 'encoder.'",
@@ -512,6 +511,7 @@ def test_imagenet_features_say_that_they_are_not_fine_tuned(
         csvs=csvs, img_dir=demo_dir / "images", weights=Path("imagenet"), out_dir=tmp_path / "features", workers=0,
         device="cpu",
     )  # fmt: skip
+    caplog.set_level(logging.INFO, "spatialfeat")
     extract(config)
     assert any("--weights imagenet: these features are not fine-tuned" in message for message in caplog.messages)
     path = min(config.out_dir.glob("*.h5"))
@@ -520,6 +520,10 @@ def test_imagenet_features_say_that_they_are_not_fine_tuned(
         assert file.attrs["weights_origin"] == "torchvision's IMAGENET1K_V1, not fine-tuned"
         assert json.loads(file.attrs["preprocessing"])["mean"] == [0.485, 0.456, 0.406]
     assert "avgpool; torchvision's IMAGENET1K_V1, not fine-tuned; without logits" in render(describe(config.out_dir))
+    export(ExportConfig(format="hdf5", features_dir=config.out_dir, out=tmp_path / "all.h5"))
+    assert "note: the weights are torchvision's IMAGENET1K_V1, not fine-tuned" in caplog.messages
+    with h5py.File(tmp_path / "all.h5") as file:
+        assert file.attrs["weights_origin"] == "torchvision's IMAGENET1K_V1, not fine-tuned"
     with pytest.raises(SpatialfeatError, match=r"has no classifier .*fine-tune it first"):
         load_checkpoint(Path("imagenet"))
     # The same file by its path: its 1000 classes are far more than the labels.

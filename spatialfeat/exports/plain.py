@@ -13,7 +13,7 @@ import pandas as pd
 from spatialfeat import __version__
 from spatialfeat.console import count_text
 from spatialfeat.exports.source import FLOAT32, FRAMES_PER_BLOCK, Advance, ExportJob, ExportVideo, npy_header
-from spatialfeat.features.schema import TIME_CHANNEL
+from spatialfeat.features.schema import TIME_CHANNEL, WEIGHTS_ORIGIN
 from spatialfeat.features.writer import GuardedFile
 from spatialfeat.files import CsvTable, open_csv_text, write_frame
 
@@ -88,6 +88,8 @@ class Hdf5Export(ExportJob):
     def write(self, target: Path, advance: Advance) -> None:
         attributes = {"format": "spatialfeat aggregate", "schema": 1, "spatialfeat": __version__}
         attributes |= asdict(self.provenance)
+        if self.weights_origin:
+            attributes[WEIGHTS_ORIGIN] = self.weights_origin
         del attributes["layout"]  # Feature files of both layouts may stand side by side; here all is time first.
         with GuardedFile(target, self.config.out) as guard:
             with h5py.File(guard, "w", track_order=True) as file:

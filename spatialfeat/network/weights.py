@@ -22,6 +22,7 @@ import torch
 from torchvision.models import ResNet50_Weights
 
 from spatialfeat.config import DEFAULT_NUM_PHASES, IMAGENET, check_phase_names, default_phase_names
+from spatialfeat.console import count_text
 from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
@@ -413,10 +414,10 @@ def _read_network(path: Path) -> _Network:
 
 
 @cache
-def _names() -> tuple[tuple[str, ...], frozenset[str]]:
+def _names() -> tuple[dict[str, None], frozenset[str]]:
     """The names of the network's tensors in order, and those that a file must have."""
     with torch.device("meta"):  # Nothing is computed, and no random number drawn.
-        names = tuple(RESNET50.build(2).state_dict())
+        names = dict.fromkeys(RESNET50.build(2).state_dict())
     optional = [name for name in names if name.endswith(RESNET50.may_lack) or name.startswith(RESNET50.classifier)]
     return names, frozenset(names) - frozenset(optional)
 
@@ -513,7 +514,7 @@ def _tell_place(network: _Network, whole: Sequence[_Network]) -> None:
     texts += [f"not {other.place.text()}" for other in whole if other is not network]
     if network.others:
         more = ", ..." if len(network.others) > 1 else ""
-        texts.append(f"{len(network.others)} other tensors beside it are left out ({network.others[0][:80]!r}{more})")
+        texts.append(f"left out: {count_text(len(network.others), 'other tensor')} ({network.others[0][:80]!r}{more})")
     logger.info("%s: %s", network.path, "; ".join(texts))
 
 

@@ -216,7 +216,7 @@ def _per_video_rows(tallies: Tallies) -> list[dict[str, Any]]:
 
 
 def shown_of(evaluations: Sequence[Evaluation]) -> list[int]:
-    """`shown_phases` of sets of predictions of the same frames: labelled ones go before those that are only predicted."""
+    """`shown_phases` of predictions of the same frames: labelled phases go before those that are only predicted."""
     counts = np.sum([evaluation.tallies.counts.sum(axis=0) for evaluation in evaluations], axis=0)
     return shown_phases(counts.sum(axis=1).tolist(), counts.sum(axis=0).tolist())
 
