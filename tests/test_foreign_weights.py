@@ -197,6 +197,14 @@ def test_safetensors(state: State, tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "cut.bin")
 
 
+def test_more_classes_than_a_feature_file_takes(trunk: State, tmp_path: Path) -> None:
+    """As weights of all 21,841 classes of ImageNet have; a start for finetune they are."""
+    torch.save(trunk | {"fc.weight": torch.zeros(1001, 2048), "fc.bias": torch.zeros(1001)}, tmp_path / "w.pth")
+    with pytest.raises(SpatialfeatError, match=r"w\.pth: has 1001 classes, more than the 1000 .*--reset-classifier"):
+        load_checkpoint(tmp_path / "w.pth", needs_classifier=False)
+    assert initial_model(str(tmp_path / "w.pth"), 7, reset_classifier=True).fc.out_features == 7
+
+
 def test_two_networks_of_equal_standing_are_refused_by_name(trunk: State, tmp_path: Path) -> None:
     """The lines of Python in the message give a file that is read."""
     path = tmp_path / "w.pth"
@@ -205,7 +213,7 @@ def test_two_networks_of_equal_standing_are_refused_by_name(trunk: State, tmp_pa
         SpatialfeatError, match=r"w\.pth: holds 2 different .*'state_dict' and from 'state_dict_ema'"
     ) as e:
         load_checkpoint(path, needs_classifier=False)
-    exec("\n".join(line.strip() for line in str(e.value).splitlines()[1:]), {"torch": torch})
+    exec("\n".join(line.strip() for line in str(e.value).splitlines()[1:]), {})
     assert_holds(load_checkpoint(tmp_path / "w-chosen.pth", needs_classifier=False).model, trunk)
 
 
@@ -255,7 +263,7 @@ def test_objects_beside_the_tensors_are_named_and_the_remedy_works(tmp_path: Pat
     # An old file's other objects show when the first ones are out.
     assert ("'args' (argparse.Namespace)" in message) == zipped
     if zipped:
-        exec("\n".join(line.strip() for line in message.splitlines()[1:]), {"torch": torch})
+        exec("\n".join(line.strip() for line in message.splitlines()[1:]), {})
         saved = torch.load(tmp_path / "w-tensors.pth", weights_only=True)
         assert torch.equal(saved.pop("state_dict")["conv1.weight"], small["conv1.weight"])
         assert saved == {"callbacks": {"early": {}, "wait": 3}, "epoch": 4}
@@ -265,7 +273,7 @@ def test_a_pickled_model_is_named(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "w.pth")
     with pytest.raises(SpatialfeatError, match=r"it is a whole object, torch\.nn\.modules\.linear\.Linear,") as caught:
         load_checkpoint(tmp_path / "w.pth")
-    exec("\n".join(line.strip() for line in str(caught.value).splitlines()[1:]), {"torch": torch})
+    exec("\n".join(line.strip() for line in str(caught.value).splitlines()[1:]), {})
     assert set(torch.load(tmp_path / "w-tensors.pth", weights_only=True)) == {"weight", "bias"}
 
 

@@ -105,13 +105,13 @@ def save_tensors(content: Mapping[str, Any], path: Path) -> None:
         raise
 
 
-def loading_line(path: Path) -> str:
-    """How anybody's Python reads a file that holds nothing but tensors and plain values."""
+def loading_line(path: Path) -> tuple[str, str]:
+    """(what to import, what to call) to read a file that holds nothing but tensors and plain values."""
     with path.open("rb") as file:
         is_safetensors = _is_safetensors(file.read(HEAD_BYTES))
     if is_safetensors:
-        return f"safetensors.torch.load_file({str(path)!r})"
-    return f"torch.load({str(path)!r}, map_location='cpu', weights_only=True)"
+        return "torch, safetensors.torch", f"safetensors.torch.load_file({str(path)!r})"
+    return "torch", f"torch.load({str(path)!r}, map_location='cpu', weights_only=True)"
 
 
 def _refuse_other_files(path: Path, head: bytes) -> None:
@@ -178,12 +178,12 @@ def _why_refused(path: Path, error: Exception) -> str:
     copy = str(path.with_name(f"{path.stem}-tensors.pth"))
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
-    load = f"torch.load({str(path)!r}, map_location='cpu', weights_only=False)"
+    imports, load = "torch", f"torch.load({str(path)!r}, map_location='cpu', weights_only=False)"
     if not head.startswith(ZIP_START) and OLD_MAGIC not in head:
-        load = f"pickle.load(open({str(path)!r}, 'rb'))"
+        imports, load = "pickle, torch", f"pickle.load(open({str(path)!r}, 'rb'))"
     if () in found:
         what = f"holds other things than tensors: it is a whole object, {found[()][:80]},"
-        lines = f"model = {load}\n    torch.save(model.state_dict(), {copy!r})"
+        lines = f"import {imports}; model = {load}\n    torch.save(model.state_dict(), {copy!r})"
     else:
         named = [f"{'.'.join(keys)[:80]!r} ({kind[:80]})" for keys, kind in found.items()]
         more = f" and {len(named) - NAMED_OBJECTS} more" if len(named) > NAMED_OBJECTS else ""
@@ -192,7 +192,7 @@ def _why_refused(path: Path, error: Exception) -> str:
             "content" + "".join(f"[{key[:80]!r}]" for key in keys[:-1]) + f".pop({keys[-1][:80]!r})"
             for keys in [*found][:MOST_POPS]
         )
-        lines = f"content = {load}\n    {pops}; torch.save(content, {copy!r})"
+        lines = f"import {imports}; content = {load}\n    {pops}; torch.save(content, {copy!r})"
     return (
         f"{path}: {what} and is not loaded for safety: loading such objects runs their code. "
         f"Whoever trusts the file can save it without them:\n    {lines}"

@@ -46,6 +46,7 @@ MAX_DESCRIPTION_BYTES = 10_000_000
 IMAGENET_WEIGHTS = ResNet50_Weights.IMAGENET1K_V1
 IMAGENET_CLASSES = 1000
 MAX_CLASSES = 100_000
+MOST_PHASES = 1000
 MORE_CLASSES = "use weights that have more classes"
 
 MANY_CLASSES, FAR_MORE = 20, 3
@@ -154,6 +155,11 @@ def load_checkpoint(
     if rows is not None and num_classes not in (None, rows):
         raise SpatialfeatError(
             f"{path}: has {rows} classes, not {num_classes}; pass --num-classes {rows} or other weights"
+        )
+    if rows is not None and rows > MOST_PHASES:
+        raise SpatialfeatError(
+            f"{path}: has {rows} classes, more than the {MOST_PHASES} phases that a feature file names: these are "
+            "weights of another task; start from them with spatialfeat finetune --reset-classifier"
         )
     num_phases = rows or num_classes or (len(phase_names) if phase_names else DEFAULT_NUM_PHASES)
     check_phase_names(phase_names, num_phases)
@@ -490,10 +496,11 @@ def _choose(path: Path, whole: Sequence[_Network]) -> _Network:
     places = " and ".join(network.place.text() for network in different)
     keys, prefix, _ = different[-1].place
     copy = str(path.with_name(f"{path.stem}-chosen.pth"))
-    load = loading_line(path) + "".join(f"[{key!r}]" for key in keys)
+    imports, load = loading_line(path)
+    load += "".join(f"[{key!r}]" for key in keys)
     raise SpatialfeatError(
         f"{path}: holds {len(different)} different ResNet-50s, {places}, and does not say which to use; save the one "
-        f"that is meant, for example the last:\n    state = {load}\n    "
+        f"that is meant, for example the last:\n    import {imports}; state = {load}\n    "
         f"torch.save({{name: state[name] for name in state if name.startswith({prefix!r})}}, {copy!r})"
     )
 
