@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ PREDICTIONS_NAME = "predictions_resnet.csv"
 
 GROUPINGS = ("video", "patient")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+RESIZINGS = ("short-side", "squash")
+IMAGENET = "imagenet"
+"""The word that stands for torchvision's ImageNet weights in `--weights`."""
 VAL_TARGETS = ("own", "train", "test", "drop")
 
 CHILDREN = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool", "fc")
@@ -127,6 +131,21 @@ def read_phase_names(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
+def read_colours(flag: str, text: str) -> tuple[float, float, float]:
+    """`0.485,0.456,0.406`: three numbers on the scale 0 to 1, for red, green and blue."""
+    try:
+        red, green, blue = map(float, text.split(","))
+    except ValueError as error:
+        raise SpatialfeatError(f"{flag} {text}: must be three numbers R,G,B, e.g. 0.485,0.456,0.406") from error
+    lowest = 1e-6 if flag == "--std" else 0  # What is divided by must not be 0.
+    if not all(lowest <= value <= 1 for value in (red, green, blue)):
+        raise SpatialfeatError(
+            f"{flag} {text}: must lie between {lowest:g} and 1, where 1 is the brightest value; divide numbers on the "
+            "scale 0 to 255 by 255"
+        )
+    return red, green, blue
+
+
 DATA, NETWORK, TRAINING, SCORES, DEVICE, OUTPUT = "Data", "Network", "Training", "Scores", "Device", "Output"
 PLANNED, MS_TCN = "Planned training, for the estimate", "Format ms-tcn"
 
@@ -144,6 +163,25 @@ _PHASE_NAMES = Option(
 )
 _FPS = Option("Frames per second of the frame numbers.", DATA, positive(" of frames per second, e.g. 1"))
 _WEIGHTS = Option("Fine-tuned ResNet-50 weights (a plain state dict).", NETWORK)
+_PREPROCESSING = Option(
+    "For weights from elsewhere: short-side (resize to 256, crop 224), squash (both sides to 224), or a JSON file with "
+    "all of it, such as the one beside the weights of another study.",
+    NETWORK,
+    metavar="HOW",
+    unset="as the JSON beside the weights says, else short-side",
+)
+_MEAN = Option(
+    "Mean of red, green and blue, 0 to 1, for weights from elsewhere.",
+    NETWORK,
+    metavar="R,G,B",
+    parse=partial(read_colours, "--mean"),
+    unset="the same, else ImageNet's",
+)
+_STD = replace(
+    _MEAN,
+    help="Standard deviation of red, green and blue, 0 to 1, for weights from elsewhere.",
+    parse=partial(read_colours, "--std"),
+)
 _BATCH_SIZE = Option("Frames per batch.", DEVICE, at_least(1))
 _EPOCHS = Option("Most epochs to train.", TRAINING, at_least(1))
 _PATIENCE = Option("Stop after so many epochs without a better validation accuracy.", TRAINING, at_least(1))
@@ -302,9 +340,21 @@ class ExtractConfig(Options):
         metavar="I/N",
         unset="all videos",
     )
-    weights: Path = _WEIGHTS.field(Path(WEIGHTS_NAME))
-    num_classes: int | None = option(None, "Expected number of phases.", NETWORK, unset="as the weights have")
+    weights: Path = _WEIGHTS.field(
+        Path(WEIGHTS_NAME),
+        help="ResNet-50 weights, fine-tuned or from elsewhere, or imagenet; without a classifier of phases, the files "
+        "have no logits.",
+    )
+    num_classes: int | None = option(
+        None,
+        "Expected number of phases.",
+        NETWORK,
+        unset=f"as the weights have, else as there are names, else {DEFAULT_NUM_PHASES}",
+    )
     phase_names: tuple[str, ...] | None = _PHASE_NAMES.field(None, heading=NETWORK)
+    preprocessing: str | None = _PREPROCESSING.field(None)
+    mean: tuple[float, float, float] | None = _MEAN.field(None)
+    std: tuple[float, float, float] | None = _STD.field(None)
     batch_size: int = _BATCH_SIZE.field(32)
     device: str = _DEVICE.field("auto")
     precision: str = _PRECISION.field("fp32")
@@ -364,6 +414,9 @@ class WeightsSource:
     weights: Path = ExtractConfig.weights
     csv: Path = TEST_CSV
     img_dir: Path = ExtractConfig.img_dir
+    preprocessing: str | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
     batch_size: int = ExtractConfig.batch_size
     device: str = ExtractConfig.device
     precision: str = ExtractConfig.precision
@@ -425,6 +478,9 @@ class EvaluateConfig(Options):
     group_by: str = option(
         "video", "What counts as one video: video, or patient (all segments in order).", SCORES, one_of(*GROUPINGS)
     )
+    preprocessing: str | None = _PREPROCESSING.field(None)
+    mean: tuple[float, float, float] | None = _MEAN.field(None)
+    std: tuple[float, float, float] | None = _STD.field(None)
     relaxed: str | None = option(
         None, "Add relaxed-boundary scores: cholec80, or a CSV with columns from,to of allowed transitions.", SCORES
     )

@@ -21,6 +21,9 @@ SECONDS_BETWEEN_LOG_FILE_UPDATES = 30
 WIDTH = 100
 """Columns of wrapped text."""
 
+MOST_PHASES = 60
+"""Tables and pictures show so many phases: there are as many different looks, and a picture still fits a page."""
+
 NO_BREAK = "\xa0"
 """A blank at which `wrap` does not end a line."""
 
@@ -184,3 +187,24 @@ def wrap(text: str, first: str = "", rest: str | None = None) -> list[str]:
         break_on_hyphens=False,
     )
     return [line.replace(NO_BREAK, " ") for line in lines] or [first.rstrip()]
+
+
+def shown_phases(*frames: Sequence[int]) -> list[int]:
+    """The phases that tables and pictures show, in order: all, or of more than 60 the most frequent that occur.
+
+    A picture of the 1,000 classes of foreign weights would take gigabytes, and nobody could read it.
+
+    Args:
+        frames: how often each phase occurs; where the first ones are equal, the next ones decide.
+    """
+    phases = range(len(frames[0]))
+    if len(phases) <= MOST_PHASES:
+        return list(phases)
+    counts = {phase: tuple(counted[phase] for counted in frames) for phase in phases}
+    most = sorted((phase for phase in phases if any(counts[phase])), key=lambda phase: counts[phase], reverse=True)
+    return sorted(most[:MOST_PHASES])
+
+
+def omission(num_shown: int, num_phases: int) -> str:
+    """`12 of 1000 phases are shown, those that occur most`; "" if all are."""
+    return "" if num_shown == num_phases else f"{num_shown} of {num_phases} phases are shown, those that occur most"

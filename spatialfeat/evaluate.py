@@ -14,6 +14,7 @@ from spatialfeat.config import PREDICTIONS_NAME, EvaluateConfig, FeaturesSource,
 from spatialfeat.console import count_text
 from spatialfeat.data.dataset import require_images
 from spatialfeat.data.frames import UNLABELLED, group_videos, read_frames
+from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.device import (
     choose_precision,
     choose_workers,
@@ -27,7 +28,7 @@ from spatialfeat.errors import SpatialfeatError, translate_computing_faults, tra
 from spatialfeat.files import move_into, prepare_output_dir, read_json_object, working_folder
 from spatialfeat.network.inference import predict_logits
 from spatialfeat.network.resnet import InferenceNetwork
-from spatialfeat.network.weights import MORE_CLASSES, load_checkpoint
+from spatialfeat.network.weights import MORE_CLASSES, load_checkpoint, warn_of_many_classes
 from spatialfeat.reports.report import write_report
 from spatialfeat.reports.tables import comparison_table, score_tables
 from spatialfeat.runrecord import RECORD_NAME, RunRecord
@@ -152,7 +153,12 @@ def open_source(config: EvaluateConfig) -> OpenedSource:
 
 
 def _open_weights(source: WeightsSource, config: EvaluateConfig) -> OpenedSource:
-    checkpoint = load_checkpoint(source.weights, num_classes=config.num_classes, phase_names=config.phase_names)
+    checkpoint = load_checkpoint(
+        source.weights,
+        num_classes=config.num_classes,
+        phase_names=config.phase_names,
+        preprocessing=Preprocessing.of_options(source.preprocessing, source.mean, source.std),
+    )
     table = read_frames(
         source.csv,
         source.img_dir,
@@ -161,6 +167,7 @@ def _open_weights(source: WeightsSource, config: EvaluateConfig) -> OpenedSource
         allow_unlabelled=True,
         more_classes=MORE_CLASSES,
     )
+    warn_of_many_classes(checkpoint, [table])
     device = select_device(source.device)
     precision = choose_precision(source.precision, device)
     require_images([table])  # Last of the checks: it takes seconds, the others do not.

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from spatialfeat.config import ExtractConfig, parse_shard
+from spatialfeat.config import IMAGENET, ExtractConfig, parse_shard
 from spatialfeat.console import count_text, frame_bar
 from spatialfeat.data.cache import open_cache, total_use
 from spatialfeat.data.dataset import FrameDataset, check_image_files, describe_broken_image, make_loader
 from spatialfeat.data.frames import UNNAMED_SPLIT, FrameTable, group_videos, list_frames, named_csvs, read_frames
 from spatialfeat.data.pseudonyms import Pseudonyms, pseudonymized
-from spatialfeat.data.transforms import evaluation_transform
+from spatialfeat.data.transforms import Preprocessing, evaluation_transform
 from spatialfeat.device import (
     choose_precision,
     choose_workers,
@@ -34,7 +34,7 @@ from spatialfeat.files import prepare_output_dir, require_room
 from spatialfeat.network.backbone import RESNET50
 from spatialfeat.network.inference import run_inference
 from spatialfeat.network.resnet import InferenceNetwork
-from spatialfeat.network.weights import MORE_CLASSES, load_checkpoint
+from spatialfeat.network.weights import MORE_CLASSES, load_checkpoint, warn_of_many_classes
 from spatialfeat.runrecord import RunRecord
 
 logger = logging.getLogger(__name__)
@@ -78,10 +78,17 @@ class _Extraction:
         csvs = named_csvs(config.csvs)
         self.csv_paths = [path for _, path in csvs]
         self.tables = [] if csvs else [_all_images(config.img_dir)]  # Before the weights, which take seconds.
-        self.checkpoint = load_checkpoint(
-            config.weights, num_classes=config.num_classes, phase_names=config.phase_names
-        )
+        # ImageNet weights are downloaded once.
+        with group.main_first() if config.weights == Path(IMAGENET) else nullcontext():
+            self.checkpoint = load_checkpoint(
+                config.weights,
+                num_classes=config.num_classes,
+                phase_names=config.phase_names,
+                preprocessing=Preprocessing.of_options(config.preprocessing, config.mean, config.std),
+                needs_classifier=False,
+            )
         self.tables += [self._read_table(split, path) for split, path in csvs]
+        warn_of_many_classes(self.checkpoint, self.tables)
         self.pseudonyms: Pseudonyms | None = None
         if config.pseudonymize is not None:
             self.tables, self.pseudonyms = pseudonymized(self.tables, config.pseudonymize, config.out_dir)
@@ -117,7 +124,7 @@ class _Extraction:
             elsewhere=self.elsewhere,
         )
         if to_compute:
-            num_values = sum(map(len, to_compute)) * (RESNET50.num_features + self.checkpoint.num_classes)
+            num_values = sum(map(len, to_compute)) * (RESNET50.num_features + self.checkpoint.num_logits)
             num_bytes = num_values * np.dtype(np.float32).itemsize
             require_room(config.out_dir, num_bytes, "the feature files take")
         skipped = [video.video_id for video in done]
@@ -131,7 +138,9 @@ class _Extraction:
             self._announce()
             chosen = set(to_compute)
             share = share_out([video for video in self.videos if video.video_id in chosen], group.size)[group.rank]
-            sink = FeatureSink(share, config.out_dir, self.provenance, pseudonymized=private)
+            sink = FeatureSink(
+                share, config.out_dir, self.provenance, pseudonymized=private, weights_origin=self.checkpoint.origin
+            )
             if share:
                 self._compute(sink)
             written, failed = set[str](), dict[str, str]()
@@ -159,7 +168,7 @@ class _Extraction:
             split=split,
             num_classes=self.checkpoint.num_classes,
             labels_required=False,
-            more_classes=MORE_CLASSES,
+            more_classes=MORE_CLASSES if self.checkpoint.num_logits else "pass --num-classes",
         )
 
     def _videos_with_broken_images(self) -> dict[str, str]:

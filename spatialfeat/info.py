@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from spatialfeat.console import NO_BREAK, align, clock_text, count_text, size_text, wrap
+from spatialfeat.console import MOST_PHASES, NO_BREAK, align, clock_text, count_text, shown_phases, size_text, wrap
 from spatialfeat.data.frames import UNLABELLED, count_gaps, patients_in_several_splits
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
@@ -22,7 +22,7 @@ from spatialfeat.features.folder import (
     ordered_splits,
     repeated_videos,
 )
-from spatialfeat.features.schema import Provenance
+from spatialfeat.features.schema import WEIGHTS_ORIGIN, Provenance
 from spatialfeat.files import parse_json_object
 from spatialfeat.names import natural_key
 
@@ -189,15 +189,23 @@ def _provenance_lines(files: Sequence[FeatureFile]) -> list[str]:
     first = provenances[0]
     lines = wrap(" and ".join(values("fps", "{:g}")), "fps: ")
     if len(values("phase_names")) == 1:
-        names = (_unbroken(f"{index} {name}") for index, name in enumerate(first.phase_names))
+        names = [_unbroken(f"{index} {name}") for index, name in enumerate(first.phase_names[:MOST_PHASES])]
+        names += ["..."] if len(first.phase_names) > MOST_PHASES else []
         lines += wrap(", ".join(names), "phases: ")
     lines += wrap(" and ".join(values("group_by")), "one file per: ")
     lines += wrap(" and ".join(values("layout")), "layout: ")
     if len(values("backbone")) == len(values("layer")) == 1:
-        lines += wrap(f"{first.backbone}, layer {first.layer}", "network: ")
+        lines += wrap(f"{first.backbone}, layer {first.layer}{_weights_text(files)}", "network: ")
     if len(values("preprocessing")) == 1:
         lines += wrap(_readable(first.preprocessing), "preprocessing: ")
     return lines
+
+
+def _weights_text(files: Sequence[FeatureFile]) -> str:
+    """What there is to know of the weights: that they were not fine-tuned, that they had no classifier."""
+    origins = {file.attributes.get(WEIGHTS_ORIGIN, "") for file in files}
+    text = f"; {origins.pop()}" if len(origins) == 1 and origins != {""} else ""
+    return text if any(file.has_logits for file in files) else f"{text}; without logits"
 
 
 def _video_lines(video: VideoSummary) -> list[str]:
@@ -222,8 +230,11 @@ def _video_lines(video: VideoSummary) -> list[str]:
 
 
 def _phase_lines(video: VideoSummary) -> list[str]:
-    phases = enumerate(zip(video.file.phase_names, video.frames_per_phase.tolist(), strict=True))
-    rows = [(str(index), name, count) for index, (name, count) in phases]
+    names, frames = video.file.phase_names, video.frames_per_phase.tolist()
+    shown = shown_phases(frames)
+    rows = [(str(phase), names[phase], frames[phase]) for phase in shown]
+    if len(shown) < len(names):
+        rows.append(("", f"{len(names) - len(shown)} others", sum(frames) - sum(frames[phase] for phase in shown)))
     if video.num_unlabelled:
         rows.append(("", "unlabelled", video.num_unlabelled))
     wide = max(len(name) for _, name, _ in rows)

@@ -12,7 +12,7 @@ from spatialfeat.checks.images import ImageScan
 from spatialfeat.checks.rows import SplitFacts
 from spatialfeat.checks.videos import VideoFacts
 from spatialfeat.config import CheckConfig, default_phase_names
-from spatialfeat.console import align, clock_text, count_text, duration_text, size_text, wrap
+from spatialfeat.console import align, clock_text, count_text, duration_text, omission, shown_phases, size_text, wrap
 
 CHECK_SCHEMA = 1
 SHOWN_PLACES = 4
@@ -84,10 +84,13 @@ def _data_lines(report: CheckReport) -> list[str]:
     splits_frames = report.phase_counts.values()
     if any(map(sum, splits_frames)):
         phases = [["frames per phase", *report.phase_counts]]
-        for phase, name in enumerate(report.phase_names):
+        shown = shown_phases([sum(frames) for frames in zip(*splits_frames, strict=True)])
+        for phase in shown:
+            name = report.phase_names[phase]
             cells = [f"{own[phase]} ({own[phase] / sum(own):.1%})" if any(own) else "0" for own in splits_frames]
             phases.append([f"{phase} {textwrap.shorten(name, 32, placeholder='...')}", *cells])
-        lines += ["", *align(phases)]
+        note = omission(len(shown), len(report.phase_names))
+        lines += ["", *align(phases), *([note] if note else [])]
     if report.scan is not None:
         scan = report.scan
         images = f"{count_text(len(scan.facts), 'image')}, {size_text(scan.num_bytes)}"

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import PIL
 import torch
@@ -21,7 +22,14 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
+from spatialfeat.config import RESIZINGS
+from spatialfeat.errors import SpatialfeatError
+
 MAX_SIZE_PX = 10_000
+
+SHORT_SIDE, SQUASH = RESIZINGS
+Colours: TypeAlias = tuple[float, float, float]
+"""One number for red, green and blue each."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -31,22 +39,25 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Preprocessing:
     """What is done to a frame before the network sees it; stored with the weights and in every feature file.
 
-    The shorter side is resized to `resize_px`, the central `crop_px` x `crop_px` pixels are kept, values are scaled
-    to 0..1 and normalized per channel.
+    The shorter side is resized to `resize_px`, or with resize "squash" both sides are; the central `crop_px` x
+    `crop_px` pixels are kept, values are scaled to 0..1 and normalized per channel.
     """
 
+    resize: str = SHORT_SIDE
     resize_px: int = 256
     crop_px: int = 224
     interpolation: str = "bilinear"
     antialias: bool = True
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: Colours = IMAGENET_MEAN
+    std: Colours = IMAGENET_STD
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that no network takes; a description may come from anywhere."""
         sizes: tuple[object, ...] = (self.resize_px, self.crop_px)
         if not all(type(size) is int and 0 < size <= MAX_SIZE_PX for size in sizes):
             raise ValueError(f"sizes {str(sizes)[:80]} are not 1 to {MAX_SIZE_PX} pixels")
+        if self.resize not in RESIZINGS:
+            raise ValueError(f"resize {str(self.resize)[:80]!r} is not one of {', '.join(RESIZINGS)}")
         known = [mode.value for mode in InterpolationMode]
         if self.interpolation not in known or type(self.antialias) is not bool:
             raise ValueError(f"interpolation {str(self.interpolation)[:80]!r} or antialias is unknown")
@@ -59,6 +70,42 @@ class Preprocessing:
         return cls(resize_px=round(image_size_px * 256 / 224), crop_px=image_size_px)
 
     @classmethod
+    def of_options(cls, how: str | None, mean: Colours | None, std: Colours | None) -> Preprocessing | None:
+        """What --preprocessing, --mean and --std say together; None where none of them is given.
+
+        how: "squash" (both sides to 224 px), "short-side" (as the specification), or the path of a JSON file: of
+        `as_dict`, or of the description of weights that holds it.
+        """
+        if how is None and mean is None and std is None:
+            return None
+        if how == SQUASH:
+            base = cls(resize=SQUASH, resize_px=cls.crop_px)
+        else:
+            base = cls() if how in (None, SHORT_SIDE) else cls._read(Path(how))
+        return replace(base, mean=mean or base.mean, std=std or base.std)
+
+    @classmethod
+    def _read(cls, path: Path) -> Preprocessing:
+        place = f"--preprocessing {path}"
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            found = cls.from_dict(stored.get("preprocessing", stored))
+        except OSError as error:
+            raise SpatialfeatError(
+                f"{place}: cannot be read ({error.strerror}); pass {' or '.join(RESIZINGS)}, or a JSON file"
+            ) from error
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            names = ", ".join(cls.__dataclass_fields__)
+            raise SpatialfeatError(f"{place}: is no preprocessing ({error}); it is JSON with {names}") from error
+        return found
+
+    def describe(self) -> str:
+        """In words: `shorter side to 256 px, central 224 px, mean 0.485 0.456 0.406, std 0.229 0.224 0.225`."""
+        resized = "both sides" if self.resize == SQUASH else "shorter side"
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"{resized} to {self.resize_px} px, central {self.crop_px} px, mean {mean}, std {std}"
+
+    @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Preprocessing:
         """The inverse of `as_dict`. Raises TypeError for unknown or missing fields."""
         fields: dict[str, Any] = {
@@ -67,8 +114,11 @@ class Preprocessing:
         return cls(**fields)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready form: tuples become lists."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """JSON-ready form: tuples become lists. `resize` stands there only where it is not the specification's."""
+        stored = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        if self.resize == SHORT_SIDE:  # Texts of files that were made before there was a choice stay equal.
+            del stored["resize"]
+        return stored
 
 
 @dataclass(frozen=True)
@@ -99,17 +149,13 @@ def _are_colours(values: object) -> bool:
 
 def evaluation_transform(preprocessing: Preprocessing) -> FrameTransform:
     """Resize, centre crop, nothing random. Maps an RGB image to (3, crop_px, crop_px) uint8."""
-    sizes = {
-        "resize_px": preprocessing.resize_px,
-        "crop_px": preprocessing.crop_px,
-        "interpolation": preprocessing.interpolation,
-        "antialias": preprocessing.antialias,
-    }
+    sizes = {name: value for name, value in preprocessing.as_dict().items() if name not in ("mean", "std")}
+    side = preprocessing.resize_px
     steps = v2.Compose(
         [
             functional.pil_to_tensor,
             v2.Resize(
-                preprocessing.resize_px,
+                [side, side] if preprocessing.resize == SQUASH else side,
                 interpolation=InterpolationMode(preprocessing.interpolation),
                 antialias=preprocessing.antialias,
             ),

@@ -13,7 +13,7 @@ import pandas as pd
 from spatialfeat import __version__
 from spatialfeat.console import count_text
 from spatialfeat.exports.source import FLOAT32, FRAMES_PER_BLOCK, Advance, ExportJob, ExportVideo, npy_header
-from spatialfeat.features.schema import TIME_CHANNEL
+from spatialfeat.features.schema import TIME_CHANNEL, WEIGHTS_ORIGIN
 from spatialfeat.features.writer import GuardedFile
 from spatialfeat.files import CsvTable, open_csv_text, write_frame
 
@@ -88,6 +88,8 @@ class Hdf5Export(ExportJob):
     def write(self, target: Path, advance: Advance) -> None:
         attributes = {"format": "spatialfeat aggregate", "schema": 1, "spatialfeat": __version__}
         attributes |= asdict(self.provenance)
+        if self.weights_origin:
+            attributes[WEIGHTS_ORIGIN] = self.weights_origin
         del attributes["layout"]  # Feature files of both layouts may stand side by side; here all is time first.
         with GuardedFile(target, self.config.out) as guard:
             with h5py.File(guard, "w", track_order=True) as file:
@@ -105,7 +107,8 @@ class Hdf5Export(ExportJob):
         group.create_dataset("labels", data=video.labels().astype("<i8"))
         group.create_dataset("segment", data=video.segments().astype("<i8"))
         group.create_dataset("frame", data=video.frame_numbers().astype("<i8"))
-        for name, read in (("logits", video.logit_blocks), ("features", video.feature_blocks)):
+        logits = [("logits", video.logit_blocks)] if self.has_logits else []
+        for name, read in (*logits, ("features", video.feature_blocks)):
             shape = self._shapes(video)[name]
             chunks = (min(self.FRAMES_PER_CHUNK, video.num_frames), shape[1])
             dataset = group.create_dataset(name, shape, dtype=FLOAT32, chunks=chunks)
@@ -128,7 +131,7 @@ class Hdf5Export(ExportJob):
         expected, found = self._shapes(video), {name: dataset.shape for name, dataset in group.items()}
         if found != expected:
             return [f"{group.name}: holds {found}, not {expected}"]
-        for name in ("features", "logits"):
+        for name in ("features", "logits") if self.has_logits else ("features",):
             for start in range(0, video.num_frames, FRAMES_PER_BLOCK):
                 if not np.isfinite(group[name][start : start + FRAMES_PER_BLOCK]).all():
                     return [f"{group.name}/{name}: holds a value that is not finite"]
@@ -137,14 +140,14 @@ class Hdf5Export(ExportJob):
     def _shapes(self, video: ExportVideo) -> dict[str, tuple[int, ...]]:
         return {
             "features": (video.num_frames, self.num_channels),
-            "logits": (video.num_frames, self.num_phases),
+            **({"logits": (video.num_frames, self.num_phases)} if self.has_logits else {}),
             **dict.fromkeys(("labels", "frame_ids", "segment", "frame"), (video.num_frames,)),
         }
 
     def tree(self) -> list[str]:
         return [
             f"{count_text(len(self.videos), 'group')}, one per video: features (T, {self.num_channels}), "
-            f"logits (T, {self.num_phases}), labels (T,), ..."
+            f"{f'logits (T, {self.num_phases}), ' if self.has_logits else ''}labels (T,), ..."
         ]
 
     def next_step(self) -> str:

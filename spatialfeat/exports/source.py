@@ -24,6 +24,7 @@ from spatialfeat.data.pseudonyms import Pseudonyms, open_pseudonyms
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
 from spatialfeat.features.folder import open_feature_dir, ordered_splits
+from spatialfeat.features.schema import WEIGHTS_ORIGIN
 from spatialfeat.files import read_json_object
 from spatialfeat.formats import FORMATS
 from spatialfeat.names import natural_key, same_name_key
@@ -260,7 +261,7 @@ class ExportJob(ABC):
     Attributes:
         videos: those that are written; a subclass may leave some out.
         notices: what the user should know.
-        provenance, num_channels, num_phases: those of all videos.
+        provenance, num_channels, num_phases, has_logits, weights_origin: those of all videos.
     """
 
     def __init__(self, config: ExportConfig, videos: Sequence[ExportVideo], notices: Sequence[str]) -> None:
@@ -271,6 +272,10 @@ class ExportJob(ABC):
         self.provenance = videos[0].files[0].provenance
         self.num_channels = videos[0].files[0].num_channels
         self.num_phases = videos[0].files[0].num_phases
+        self.has_logits = videos[0].files[0].has_logits
+        self.weights_origin: str = videos[0].files[0].attributes.get(WEIGHTS_ORIGIN, "")
+        if self.weights_origin:
+            self.notices.append(f"the weights are {self.weights_origin}")
         if len(self.videos) < len(videos):
             empty = name_some(video.video_id for video in videos if not video.num_frames)
             self.notices.append(f"videos left out, because no frame of them has a label: {empty}")

@@ -19,6 +19,7 @@ from spatialfeat.features.schema import (
     AXES_OF_LAYOUT,
     CHANNEL_FIRST,
     CHANNEL_TIME,
+    LOGITS,
     MATRICES,
     PSEUDONYMIZED,
     TIME_CHANNEL,
@@ -43,7 +44,8 @@ class FeatureFile:
     Attributes:
         video_id, patient_id, split: of the video. fps: frames per second of the frame numbers.
         phase_names: in label order. provenance: how the file was made.
-        num_frames, num_phases, num_channels: T, C and 2048. attributes: all root attributes as Python values.
+        num_frames, num_phases, num_channels: T, C and 2048. has_logits: whether the weights had a classifier of phases.
+        attributes: all root attributes as Python values.
 
     Raises:
         SpatialfeatError: not an HDF5 file, truncated, not made by this program, or of another schema version.
@@ -56,6 +58,7 @@ class FeatureFile:
             with self._opened() as file:
                 self.attributes = check_schema(self.path, file)
                 shape = file["features"].shape
+                self.has_logits: bool = LOGITS in file
         finally:
             self.close()
         self.provenance = Provenance(**{name: self.attributes[name] for name in Provenance.__dataclass_fields__})
@@ -141,8 +144,20 @@ class FeatureFile:
         return self._matrix("features", start, stop, axes)
 
     def logits(self, start: int = 0, stop: int | None = None, *, axes: str = CHANNEL_TIME) -> NDArray[np.float32]:
-        """The classifier's raw scores of the frames [start, stop): (C, n) or (n, C) float32, as `features`."""
+        """The classifier's raw scores of the frames [start, stop): (C, n) or (n, C) float32, as `features`.
+
+        Raises SpatialfeatError also for a file without them.
+        """
+        self.require_logits("logits are asked for")
         return self._matrix("logits", start, stop, axes)
+
+    def require_logits(self, why: str) -> None:
+        """Refuse a file without logits. why: what they are needed for, as "tecno needs them"."""
+        if not self.has_logits:
+            raise SpatialfeatError(
+                f"{self.path}: has no logits, because its weights have no classifier of phases, and {why}; "
+                "extract with fine-tuned weights"
+            )
 
     def describe_datasets(self) -> list[dict[str, Any]]:
         """Name, shape, dtype (as text) and axes (comma-separated) of each dataset, in the schema's order."""
@@ -155,6 +170,7 @@ class FeatureFile:
                     "axes": AXES_OF_LAYOUT[self.provenance.layout] if name in MATRICES else "time",
                 }
                 for name in TYPES
+                if name in file
             ]
 
     def close(self) -> None:

@@ -126,7 +126,7 @@ def mixed_provenances(files: Sequence[FeatureFile]) -> list[Conflict]:
     if len(hidden) == 2:
         sentence = f"{hidden[True].name} was made with --pseudonymize, {hidden[False].name} without"
         return [Conflict(hidden[True], sentence)]
-    kinds = [(replace(file.provenance, layout=CHANNEL_FIRST), file.num_channels) for file in files]
+    kinds = [(replace(file.provenance, layout=CHANNEL_FIRST), file.num_channels, file.has_logits) for file in files]
     usual = Counter(kinds).most_common(1)[0][0]
     example = files[kinds.index(usual)]
     conflicts = []
@@ -148,6 +148,8 @@ def _differences(file: FeatureFile, usual: FeatureFile) -> list[str]:
     ]
     if file.num_channels != usual.num_channels:
         texts.append(f"number of channels ({file.num_channels} against {usual.num_channels})")
+    if file.has_logits != usual.has_logits:
+        texts.append("classifier ({} against {})".format(*("there" if f.has_logits else "none" for f in (file, usual))))
     return texts
 
 

@@ -44,6 +44,11 @@ class PhaseResNet50(ResNet):  # type: ignore[misc]  # torchvision ships no types
         # Convolutions are fastest on channels-last weights and inputs; names, shapes and values stay the same.
         self.to(memory_format=torch.channels_last)
 
+    def remove_classifier(self) -> None:
+        """Leave a classifier without rows: the network then has features, and logits of shape (B, 0)."""
+        self.fc.weight, self.fc.bias = nn.Parameter(self.fc.weight[:0]), nn.Parameter(self.fc.bias[:0])
+        self.fc.out_features = 0
+
     def logits_from(self, x: torch.Tensor, start: int) -> torch.Tensor:
         """Run the rest of the network on the activations that child `start` (at most avgpool) takes: (B, C)."""
         for child in list(self.children())[start : AVGPOOL + 1]:

@@ -20,7 +20,7 @@ from spatialfeat.reports.plots import phase_style, plain_text
 from spatialfeat.scores.metrics import BoolArray, FloatArray, IntArray
 from spatialfeat.scores.predictions import EvaluatedVideo, usual_step
 from spatialfeat.scores.segmental import find_runs
-from spatialfeat.scores.summary import Evaluation
+from spatialfeat.scores.summary import Evaluation, shown_of
 
 GAP_FACTOR = 1.5
 """Frame numbers further apart than this many usual steps leave a gap; less is jitter of the sampling."""
@@ -109,7 +109,7 @@ def ribbon_figure(evaluations: Sequence[Evaluation], position: int, line: Timeli
     video = evaluations[0].videos[position]
     unit_s, unit = time_unit(line.duration_s)
     rows = _rows(evaluations, position)
-    legend = _Legend(evaluations[0], [video])
+    legend = _Legend(evaluations, [video])
     figure = Figure(figsize=(WIDTH_IN, ROW_IN * len(rows) + legend.height_in + 1.1), layout="constrained")
     axes = figure.add_subplot()
     for index, (_, values) in enumerate(rows):
@@ -161,7 +161,7 @@ def _overview_page(
     """positions: of the page's videos. note: which page it is, ", page 2 of 3"."""
     unit_s, unit = time_unit(longest_s)
     videos = [evaluations[0].videos[position] for position in positions]
-    legend = _Legend(evaluations[0], videos)
+    legend = _Legend(evaluations, videos)
     pitch = len(evaluations) + 1.6  # Rows per video, and a space before the next.
     height_in = OVERVIEW_ROW_IN * pitch * len(videos) + legend.height_in + 1.2
     figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
@@ -257,13 +257,15 @@ def _time_axis(axes: Axes, length: float, label: str) -> None:
 
 
 class _Legend:
-    """Every phase with its number and colour, in as many columns as surely fit."""
+    """The phases with number and colour, in as many columns as surely fit: all, or of more than 60 those that occur."""
 
-    def __init__(self, evaluation: Evaluation, videos: Sequence[EvaluatedVideo]) -> None:
+    def __init__(self, evaluations: Sequence[Evaluation], videos: Sequence[EvaluatedVideo]) -> None:
+        names, shown = evaluations[0].metrics["phase_names"], shown_of(evaluations)
         self._handles = [
-            Patch(label=plain_text(f"{phase} {name}"), linewidth=0, **_looks(phase))
-            for phase, name in enumerate(evaluation.metrics["phase_names"])
+            Patch(label=plain_text(f"{phase} {names[phase]}"), linewidth=0, **_looks(phase)) for phase in shown
         ]
+        if len(shown) < len(names):
+            self._handles.append(Patch(label=f"{len(names) - len(shown)} other phases", linewidth=0, fill=False))
         if any((video.labels == UNLABELLED).any() for video in videos):
             self._handles.append(Patch(label="no label", linewidth=0.5, **UNLABELLED_LOOKS))
         # An 8 point letter is about 0.07 inch wide.

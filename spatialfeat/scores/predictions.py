@@ -174,6 +174,8 @@ def read_feature_predictions(
             split, or another number of phases.
     """
     files = read_features(source.features, split=None if source.split == ALL_SPLITS else source.split)
+    for file in files:
+        file.require_logits("predictions come from them")
     num_phases = files[0].num_phases
     if num_classes not in (None, num_phases):
         raise SpatialfeatError(

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from spatialfeat.console import shown_phases
 from spatialfeat.files import write_csv, write_json
 from spatialfeat.scores.calibration import calibration
 from spatialfeat.scores.metrics import (
@@ -212,6 +213,12 @@ def _per_video_rows(tallies: Tallies) -> list[dict[str, Any]]:
         for row, video_id in enumerate(tallies.video_ids)
     ])  # fmt: skip
     return rows
+
+
+def shown_of(evaluations: Sequence[Evaluation]) -> list[int]:
+    """`shown_phases` of predictions of the same frames: labelled phases go before those that are only predicted."""
+    counts = np.sum([evaluation.tallies.counts.sum(axis=0) for evaluation in evaluations], axis=0)
+    return shown_phases(counts.sum(axis=1).tolist(), counts.sum(axis=0).tolist())
 
 
 def compare(first: Evaluation, second: Evaluation, *, num_samples: int, seed: int) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import file_sha256, read_json_object, write_atomically
 from spatialfeat.network.resnet import PhaseResNet50, num_bytes
-from spatialfeat.network.weights import DAMAGED_FILE_ERRORS, StateDict, description_path, save_tensors, save_weights
+from spatialfeat.network.tensorfiles import DAMAGED_FILE_ERRORS, StateDict, save_tensors
+from spatialfeat.network.weights import description_path, save_weights
 from spatialfeat.runrecord import RECORD_NAME, recorded_options
 from spatialfeat.signals import signals_held
 from spatialfeat.training.data import StudyData

@@ -26,7 +26,8 @@ from spatialfeat.distributed import ProcessGroup
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.network.inference import run_inference
 from spatialfeat.network.resnet import FoldedStages, InferenceNetwork, PhaseResNet50
-from spatialfeat.network.weights import StateDict, snapshot
+from spatialfeat.network.tensorfiles import StateDict
+from spatialfeat.network.weights import snapshot
 from spatialfeat.training.data import StudyData
 from spatialfeat.training.history import EpochRecord
 
