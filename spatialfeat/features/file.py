@@ -277,7 +277,8 @@ def _open(path: Path, stamp: _Stamp) -> h5py.File:
     if _stamp_of(path) != stamp:
         raise SpatialfeatError(f"{path}: has changed since it was opened; open it again")
     try:
-        return h5py.File(path, "r")
+        # Without HDF5's locks: some network drives have none, and others may look at a file while we read it.
+        return h5py.File(path, "r", locking=False)
     except OSError as error:
         if error.errno is not None:
             reason = os.strerror(error.errno).lower()
