@@ -249,8 +249,7 @@ def _notices(config: EvaluateConfig, opened: OpenedSource, evaluation: Evaluatio
             f"the true phases are those in {opened.tables[0].source}: a frame that is missing from it is not noticed; "
             "pass --csv to check that all are there"
         )
-    left_out = [text for table in opened.tables if (text := unlabelled_text(table))]
-    notices += [f"{text} and count in no score" for text in left_out]
+    notices += [f"{text}: in no score" for table in opened.tables if (text := unlabelled_text(table))]
     if opened.stored_fps is not None and config.fps is None:
         doubt = doubtful_fps([int(usual_step(evaluation.videos))], opened.stored_fps)
         notices += [f"{doubt}, or --fps 1 to evaluate"] if doubt else []

@@ -143,10 +143,9 @@ def read_frames(
 
 
 def unlabelled_text(table: FrameTable) -> str | None:
-    """`3 of 20 train frames in train.csv have no label`, or None if all have one."""
+    """`3 of 20 train frames in train.csv without a label`, or None if all have one."""
     count = int((table.labels == UNLABELLED).sum())
-    have = "has" if count == 1 else "have"
-    return f"{count} of {len(table)} {table.split} frames in {table.source} {have} no label" if count else None
+    return f"{count} of {len(table)} {table.split} frames in {table.source} without a label" if count else None
 
 
 def labelled_frames(table: FrameTable, fate: str = "left out") -> FrameTable:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,6 @@ from spatialfeat.training.history import (
     TensorBoardLog,
     best_epoch,
     is_trained,
-    read_history,
     stopped_early,
     write_history,
 )
@@ -273,9 +271,9 @@ def _tell_of_studies_aside(out_dir: Path) -> None:
     for folder in sorted(out_dir.glob(f"{ASIDE_NAME}*"), key=lambda folder: natural_key(folder.name)):
         if not holds_unfinished_study(folder):
             continue
-        epochs = ""
-        with suppress(SpatialfeatError):  # A study that was killed before it wrote its history.
-            epochs = f" of {count_text(len(read_history(folder)), 'epoch')}"
+        history = folder / "history.csv"  # Not there yet, if the study was killed just then.
+        count = history.read_bytes().count(b"\n") - 1 if history.is_file() else 0
+        epochs = f" of {count_text(count, 'epoch')}" if count > 0 else ""
         logger.warning(
             "%s holds an unfinished study%s, which was moved aside; to go on with it, pass %s",
             folder,
