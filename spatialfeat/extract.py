@@ -237,7 +237,7 @@ class _Extraction:
         arithmetic = describe_arithmetic(self.group.device, self.provenance.precision)
         logger.info("%s%s, %s; computing on %s%s", where, what, frames, arithmetic, self.group.processes_text)
         for table in self.tables:
-            if (table.labels != UNLABELLED).any() and (text := unlabelled_text(table)):
+            if self.csv_paths and (text := unlabelled_text(table)):
                 logger.info("%s: kept, with label %d", text, UNLABELLED)
         steps = (
             count_gaps(video.table.segments[video.rows], video.table.frame_numbers[video.rows])[0]

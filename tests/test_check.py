@@ -89,7 +89,7 @@ def no_label_at_all(data: DataSet) -> None:
 
 @plants("unlabelled", 3, "3 of 18 train frames in", "nothing, if these frames belong to no phase")
 def some_unlabelled(data: DataSet) -> None:
-    for row, text in zip(data.rows["train"], ("-1", "", "-100"), strict=False):
+    for row, text in zip(data.rows["train"], ("-1", "", "-100", "faulty"), strict=False):
         row[1] = text
 
 

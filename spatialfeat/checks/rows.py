@@ -78,7 +78,7 @@ def _unlabelled(table: FrameTable, problems: Sequence[RowProblem], *, trains: bo
     if trains and unlabelled == len(table) and not faulty:
         yield finding_of_error("no-labels", SpatialfeatError(f"{table.source}: {NO_LABELLED_FRAME}"))
     elif faulty < unlabelled < len(table):
-        message = f"{unlabelled_text(table)} (-100, -1 or nothing)"
+        message = f"{unlabelled_text(table, faulty)} (-100, -1 or nothing)"
         remedy = "nothing, if these frames belong to no phase: training and scores leave them out, extract keeps them"
         yield Finding("unlabelled", message, remedy, total=unlabelled - faulty)
 

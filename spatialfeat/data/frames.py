@@ -142,9 +142,12 @@ def read_frames(
     return make_table(rows, img_dir, split, labels)
 
 
-def unlabelled_text(table: FrameTable) -> str | None:
-    """`3 of 20 train frames in train.csv without a label`, or None if all have one."""
-    count = int((table.labels == UNLABELLED).sum())
+def unlabelled_text(table: FrameTable, num_faulty: int = 0) -> str | None:
+    """`3 of 20 train frames in train.csv without a label`, or None if all have one.
+
+    num_faulty: so many have one that could not be read.
+    """
+    count = int((table.labels == UNLABELLED).sum()) - num_faulty
     return f"{count} of {len(table)} {table.split} frames in {table.source} without a label" if count else None
 
 
