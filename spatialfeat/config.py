@@ -6,6 +6,9 @@ imported, so that `spatialfeat --help` answers at once.
 
 from __future__ import annotations
 
+import json
+import os
+import pkgutil
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -118,17 +121,55 @@ def flag_of(kind: type[Options], name: str) -> str:
 
 
 def read_phase_names(text: str) -> tuple[str, ...]:
-    """Names from a text file, one per line, or from a list with commas."""
-    if "," in text and not Path(text).is_file():
+    """Names from a list with commas, a text file, the JSON beside weights, or feature files (a folder, or one).
+
+    A text file has one name per line, or lines `number name` as MS-TCN's mapping.txt has.
+    """
+    if "," in text and not os.path.exists(text):  # noqa: PTH110  # A path would not take a text of any length.
         return tuple(name.strip() for name in text.split(","))
+    path = Path(text)
+    if path.is_dir() or path.suffix == ".h5":
+        stored: tuple[str, ...] = pkgutil.resolve_name("spatialfeat.features.folder:stored_phase_names")(path)
+        return stored
     try:
-        lines = Path(text).read_text(encoding="utf-8").splitlines()
+        content = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise SpatialfeatError(
             f"--phase-names {text}: cannot be read ({reason}); pass a text file, one name per line, or NAME,NAME,..."
         ) from error
-    return tuple(line.strip() for line in lines if line.strip())
+    return _names_beside_weights(text, content) if path.suffix == ".json" else _names_of_lines(text, content)
+
+
+def _names_beside_weights(text: str, content: str) -> tuple[str, ...]:
+    try:
+        names = json.loads(content)["phase_names"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise SpatialfeatError(f"--phase-names {text}: holds no list phase_names; pass the JSON file beside weights")
+    return tuple(names)
+
+
+def _names_of_lines(text: str, content: str) -> tuple[str, ...]:
+    lines = {number: line.strip() for number, line in enumerate(content.splitlines(), start=1) if line.strip()}
+    numbered = {number: re.fullmatch(r"([0-9]{1,9})[\s,;]+(.+)", line) for number, line in lines.items()}
+    if not any(numbered.values()):
+        return tuple(lines.values())
+    names: dict[int, str] = {}
+    for number, match in numbered.items():
+        if match is None or int(match[1]) in names:
+            what = "has no number before the name, as others have" if match is None else f"has number {match[1]} again"
+            raise SpatialfeatError(
+                f"--phase-names {text} line {number}: {lines[number][:80]!r} {what}; number every line or none"
+            )
+        names[int(match[1])] = match[2]
+    if sorted(names) != list(range(len(names))):
+        raise SpatialfeatError(
+            f"--phase-names {text}: its lines are numbered {min(names)} to {max(names)}; number {len(names)} phases "
+            f"from 0 to {len(names) - 1}, each once"
+        )
+    return tuple(names[number] for number in range(len(names)))
 
 
 def read_colours(flag: str, text: str) -> tuple[float, float, float]:
@@ -156,7 +197,8 @@ _TEST_CSV = Option("Test frames.", DATA, unset=f"{TEST_CSV} if it is there")
 _IMG_DIR = Option("Folder with the frames, {id}.png.", DATA)
 _NUM_CLASSES = Option("Number of phases; labels are 0..N-1.", DATA, at_least(2))
 _PHASE_NAMES = Option(
-    "Phase names in label order: a text file, one per line, or NAME,NAME,...",
+    "Phase names in label order: NAME,NAME,...; a text file, one per line or `number name` as in mapping.txt; the JSON "
+    "beside weights; or feature files. Labels in CSVs may then be names.",
     DATA,
     metavar="NAMES",
     parse=read_phase_names,
@@ -488,7 +530,7 @@ class EvaluateConfig(Options):
         None,
         "Seconds at both ends of a phase in which --relaxed forgives.",
         SCORES,
-        Rule(lambda value: 0 <= value < float("inf"), "be a number of seconds, 0 or more"),
+        positive(" of seconds, e.g. 10"),
         unset="10",
     )
     fps: float | None = option(

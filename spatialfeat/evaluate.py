@@ -13,7 +13,14 @@ from spatialfeat import __version__
 from spatialfeat.config import PREDICTIONS_NAME, EvaluateConfig, FeaturesSource, PredictionsSource, WeightsSource
 from spatialfeat.console import count_text
 from spatialfeat.data.dataset import require_images
-from spatialfeat.data.frames import UNLABELLED, group_videos, read_frames
+from spatialfeat.data.frames import (
+    NO_LABELLED_FRAME,
+    UNLABELLED,
+    doubtful_fps,
+    group_videos,
+    read_frames,
+    unlabelled_text,
+)
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.device import (
     choose_precision,
@@ -43,7 +50,7 @@ from spatialfeat.scores.predictions import (
     read_prediction_files,
     usual_step,
 )
-from spatialfeat.scores.relaxed import DEFAULT_WINDOW_S, cholec80_notice, relaxed_graph
+from spatialfeat.scores.relaxed import DEFAULT_WINDOW_S, cholec80_notice, relaxed_graph, window_frames
 from spatialfeat.scores.summary import Evaluation, ScoreOptions, compare, score, write_comparisons, write_scores
 
 RESULT_PATTERNS = (
@@ -89,6 +96,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     """
     opened = open_source(config)
     graph = None if config.relaxed is None else relaxed_graph(config.relaxed, opened.phase_names)
+    _refuse_empty_window(config, config.fps)
     prepare_output_dir(config.out_dir)
     with (
         _results_folder(config.out_dir) as results_dir,
@@ -99,10 +107,11 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
             sets[NETWORK_NAME][0].write_csv(results_dir / PREDICTIONS_NAME)
         videos = {name: evaluated_videos(parts, config.group_by) for name, parts in sets.items()}
         sampling_fps, numbering_fps = find_rates(next(iter(videos.values())), config.fps, opened.stored_fps)
+        _refuse_empty_window(config, sampling_fps)
         options = ScoreOptions(
             group_by=config.group_by,
             relaxed=graph,
-            window_s=DEFAULT_WINDOW_S if config.relaxed_window is None else config.relaxed_window,
+            window_s=config.relaxed_window or DEFAULT_WINDOW_S,
             sampling_fps=sampling_fps,
             num_samples=config.bootstrap,
             seed=config.seed,
@@ -146,9 +155,7 @@ def open_source(config: EvaluateConfig) -> OpenedSource:
         opened = _open_weights(source, config)
     group_videos(opened.tables, config.group_by)  # Raises for a video or patient that is written in two ways.
     if all((table.labels == UNLABELLED).all() for table in opened.tables):
-        raise SpatialfeatError(
-            f"{opened.tables[0].source}: has no labelled frame; scores need the true phases of some frames"
-        )
+        raise SpatialfeatError(f"{opened.tables[0].source}: {NO_LABELLED_FRAME}")
     return opened
 
 
@@ -164,7 +171,7 @@ def _open_weights(source: WeightsSource, config: EvaluateConfig) -> OpenedSource
         source.img_dir,
         split="evaluation",
         num_classes=checkpoint.num_classes,
-        allow_unlabelled=True,
+        phase_names=checkpoint.phase_names,
         more_classes=MORE_CLASSES,
     )
     warn_of_many_classes(checkpoint, [table])
@@ -231,6 +238,16 @@ def _results_folder(out_dir: Path) -> Iterator[Path]:
         move_into(results_dir, out_dir, last=RECORD_NAME)
 
 
+def _refuse_empty_window(config: EvaluateConfig, sampling_fps: float | None) -> None:
+    """A window of no frame forgives nothing: most likely the rate is wrong."""
+    window_s = config.relaxed_window or DEFAULT_WINDOW_S
+    if config.relaxed is not None and sampling_fps is not None and window_frames(window_s, sampling_fps) == 0:
+        raise SpatialfeatError(
+            f"--relaxed {config.relaxed}: a window of {window_s:g} s holds no frame at {sampling_fps:g} scored frames "
+            "per second; pass the right --fps, or a longer --relaxed-window"
+        )
+
+
 def _notices(config: EvaluateConfig, opened: OpenedSource, evaluation: Evaluation) -> list[str]:
     """What a reader of the scores should know, on the terminal and in the report."""
     notices = []
@@ -239,6 +256,10 @@ def _notices(config: EvaluateConfig, opened: OpenedSource, evaluation: Evaluatio
             f"the true phases are those in {opened.tables[0].source}: a frame that is missing from it is not noticed; "
             "pass --csv to check that all are there"
         )
+    notices += [f"{text}: in no score" for table in opened.tables if (text := unlabelled_text(table))]
+    if opened.stored_fps is not None and config.fps is None:
+        doubt = doubtful_fps([int(usual_step(evaluation.videos))], opened.stored_fps)
+        notices += [f"{doubt}, or --fps 1 to evaluate"] if doubt else []
     relaxed = cholec80_notice(config.relaxed, opened.phase_names)
     if relaxed is not None:
         notices.append(relaxed)

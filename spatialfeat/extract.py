@@ -14,7 +14,18 @@ from spatialfeat.config import IMAGENET, ExtractConfig, parse_shard
 from spatialfeat.console import count_text, frame_bar
 from spatialfeat.data.cache import open_cache, total_use
 from spatialfeat.data.dataset import FrameDataset, check_image_files, describe_broken_image, make_loader
-from spatialfeat.data.frames import UNNAMED_SPLIT, FrameTable, group_videos, list_frames, named_csvs, read_frames
+from spatialfeat.data.frames import (
+    UNLABELLED,
+    UNNAMED_SPLIT,
+    FrameTable,
+    count_gaps,
+    doubtful_fps,
+    group_videos,
+    list_frames,
+    named_csvs,
+    read_frames,
+    unlabelled_text,
+)
 from spatialfeat.data.pseudonyms import Pseudonyms, pseudonymized
 from spatialfeat.data.transforms import Preprocessing, evaluation_transform
 from spatialfeat.device import (
@@ -167,6 +178,7 @@ class _Extraction:
             self.config.img_dir,
             split=split,
             num_classes=self.checkpoint.num_classes,
+            phase_names=self.checkpoint.phase_names,
             labels_required=False,
             more_classes=MORE_CLASSES if self.checkpoint.num_logits else "pass --num-classes",
         )
@@ -233,6 +245,16 @@ class _Extraction:
         where = f"shard {self.config.shard}: " if self.config.shard else ""
         arithmetic = describe_arithmetic(self.group.device, self.provenance.precision)
         logger.info("%s%s, %s; computing on %s%s", where, what, frames, arithmetic, self.group.processes_text)
+        for table in self.tables:
+            if self.csv_paths and (text := unlabelled_text(table)):
+                logger.info("%s: kept, with label %d", text, UNLABELLED)
+        steps = (
+            count_gaps(video.table.segments[video.rows], video.table.frame_numbers[video.rows])[0]
+            for video in self.videos
+            if len(video) > 1
+        )
+        if doubt := doubtful_fps(steps, self.config.fps):
+            logger.warning("%s", doubt)
 
     def _report(self, result: ExtractResult) -> None:
         logger.info("%s written to %s", count_text(len(result.written), "feature file"), self.config.out_dir)

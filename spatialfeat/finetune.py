@@ -44,6 +44,8 @@ from spatialfeat.training.files import (
     StudyFiles,
     TrainingState,
     find_study,
+    holds_unfinished_study,
+    resume_options,
     study_bytes,
     study_identity,
 )
@@ -112,7 +114,12 @@ class _Study:
         if group.is_main:
             prepare_output_dir(config.out_dir)
         precision = choose_precision(config.precision, group.device)
-        self.config = config = replace(config, precision=precision, cache_size_px=config.training_frames_px)
+        self.config = config = replace(
+            config,
+            precision=precision,
+            cache_size_px=config.training_frames_px,
+            test_csv=self.data.test.source if self.data.test else None,
+        )
         self.workers = choose_workers(config.workers, group.device, processes=group.local_size)
         self.identity = study_identity(config, self.data)
         self.environment = {"device": describe_device(group.device) + group.processes_text, **library_versions()}
@@ -269,12 +276,15 @@ class _Study:
             return
         if not any((out_dir / name).exists() for name in RESULT_NAMES if name != RECORD_NAME):
             return  # A run that was stopped in its first epoch leaves a record only, which is not worth a folder.
-        is_complete = read_json_object(out_dir / RECORD_NAME).get("status") == "complete"
-        if (out_dir / STATE_NAME).exists() and not is_complete:
+        is_unfinished = holds_unfinished_study(out_dir)
+        aside_dir = move_aside(out_dir, RESULT_NAMES)
+        if is_unfinished and aside_dir is not None:
             logger.warning(
-                "%s holds an unfinished study, which is moved aside; --resume would have gone on with it", out_dir
+                "%s holds an unfinished study, which is moved aside; --resume would have gone on with it, and still "
+                "does with %s",
+                out_dir,
+                resume_options(aside_dir),
             )
-        move_aside(out_dir, RESULT_NAMES)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from spatialfeat.console import MOST_PHASES, NO_BREAK, align, clock_text, count_text, shown_phases, size_text, wrap
-from spatialfeat.data.frames import UNLABELLED, count_gaps, patients_in_several_splits
+from spatialfeat.data.frames import UNLABELLED, count_gaps, doubtful_fps, patients_in_several_splits
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
 from spatialfeat.features.folder import (
@@ -95,6 +95,17 @@ class FolderSummary:
             f"patient {patient} is in the splits {' and '.join(sorted(splits))}: scores on them are too good"
             for patient, splits in shared.items()
         ] + [f"{name} is unfinished: an extraction is running, or was cut off" for name in unfinished]
+        self.notes += _rate_notes(self.videos)
+
+
+def _rate_notes(videos: Sequence[VideoSummary]) -> list[str]:
+    """What is doubtful about the rates that the files say."""
+    rates = sorted({video.file.fps for video in videos})
+    doubts = (
+        doubtful_fps((video.frame_step for video in videos if video.file.fps == fps and len(video.file) > 1), fps)
+        for fps in rates
+    )
+    return [doubt for doubt in doubts if doubt]
 
 
 def describe(path: Path) -> FolderSummary | VideoSummary:
@@ -217,6 +228,7 @@ def _video_lines(video: VideoSummary) -> list[str]:
         f"video {file.video_id}, patient {file.patient_id}, split {file.split}, {size_text(video.size_bytes)}",
         f"{len(file)} frames in {segments}, {clock_text(video.duration_s)} at {file.fps:g} fps, {gaps} "
         f"(usual step {video.frame_step})",
+        *(line for note in _rate_notes([video]) for line in wrap(note, "note: ")),
         "",
         "datasets",
     ]

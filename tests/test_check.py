@@ -15,8 +15,10 @@ from check_data import CPU, NUM_FRAMES, SIZE_PX, SPEEDS, DataSet, codes, found, 
 from PIL import Image
 from tinydata import png_bytes
 
-from spatialfeat.checks.estimate import Speeds
+from spatialfeat.checks.estimate import Speeds, estimate_runs
 from spatialfeat.checks.findings import CODES, ERROR, MAX_PLACES, Finding
+from spatialfeat.checks.report import render
+from spatialfeat.checks.rows import read_tables
 
 
 @pytest.fixture
@@ -77,6 +79,18 @@ def wordy_label(data: DataSet) -> None:
 def counted_from_one(data: DataSet) -> None:
     for row in data.rows["train"]:
         row[1] = str(int(row[1]) + 1)
+
+
+@plants("no-labels", 1, "val.csv: has no labelled frame", "need the true phases of some frames")
+def no_label_at_all(data: DataSet) -> None:
+    for row in data.rows["val"]:
+        row[1] = ""
+
+
+@plants("unlabelled", 3, "3 of 18 train frames in", "nothing, if these frames belong to no phase")
+def some_unlabelled(data: DataSet) -> None:
+    for row, text in zip(data.rows["train"], ("-1", "", "-100", "faulty"), strict=False):
+        row[1] = text
 
 
 @plants("no-label-zero", 1, "the labels found run from 1 to 2", "subtract 1 from every label")
@@ -225,7 +239,9 @@ def name(data: DataSet) -> None:
 
 
 NEEDING_AN_ESTIMATE = {"disk-too-small", "memory-too-small", "gpu-memory-too-small"}
-WITHOUT_PLACES = {"unreadable-csv", "no-image-folder", "no-test-csv", "no-label-zero", "several-sizes"}
+WITHOUT_PLACES = {
+    "unreadable-csv", "no-image-folder", "no-test-csv", "no-label-zero", "several-sizes", "no-labels", "unlabelled",
+}  # fmt: skip
 """The message says all."""
 
 
@@ -331,3 +347,27 @@ def test_a_batch_that_is_too_large_for_the_gpu(data: DataSet, monkeypatch: pytes
     assert "lower --batch-size" in finding.remedy
     assert report.failed
     assert report.estimate is None
+
+
+def test_a_folder_without_a_readable_image_says_so(data: DataSet) -> None:
+    for path in data.img_dir.iterdir():
+        path.write_bytes(b"no picture")
+    report = data.report(estimate=True)
+    text = render(report)
+    assert "54 images, none of which can be decoded" in text
+    assert "0 B" not in text
+    assert codes(report) == {"unreadable-image"}
+    assert report.estimate is None
+
+
+def test_unlabelled_frames_are_not_trained_on_but_extracted(data: DataSet) -> None:
+    config = data.config()
+    labelled, _ = read_tables(config)
+    for rows in data.rows.values():
+        rows[0][1] = "-1"
+    data.write_csvs()
+    tables, _ = read_tables(config)
+    before, after = (estimate_runs(config.study(), some, 6, SPEEDS, CPU) for some in (labelled, tables))
+    assert before.epoch_s is not None
+    assert after.epoch_s == pytest.approx(before.epoch_s * 17 / 18)
+    assert (after.extract_s, after.extract_disk_bytes) == (before.extract_s, before.extract_disk_bytes)

@@ -20,7 +20,7 @@ from spatialfeat.checks.findings import Finding
 from spatialfeat.config import CheckConfig, FinetuneConfig
 from spatialfeat.console import count_text, size_text
 from spatialfeat.data.dataset import FrameDataset
-from spatialfeat.data.frames import FrameTable
+from spatialfeat.data.frames import UNLABELLED, FrameTable
 from spatialfeat.data.transforms import FrameTransform, evaluation_transform, training_transform
 from spatialfeat.device import choose_workers, describe_device, prepare_processor, usable_cores, use_true_float32
 from spatialfeat.network.backbone import RESNET50
@@ -211,14 +211,16 @@ def estimate_runs(
     """What finetune and extract will take. num_videos: of all tables."""
     rows: dict[str, int] = {}
     for table in tables:
-        rows[table.split] = rows.get(table.split, 0) + len(table)
-    frames = sum(rows.values())
+        # Training and validation leave unlabelled frames out, test and extraction compute them too.
+        num_rows = len(table) if table.split == "test" else int((table.labels != UNLABELLED).sum())
+        rows[table.split] = rows.get(table.split, 0) + num_rows
+    frames = sum(map(len, tables))
     train_s = frame_seconds(speeds.train_s, speeds.load_train_s, machine)
     eval_s = frame_seconds(speeds.inference_s, speeds.load_eval_s, machine)
     on_gpu = machine.gpu_bytes is not None
 
     epoch_s = first_stop_s = most_s = train_bytes = finetune_disk_bytes = None
-    if "train" in rows and "val" in rows:
+    if rows.get("train") and rows.get("val"):
         epoch_s = rows["train"] * train_s + rows["val"] * eval_s
         test_s = rows.get("test", 0) * eval_s
         first_stop_s = min(config.patience + 1, config.epochs) * epoch_s + test_s

@@ -94,7 +94,10 @@ def _data_lines(report: CheckReport) -> list[str]:
     if report.scan is not None:
         scan = report.scan
         images = f"{count_text(len(scan.facts), 'image')}, {size_text(scan.num_bytes)}"
-        lines += ["", *wrap(f"{images}: {_short_counts(scan.sizes)}; {_short_counts(scan.kinds)}", "")]
+        if scan.readable:
+            lines += ["", *wrap(f"{images}: {_short_counts(scan.sizes)}; {_short_counts(scan.kinds)}", "")]
+        else:
+            lines += ["", f"{count_text(len(scan.facts), 'image')}, none of which can be decoded"]
     return lines
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from spatialfeat.checks.findings import Finding
 from spatialfeat.console import count_text
-from spatialfeat.data.frames import UNLABELLED, FrameTable, Video, count_gaps, videos_of
+from spatialfeat.data.frames import UNLABELLED, FrameTable, Video, count_gaps, doubtful_fps, videos_of
 
 SHORT_RUN = 3
 """Fewer frames of a phase than this, between frames of one other phase, are called a flicker."""
@@ -126,9 +126,8 @@ def _check_steps(videos: Sequence[VideoFacts], fps: float) -> Iterator[Finding]:
     if odd:
         message = f"frame numbers of video {odd[0].video_id} advance by {odd[0].step}, of most videos by {usual}"
         remedy = "sample all videos at the same rate: temporal models take one frame as one unit of time"
-    elif usual != 1 and fps == 1:
-        message = f"frame numbers advance by {usual}, so at --fps {fps:g} frames are {usual} s apart"
-        remedy = f"if that is one frame a second, pass --fps {usual} to extract and check"
+    elif doubt := doubtful_fps(steps.elements(), fps):
+        message, _, remedy = doubt.partition("; ")
     else:
         return
     places = [f"video {video.video_id}: every {video.step}" for video in odd or videos]

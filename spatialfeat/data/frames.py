@@ -29,6 +29,8 @@ from spatialfeat.names import MAX_NAME_BYTES, PLAIN_NAME, name_problem, natural_
 UNLABELLED = -100
 """The label of a frame without a phase; PyTorch's cross-entropy ignores it by default."""
 
+NO_LABELLED_FRAME = "has no labelled frame; training and scores need the true phases of some frames"
+
 UNNAMED_SPLIT = "all"
 """The split of frames that come from a folder, without a CSV."""
 
@@ -111,18 +113,18 @@ def read_frames(
     *,
     split: str,
     num_classes: int | None = None,
+    phase_names: Sequence[str] | None = None,
     labels_required: bool = True,
-    allow_unlabelled: bool | None = None,
     more_classes: str = "pass --num-classes",
     on_problem: ProblemHandler = refuse,
 ) -> FrameTable:
-    """Read and validate a CSV with the columns `id` and `label`.
+    """Read and validate a CSV with the columns `id` and `label`. The label -100, -1 or nothing is UNLABELLED.
 
     Args:
         num_classes: labels must lie in 0..num_classes-1; None checks only that they are not negative.
-        more_classes: what the message for a label outside advises beside mending the row.
+        phase_names: names that may stand for labels, in label order; None if they are not known.
+        more_classes: what the message for a label outside advises beside fixing the row.
         labels_required: False also takes a CSV without a `label` column.
-        allow_unlabelled: True also takes the label -100 for an unlabelled frame. None: where labels are not required.
         on_problem: receives the faulty rows. Unless it raises, the table comes without rows whose id is faulty or
             repeated, and with UNLABELLED for a faulty label.
 
@@ -131,14 +133,32 @@ def read_frames(
     """
     required = ["id", "label"] if labels_required else ["id"]
     rows = read_rows(csv_path, "id,label", required, on_problem=on_problem)
-    if allow_unlabelled is None:
-        allow_unlabelled = not labels_required
     labels = None
     if "label" in rows.columns:
-        also = UNLABELLED if allow_unlabelled else None
-        labels = rows.phases("label", num_classes, also=also, more_classes=more_classes)
+        labels = rows.phases(
+            "label", num_classes, phase_names=phase_names, unlabelled=UNLABELLED, more_classes=more_classes
+        )
         labels = np.where(labels < 0, UNLABELLED, labels)
     return make_table(rows, img_dir, split, labels)
+
+
+def unlabelled_text(table: FrameTable, num_faulty: int = 0) -> str | None:
+    """`3 of 20 train frames in train.csv without a label`, or None if all have one.
+
+    num_faulty: so many have one that could not be read.
+    """
+    count = int((table.labels == UNLABELLED).sum()) - num_faulty
+    return f"{count} of {len(table)} {table.split} frames in {table.source} without a label" if count else None
+
+
+def labelled_frames(table: FrameTable, fate: str = "left out") -> FrameTable:
+    """The rows with a label. Says how many have none, and their fate; raises SpatialfeatError if none has one."""
+    keep = table.labels != UNLABELLED
+    if not keep.any():
+        raise SpatialfeatError(f"{table.source}: {NO_LABELLED_FRAME}")
+    if text := unlabelled_text(table):
+        logger.info("%s: %s", text, fate)
+    return table.take(keep)
 
 
 def list_frames(img_dir: Path, *, split: str) -> FrameTable:
@@ -327,6 +347,22 @@ def count_gaps(segments: NDArray[np.int64], frame_numbers: NDArray[np.int64]) ->
     counts = Counter(steps.tolist())
     usual = min(counts, key=lambda step: (-counts[step], step))
     return usual, int((steps > usual).sum())
+
+
+def doubtful_fps(steps: Iterable[int], fps: float) -> str | None:
+    """What is doubtful where frame numbers advance by 25 and count one per second, which is what `--fps` says unasked.
+
+    Args:
+        steps: the usual step of each video, as `count_gaps` gives it. fps: frame numbers per second.
+    """
+    counts = Counter(steps)
+    step = min(counts, key=lambda step: (-counts[step], step), default=1)
+    if step == 1 or fps != 1:
+        return None
+    return (
+        f"frame numbers advance by {step}, so at --fps 1 frames are {step} s apart; if that is one frame a second, "
+        f"pass --fps {step} to extract and check"
+    )
 
 
 def shared_patients(tables: Sequence[FrameTable]) -> dict[str, dict[str, int]]:

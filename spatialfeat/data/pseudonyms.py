@@ -112,8 +112,8 @@ def open_pseudonyms(map_path: Path, patients: Sequence[str], *, outputs: Sequenc
             new = sorted(set(patients) - set(known), key=natural_key)
             if new:
                 drawn = _draw(len(new), taken=[*known, *known.values(), *patients])
-                _append(path, dict(zip(new, drawn, strict=True)))
                 known |= dict(zip(new, drawn, strict=True))
+                _replace(path, known)
     except OSError as error:
         raise SpatialfeatError(
             f"--pseudonymize {map_path}: cannot be read or written ({error.strerror}); choose a place that you may "
@@ -196,19 +196,16 @@ def _draw(number: int, *, taken: Sequence[str]) -> list[str]:
     raise SpatialfeatError("--pseudonymize: no more pseudonyms are free; start another map")
 
 
-def _append(path: Path, new: Mapping[str, str]) -> None:
-    """Put a longer map in the map's place: whole or not at all, with the same rights."""
-    text = path.read_text(encoding="utf-8-sig")
-    text = text or f"{','.join(HEADER)}\n"
-    text += "" if text.endswith("\n") else "\n"
+def _replace(path: Path, known: Mapping[str, str]) -> None:
+    """Put a longer map in the map's place: whole or not at all, with the same rights; with commas, whatever it had."""
     rows = io.StringIO(newline="")
-    CsvTable(rows).add(new.items())
+    CsvTable(rows, HEADER).add(known.items())
     temporary_path = path.with_name(f".{path.name}.partial")
     descriptor = os.open(temporary_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _OWNER_ONLY)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
             os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
-            file.write(text + rows.getvalue())
+            file.write(rows.getvalue())
             file.flush()
             os.fsync(file.fileno())
         temporary_path.replace(path)

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import h5py
@@ -286,6 +287,8 @@ def _stamp_of(path: Path) -> _Stamp:
         raise SpatialfeatError(f"{path}: no such feature file; make it with `spatialfeat extract`") from error
     except OSError as error:
         raise SpatialfeatError(f"{path}: cannot be read ({error.strerror}); pass a readable feature file") from error
+    if not S_ISREG(stat.st_mode):  # A pipe would be waited for without an end.
+        raise SpatialfeatError(f"{path}: cannot be read (no plain file); pass a readable feature file")
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
@@ -293,13 +296,16 @@ def _open(path: Path, stamp: _Stamp) -> h5py.File:
     if _stamp_of(path) != stamp:
         raise SpatialfeatError(f"{path}: has changed since it was opened; open it again")
     try:
-        return h5py.File(path, "r")
+        # Without HDF5's locks: some network drives have none, and others may look at a file while we read it.
+        return h5py.File(path, "r", locking=False)
     except OSError as error:
         if error.errno is not None:
             reason = os.strerror(error.errno).lower()
             raise SpatialfeatError(f"{path}: cannot be read ({reason}); pass a readable feature file") from error
         reason = _in_one_line(error)
-        raise SpatialfeatError(f"{path}: is not a whole HDF5 file ({reason}); extract the video again") from error
+        raise SpatialfeatError(
+            f"{path}: is not a whole HDF5 file ({reason}); extract the video again, or move the file away"
+        ) from error
 
 
 def _in_one_line(error: BaseException) -> str:

@@ -42,6 +42,11 @@ def read_features(path: Path | str, *, split: str | None = None, allow_mixed: bo
     return files if split is None else of_split(files, split, path)
 
 
+def stored_phase_names(path: Path) -> tuple[str, ...]:
+    """The phase names, in label order, that a folder of feature files, or one, holds. Raises as `read_features`."""
+    return read_features(path)[0].phase_names
+
+
 def of_split(files: Sequence[FeatureFile], split: str, place: Path | str) -> list[FeatureFile]:
     """The files of one split. Raises SpatialfeatError, naming `place`, if there are none."""
     chosen = [file for file in files if file.split == split]

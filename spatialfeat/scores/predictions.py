@@ -12,6 +12,7 @@ true phase, which may be missing where another file has it, `true_label` or `lab
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -55,6 +56,8 @@ SAFE_NAME = r"[^\s./\\\x00-\x1f\x7f](?:[^/\\\x00-\x1f\x7f]{0,98}[^\s./\\\x00-\x1
 OUTPUT_NAME = r"ribbons|.*\.(?:csv|html|json|png|svg)"
 NAMED_IDS = 5
 """A message names so many ids; more would bury the first."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,9 +239,16 @@ def read_prediction_files(
         num_classes = len(phase_names) if phase_names else DEFAULT_NUM_PHASES
     check_phase_names(phase_names, num_classes)
     paths = _named_paths(source.predictions)
-    files = {name: _PredictionFile.read(path, num_classes) for name, path in paths.items()}
-    truth = _ground_truth(source.csv, list(files.values()), num_classes)
-    sets = {name: [FramePredictions(truth, file.predicted[file.rows_of(truth)])] for name, file in files.items()}
+    files = {name: _PredictionFile.read(path, num_classes, phase_names) for name, path in paths.items()}
+    truth = _ground_truth(source.csv, list(files.values()), num_classes, phase_names)
+    rows = {name: file.rows_of(truth) for name, file in files.items()}
+    # Frames without a true phase count nowhere: a program may have left them out.
+    predicted = np.all([found >= 0 for found in rows.values()], axis=0)
+    if not predicted.all():
+        count = count_text(int((~predicted).sum()), "unlabelled frame")
+        logger.info("%s of %s not predicted by all files: left out", count, truth.source)
+    truth = truth.take(predicted)
+    sets = {name: [FramePredictions(truth, file.predicted[rows[name][predicted]])] for name, file in files.items()}
     return OpenedSource(
         tables=(truth,),
         phase_names=phase_names or default_phase_names(num_classes),
@@ -281,25 +291,28 @@ class _PredictionFile:
     predicted: IntArray
 
     @classmethod
-    def read(cls, path: Path, num_phases: int) -> _PredictionFile:
+    def read(cls, path: Path, num_phases: int, phase_names: tuple[str, ...] | None) -> _PredictionFile:
         rows = read_rows(path, "img_id,true_label,predicted_label", [])
         rows = replace(rows, id_column=_one_column(rows, ID_COLUMNS, "ids"))
         predicted_column = _one_column(rows, PREDICTED_COLUMNS, "predicted phases")
         truth_column = _one_column(rows, TRUTH_COLUMNS, "true phases", required=False)
-        predicted = rows.phases(predicted_column, num_phases, name=predicted_column)
-        labels = rows.phases(truth_column, num_phases, also=UNLABELLED) if truth_column else None
+        predicted = rows.phases(predicted_column, num_phases, phase_names=phase_names, name=predicted_column)
+        labels = None
+        if truth_column:
+            labels = rows.phases(truth_column, num_phases, phase_names=phase_names, unlabelled=UNLABELLED)
         return cls(make_table(rows, path.parent, SPLIT, labels), labels is not None, predicted)
 
     def rows_of(self, truth: FrameTable) -> IntArray:
-        """(M,) int64: the row that holds each of the M frames of `truth`.
+        """(M,) int64: the row that holds each of the M frames of `truth`, -1 for an unlabelled one that is not there.
 
         Raises:
-            SpatialfeatError: a frame that only one of the two has, or another true phase than `truth` has.
+            SpatialfeatError: another frame that only one of the two has, or another true phase than `truth` has.
         """
         table = self.table
         row_of = {frame_id: row for row, frame_id in enumerate(table.ids.tolist())}
         ids = truth.ids.tolist()
-        lacking = [row for row, frame_id in enumerate(ids) if frame_id not in row_of]
+        rows = np.array([row_of.get(frame_id, -1) for frame_id in ids], dtype=np.int64)
+        lacking = np.flatnonzero((rows < 0) & (truth.labels != UNLABELLED)).tolist()
         added = [row_of[frame_id] for frame_id in row_of.keys() - set(ids)]
         problems = []
         if lacking:
@@ -308,8 +321,8 @@ class _PredictionFile:
             problems.append(f"has {_ids_text(table, sorted(added))} that {truth.source} has not")
         if problems:
             raise SpatialfeatError(f"{table.source}: {' and '.join(problems)}; predict exactly the same frames")
-        rows = np.array([row_of[frame_id] for frame_id in ids], dtype=np.int64)
-        differing = np.flatnonzero(table.labels[rows] != truth.labels).tolist() if self.has_truth else []
+        differs = (rows >= 0) & (table.labels[rows] != truth.labels)
+        differing = np.flatnonzero(differs).tolist() if self.has_truth else []
         if differing:
             first = differing[0]
             row = int(rows[first])
@@ -337,10 +350,12 @@ def _one_column(rows: Rows, names: Sequence[str], content: str, *, required: boo
     return there[0] if there else ""
 
 
-def _ground_truth(csv: Path | None, files: Sequence[_PredictionFile], num_phases: int) -> FrameTable:
+def _ground_truth(
+    csv: Path | None, files: Sequence[_PredictionFile], num_phases: int, phase_names: tuple[str, ...] | None
+) -> FrameTable:
     """The frames that every file is compared with."""
     if csv is not None:
-        return read_frames(csv, Path(), split=SPLIT, num_classes=num_phases, allow_unlabelled=True)
+        return read_frames(csv, Path(), split=SPLIT, num_classes=num_phases, phase_names=phase_names)
     for file in files:
         if file.has_truth:
             return file.table

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from spatialfeat.config import TEST_CSV, FinetuneConfig
-from spatialfeat.data.frames import FrameTable, read_frames, shared_patients
+from spatialfeat.data.frames import FrameTable, labelled_frames, read_frames, shared_patients
 
 SHOWN_PATIENTS = 5
 RULE = "!" * 80
@@ -19,7 +19,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StudyData:
-    """The tables of one study; `test` is None when there is no test CSV."""
+    """The tables of one study: labelled frames to train and validate on, and all test frames, None without a test CSV.
+
+    Unlabelled test frames are predicted as `evaluate` does, and count in no score.
+    """
 
     train: FrameTable
     val: FrameTable
@@ -39,11 +42,17 @@ def read_study(config: FinetuneConfig) -> StudyData:
         test_csv = TEST_CSV
 
     def read(path: Path, split: str) -> FrameTable:
-        return read_frames(path, config.img_dir, split=split, num_classes=config.num_classes)
+        return read_frames(
+            path, config.img_dir, split=split, num_classes=config.num_classes, phase_names=config.phase_names
+        )
 
     data = StudyData(
-        read(config.train_csv, "train"), read(config.val_csv, "val"), read(test_csv, "test") if test_csv else None
+        labelled_frames(read(config.train_csv, "train")),
+        labelled_frames(read(config.val_csv, "val")),
+        read(test_csv, "test") if test_csv else None,
     )
+    if data.test is not None:
+        labelled_frames(data.test, "predicted, but counted in no score")
     _warn_of_absent_phases(data.train, config)
     warn_of_shared_patients(data)
     return data
