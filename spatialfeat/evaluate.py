@@ -14,6 +14,7 @@ from spatialfeat.config import PREDICTIONS_NAME, EvaluateConfig, FeaturesSource,
 from spatialfeat.console import count_text
 from spatialfeat.data.dataset import require_images
 from spatialfeat.data.frames import UNLABELLED, group_videos, read_frames
+from spatialfeat.data.ids import USUAL_RULE, IdRule
 from spatialfeat.device import (
     choose_precision,
     choose_workers,
@@ -27,7 +28,7 @@ from spatialfeat.errors import SpatialfeatError, translate_computing_faults, tra
 from spatialfeat.files import move_into, prepare_output_dir, read_json_object, working_folder
 from spatialfeat.network.inference import predict_logits
 from spatialfeat.network.resnet import InferenceNetwork
-from spatialfeat.network.weights import MORE_CLASSES, load_checkpoint
+from spatialfeat.network.weights import MORE_CLASSES, described_id_rule, load_checkpoint
 from spatialfeat.reports.report import write_report
 from spatialfeat.reports.tables import comparison_table, score_tables
 from spatialfeat.runrecord import RECORD_NAME, RunRecord
@@ -157,6 +158,7 @@ def _open_weights(source: WeightsSource, config: EvaluateConfig) -> OpenedSource
         source.csv,
         source.img_dir,
         split="evaluation",
+        id_rule=IdRule.given(source.id_form, source.id_pattern) or described_id_rule(source.weights) or USUAL_RULE,
         num_classes=checkpoint.num_classes,
         allow_unlabelled=True,
         more_classes=MORE_CLASSES,

@@ -12,7 +12,16 @@ from spatialfeat.checks.findings import Finding, finding_of_error, finding_of_pr
 from spatialfeat.checks.videos import VideoFacts
 from spatialfeat.config import TEST_CSV, CheckConfig
 from spatialfeat.console import count_text
-from spatialfeat.data.frames import UNLABELLED, FrameTable, named_csvs, read_frames, shared_patients, two_spellings
+from spatialfeat.data.frames import (
+    UNLABELLED,
+    FrameTable,
+    id_questions,
+    named_csvs,
+    read_frames,
+    shared_patients,
+    two_spellings,
+)
+from spatialfeat.data.ids import USUAL_RULE, IdRule
 from spatialfeat.data.tables import RowProblem
 from spatialfeat.errors import SpatialfeatError
 
@@ -38,6 +47,7 @@ def read_tables(config: CheckConfig) -> tuple[list[FrameTable], list[Finding]]:
     else:
         message = f"no {TEST_CSV} here: finetune ends without test results"
         findings.append(Finding("no-test-csv", message, "pass --test-csv if there is one"))
+    rule = IdRule.given(config.id_form, config.id_pattern) or USUAL_RULE
     for split, path in csvs:
         problems: list[RowProblem] = []
         try:
@@ -45,6 +55,7 @@ def read_tables(config: CheckConfig) -> tuple[list[FrameTable], list[Finding]]:
                 path,
                 config.img_dir,
                 split=split,
+                id_rule=rule,
                 num_classes=config.num_classes,
                 labels_required=not config.csvs,
                 on_problem=problems.append,
@@ -56,6 +67,7 @@ def read_tables(config: CheckConfig) -> tuple[list[FrameTable], list[Finding]]:
         findings += [finding_of_problem(problem) for problem in problems if problem.kind != "two-spellings"]
         if len(table):
             tables.append(table)
+    findings += [Finding(asked.code, asked.message, asked.remedy, asked.places) for asked in id_questions(tables)]
     return tables, [*findings, *_two_spellings(tables), *_shared_frames(tables), *_shared_patients(tables)]
 
 
@@ -85,7 +97,9 @@ def _frames(table: FrameTable) -> Iterator[tuple[str, int]]:
 
 
 def _shared_patients(tables: Sequence[FrameTable]) -> Iterator[Finding]:
-    shared = shared_patients(tables)
+    # A word that all ids begin with is no patient: that is asked, and no verdict.
+    asked = {patient for question in id_questions(tables) for patient in question.patients}
+    shared = {patient: frames for patient, frames in shared_patients(tables).items() if patient not in asked}
     places = [f"patient {patient}: {_frames_text(frames)}" for patient, frames in shared.items()]
     if places:
         message = f"{places[0]}; scores on patients that were trained on are too good"

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from spatialfeat.config import TEST_CSV, FinetuneConfig
-from spatialfeat.data.frames import FrameTable, read_frames, shared_patients
+from spatialfeat.data.frames import FrameTable, read_frames, shared_patients, tell_reading
+from spatialfeat.data.ids import USUAL_RULE, IdRule
 
 SHOWN_PATIENTS = 5
 RULE = "!" * 80
@@ -38,12 +39,15 @@ def read_study(config: FinetuneConfig) -> StudyData:
     elif test_csv is None:
         test_csv = TEST_CSV
 
+    rule = IdRule.given(config.id_form, config.id_pattern) or USUAL_RULE
+
     def read(path: Path, split: str) -> FrameTable:
-        return read_frames(path, config.img_dir, split=split, num_classes=config.num_classes)
+        return read_frames(path, config.img_dir, split=split, id_rule=rule, num_classes=config.num_classes)
 
     data = StudyData(
         read(config.train_csv, "train"), read(config.val_csv, "val"), read(test_csv, "test") if test_csv else None
     )
+    tell_reading(data.tables)
     _warn_of_absent_phases(data.train, config)
     warn_of_shared_patients(data)
     return data

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from spatialfeat.config import WEIGHTS_NAME, FinetuneConfig, default_phase_names, flag_of
+from spatialfeat.data.ids import USUAL_RULE, IdRule
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import file_sha256, read_json_object, write_atomically
@@ -170,6 +171,7 @@ class StudyFiles:
     def _write_weights(self, state: TrainingState) -> None:
         config, best = self._config, state.history[best_epoch(state.history) - 1]
         training: dict[str, Any] = {
+            "id_rule": str(IdRule.given(config.id_form, config.id_pattern) or USUAL_RULE),
             "epoch": best.epoch,
             "val_accuracy": best.val_acc,
             "initial_weights": config.weights,
