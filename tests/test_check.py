@@ -58,6 +58,23 @@ def respelt_video(data: DataSet) -> None:
     data.add_video("val", "011_1")
 
 
+@plants("two-patients", 1, "train.csv row 3: video 11_1 is of patient P2, but of P1 in", "a video is of one patient")
+def patient_column(data: DataSet) -> None:
+    data.patients = {"train": ["P1", "P2", *["P1"] * 7, *["P3"] * 9]}
+
+
+@plants("many-videos", 1, "patient op2024 has 10 videos: is that one patient", "--id-form")
+def year_before_a_number(data: DataSet) -> None:
+    for number in range(10):
+        data.add_video("train" if number < 9 else "test", f"op2024_{number}", seed=2000 + 10 * number)
+
+
+@plants("one-frame-videos", 20, "20 of 26 videos have one frame each, such as video frame000000: is", "--id-pattern")
+def frame_number_in_front(data: DataSet) -> None:
+    for number in range(20):
+        data.add_video("train", f"frame{number:06d}", frames=range(1, 2), seed=3000 + number)
+
+
 @plants("frame-in-two-splits", 1, "val.csv row 20: id 11_1_0001 is also in", "remove these rows from")
 def shared_frame(data: DataSet) -> None:
     data.rows["val"].append(data.rows["train"][0])
@@ -85,7 +102,7 @@ def no_zero(data: DataSet) -> None:
         rows[:] = [row for row in rows if row[1] != "0"]
 
 
-@plants("no-image-folder", 1, "nowhere: cannot be read", "pass the folder of the PNG files")
+@plants("no-image-folder", 1, "nowhere: cannot be read", "pass the folder of the images")
 def no_folder(data: DataSet) -> dict[str, Any]:
     return {"img_dir": data.folder / "nowhere"}
 

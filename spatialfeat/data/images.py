@@ -266,9 +266,7 @@ class ImageFolder:
         folder, _, stem = name.rpartition("/")
         listing = self._listing(folder)
         if listing is not None and stem in listing.several:
-            raise ImageError(
-                f"there are {' and '.join(listing.several[stem])}, and one of them must be the frame; keep one"
-            )
+            raise ImageError(f"there are {' and '.join(listing.several[stem])}: keep the one that is the frame")
         return _open_frame(self.file(name))
 
     def fingerprint(self, name: str) -> tuple[int, int]:
@@ -373,7 +371,7 @@ def _is_image(name: str) -> bool:
 def _list(place: str) -> set[str]:
     """The stems of all images in a folder, listed anew. Raises OSError."""
     with os.scandir(place) as entries:
-        files = [entry.name for entry in entries if _is_image(entry.name)]
+        files = sorted(entry.name for entry in entries if _is_image(entry.name))
     suffix_of: dict[str, str] = {}
     several: dict[str, list[str]] = {}
     for name in files:
