@@ -15,7 +15,8 @@ from spatialfeat.checks.report import CheckReport, render
 from spatialfeat.checks.rows import check_labels, phase_counts, read_tables, split_facts
 from spatialfeat.checks.videos import check_videos, video_facts
 from spatialfeat.config import CheckConfig
-from spatialfeat.data.frames import FrameTable, ids_as_read
+from spatialfeat.data.frames import FrameTable
+from spatialfeat.data.patients import ids_as_read
 from spatialfeat.device import choose_precision, select_device
 from spatialfeat.files import prepare_output_dir, write_atomically, write_json
 from spatialfeat.names import natural_key

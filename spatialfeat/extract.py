@@ -20,16 +20,9 @@ from spatialfeat.data.dataset import (
     make_loader,
     where_missing_may_be,
 )
-from spatialfeat.data.frames import (
-    UNNAMED_SPLIT,
-    FrameTable,
-    group_videos,
-    list_frames,
-    named_csvs,
-    read_frames,
-    tell_reading,
-)
+from spatialfeat.data.frames import UNNAMED_SPLIT, FrameTable, group_videos, list_frames, named_csvs, read_frames
 from spatialfeat.data.ids import USUAL_RULE, IdRule
+from spatialfeat.data.patients import tell_reading
 from spatialfeat.data.pseudonyms import Pseudonyms, pseudonymized
 from spatialfeat.data.transforms import evaluation_transform
 from spatialfeat.device import (

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from spatialfeat.console import NO_BREAK, align, clock_text, count_text, size_text, wrap
-from spatialfeat.data.frames import UNLABELLED, count_gaps, patients_in_several_splits
+from spatialfeat.data.frames import UNLABELLED, count_gaps
+from spatialfeat.data.ids import AUTO
+from spatialfeat.data.patients import patients_in_several_splits
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
 from spatialfeat.features.folder import (
@@ -193,6 +195,8 @@ def _provenance_lines(files: Sequence[FeatureFile]) -> list[str]:
         lines += wrap(", ".join(names), "phases: ")
     lines += wrap(" and ".join(values("group_by")), "one file per: ")
     lines += wrap(" and ".join(values("layout")), "layout: ")
+    if values("id_rule") != [AUTO]:
+        lines += wrap(" and ".join(values("id_rule")), "ids are read by: ")
     if len(values("backbone")) == len(values("layer")) == 1:
         lines += wrap(f"{first.backbone}, layer {first.layer}", "network: ")
     if len(values("preprocessing")) == 1:

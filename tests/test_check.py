@@ -63,7 +63,7 @@ def patient_column(data: DataSet) -> None:
     data.patients = {"train": ["P1", "P2", *["P1"] * 7, *["P3"] * 9]}
 
 
-@plants("many-videos", 1, "patient op2024 has 10 videos: is that one patient", "--id-form")
+@plants("many-videos", 1, "patient op2024 has 10 videos, in train and test, so that", "--id-form")
 def year_before_a_number(data: DataSet) -> None:
     for number in range(10):
         data.add_video("train" if number < 9 else "test", f"op2024_{number}", seed=2000 + 10 * number)
@@ -266,6 +266,29 @@ def test_a_planted_fault_is_found(code: str, data: DataSet, monkeypatch: pytest.
 def test_every_code_has_a_test() -> None:
     assert set(PLANTS) | NEEDING_AN_ESTIMATE == set(CODES)
     assert NEEDING_AN_ESTIMATE.isdisjoint(PLANTS)
+
+
+def test_operations_of_numbers_behind_a_word_are_patients_of_their_own(data: DataSet) -> None:
+    for rows in data.rows.values():
+        rows.clear()
+    for number in range(1, 13):
+        split = ("train", "train", "val", "test")[number % 4]
+        data.add_video(split, f"video_{number:02d}", seed=4000 + 20 * number)
+    report = data.report()
+    assert not report.failed
+    assert sum(split.num_patients for split in report.splits) == 12
+    assert report.ids[0] == "video_01_0001: patient video_01, frame 1"
+
+
+@pytest.mark.parametrize(("options", "failed"), [({}, False), ({"id_form": "patient-segment-frame"}, True)])
+def test_many_videos_of_one_patient_are_a_question_unless_it_was_said(
+    data: DataSet, options: dict[str, Any], failed: bool
+) -> None:
+    year_before_a_number(data)
+    report = data.report(**options)
+    assert report.failed is failed
+    assert ("many-videos" in codes(report)) is not failed
+    assert ("patient-in-two-splits" in codes(report)) is failed
 
 
 def test_nothing_is_said_of_a_clean_data_set(data: DataSet) -> None:

@@ -12,16 +12,9 @@ import pytest
 from tinydata import make_table
 
 from spatialfeat.config import CheckConfig, EvaluateConfig, ExtractConfig, FinetuneConfig, Options
-from spatialfeat.data.frames import (
-    FrameTable,
-    group_videos,
-    id_questions,
-    ids_as_read,
-    list_frames,
-    read_frames,
-    shared_patients,
-)
+from spatialfeat.data.frames import FrameTable, group_videos, list_frames, read_frames
 from spatialfeat.data.ids import USUAL_RULE, IdRule
+from spatialfeat.data.patients import id_questions, ids_as_read, shared_patients
 from spatialfeat.data.pseudonyms import pseudonymized
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.names import file_name
@@ -223,7 +216,7 @@ def test_what_looks_like_a_misreading_is_asked_unless_it_was_said(tmp_path: Path
     many = [f"op2024_{video}_{frame},0" for video in range(10) for frame in (1, 2)]
     (question,) = id_questions([read(tmp_path, many)])
     assert question.code == "many-videos"
-    assert question.message.startswith("patient op2024 has 10 videos: is that one patient")
+    assert question.message.startswith("patient op2024 has 10 videos: is it one patient")
     assert "--id-form, --id-pattern, or a column patient" in question.remedy
     assert id_questions([read(tmp_path, many, rule="patient-segment-frame")]) == []
     assert id_questions([read(tmp_path, many, rule="video-frame")]) == []
@@ -233,6 +226,24 @@ def test_what_looks_like_a_misreading_is_asked_unless_it_was_said(tmp_path: Path
     (question,) = id_questions([read(tmp_path, single)])
     assert question.code == "one-frame-videos"
     assert "5 of 5 videos have one frame each, such as video frame000000" in question.message
+
+
+def test_what_is_asked_is_no_patient_in_two_splits_until_it_is_said(tmp_path: Path) -> None:
+    for rule, column in (("auto", ""), ("patient-segment-frame", ""), ("auto", ",A")):
+        tables = []
+        for split, videos in (("train", range(9)), ("test", range(9, 11))):
+            lines = [f"op2024_{video}_{frame},0{column}" for video in videos for frame in (1, 2)]
+            (tmp_path / "a.csv").write_text("\n".join(["id,label" + ",patient" * bool(column), *lines]))
+            tables.append(read_frames(tmp_path / "a.csv", tmp_path, split=split, id_rule=IdRule.parse(rule)))
+        questions = [question.message for question in id_questions(tables)]
+        if rule == "auto" and not column:
+            assert shared_patients(tables) == {}
+            assert questions[0].startswith(
+                "patient op2024 has 11 videos, in train and test, so that scores would be too"
+            )
+        else:
+            assert shared_patients(tables) == {"A" if column else "op2024": {"train": 18, "test": 4}}
+            assert questions == []
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])

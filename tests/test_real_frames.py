@@ -14,7 +14,14 @@ import pytest
 from PIL import Image
 
 from spatialfeat.check import check
-from spatialfeat.config import CheckConfig, EvaluateConfig, ExportConfig, ExtractConfig, FinetuneConfig
+from spatialfeat.config import (
+    PREDICTIONS_NAME,
+    CheckConfig,
+    EvaluateConfig,
+    ExportConfig,
+    ExtractConfig,
+    FinetuneConfig,
+)
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluate import evaluate, open_source
@@ -23,7 +30,7 @@ from spatialfeat.extract import extract
 from spatialfeat.features.file import FeatureFile
 from spatialfeat.features.folder import read_features
 from spatialfeat.finetune import finetune
-from spatialfeat.info import describe
+from spatialfeat.info import describe, render
 from spatialfeat.network.resnet import PhaseResNet50
 from spatialfeat.network.weights import save_weights, snapshot
 from spatialfeat.scores.predictions import evaluated_videos
@@ -96,6 +103,9 @@ def test_from_jpegs_in_folders_per_video_to_scores_and_exports(
                        device="cpu", tensorboard=False, out_dir=tmp_path / "study", id_form="video-frame")
     )  # fmt: skip
     assert "id video_01/000001: patient A, video video_01, frame 1" in caplog.messages
+    predictions = tmp_path / "study" / PREDICTIONS_NAME
+    assert predictions.read_text().splitlines()[0] == "img_id,true_label,predicted_label,patient"
+    assert list(evaluated(EvaluateConfig(predictions=(str(predictions),), group_by="patient"))) == ["C"]
     assert json.loads((tmp_path / "study" / WEIGHTS_NAME).with_suffix(".json").read_text())["id_rule"] == "video-frame"
 
     caplog.clear()
@@ -152,6 +162,8 @@ def test_the_rule_of_training_is_that_of_extraction_unless_another_is_given(tmp_
     with pytest.raises(SpatialfeatError, match=r"with other id rule \((auto|video-frame) against (auto|video-frame)\)"):
         read_features(config.out_dir)
     assert any("id rule" in problem for problem in describe(config.out_dir).problems)  # type: ignore[union-attr]
+    (config.out_dir / "other.h5").unlink()
+    assert "ids are read by: video-frame" in render(describe(config.out_dir))
 
 
 def test_a_feature_file_without_a_rule_is_of_the_usual_one(tmp_path: Path, weights: Path) -> None:

@@ -12,16 +12,9 @@ from spatialfeat.checks.findings import Finding, finding_of_error, finding_of_pr
 from spatialfeat.checks.videos import VideoFacts
 from spatialfeat.config import TEST_CSV, CheckConfig
 from spatialfeat.console import count_text
-from spatialfeat.data.frames import (
-    UNLABELLED,
-    FrameTable,
-    id_questions,
-    named_csvs,
-    read_frames,
-    shared_patients,
-    two_spellings,
-)
+from spatialfeat.data.frames import UNLABELLED, FrameTable, named_csvs, read_frames, two_spellings
 from spatialfeat.data.ids import USUAL_RULE, IdRule
+from spatialfeat.data.patients import id_questions, shared_patients
 from spatialfeat.data.tables import RowProblem
 from spatialfeat.errors import SpatialfeatError
 
@@ -97,9 +90,7 @@ def _frames(table: FrameTable) -> Iterator[tuple[str, int]]:
 
 
 def _shared_patients(tables: Sequence[FrameTable]) -> Iterator[Finding]:
-    # A word that all ids begin with is no patient: that is asked, and no verdict.
-    asked = {patient for question in id_questions(tables) for patient in question.patients}
-    shared = {patient: frames for patient, frames in shared_patients(tables).items() if patient not in asked}
+    shared = shared_patients(tables)
     places = [f"patient {patient}: {_frames_text(frames)}" for patient, frames in shared.items()]
     if places:
         message = f"{places[0]}; scores on patients that were trained on are too good"

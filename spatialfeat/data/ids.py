@@ -86,8 +86,9 @@ class IdRule:
             return "mend the pattern or the id"
         forms = "PATIENT_SEGMENT_FRAME" + (" or VIDEO_FRAME" if self.form == AUTO else "")
         forms = "VIDEO_FRAME" if self.form == VIDEO_FRAME else forms
-        example = "video01_000123" if self.form == VIDEO_FRAME else "1050_1_000001"
-        return f"write {forms}, e.g. {example}, without .png; or say with --id-pattern how ids are read"
+        examples = {AUTO: "1050_1_000001 or video01/000031", VIDEO_FRAME: "video01_000123"}
+        example = examples.get(self.form, "1050_1_000001")
+        return f"write {forms}, e.g. {example}, without .png or .jpg; or say with --id-pattern how ids are read"
 
     def read(self, ids: pd.Series[str]) -> pd.DataFrame:
         """The fields of N ids: text columns `video`, `patient`, `segment` and `frame`, the last two of digits.

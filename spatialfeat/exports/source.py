@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from spatialfeat.config import ExportConfig, Shard
 from spatialfeat.console import count_text
-from spatialfeat.data.frames import UNLABELLED, patients_in_several_splits
+from spatialfeat.data.frames import UNLABELLED
 from spatialfeat.data.ids import IdRule
+from spatialfeat.data.patients import patients_in_several_splits
 from spatialfeat.data.pseudonyms import Pseudonyms, names_to_hide, open_pseudonyms
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile

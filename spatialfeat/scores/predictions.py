@@ -7,7 +7,8 @@ Whatever the source, predictions arrive as `FramePredictions`, one per table of 
     1050_1_000001,3,3
 
 The id column is `img_id`, `frame_id` or `id`; the predicted phase `predicted_label`, `prediction` or `predicted`; the
-true phase, which may be missing where another file has it, `true_label` or `label`. Other columns are ignored.
+true phase, which may be missing where another file has it, `true_label` or `label`. A column `patient` is read as in
+the CSVs of frames; others are ignored.
 """
 
 from __future__ import annotations
@@ -75,8 +76,13 @@ class FramePredictions:
         return cls(table, logits.argmax(axis=1).astype(np.int64), softmax(logits).astype(np.float32))
 
     def write_csv(self, path: Path) -> None:
-        """The specification's `img_id,true_label,predicted_label`, one line per row of the table, in its order."""
+        """The specification's `img_id,true_label,predicted_label`, one line per row of the table, in its order.
+
+        Where a column named the patients, which the ids then do not tell, a fourth one, `patient`, follows.
+        """
         columns = {"img_id": self.table.ids, "true_label": self.table.labels, "predicted_label": self.predicted}
+        if self.table.patients_given:
+            columns["patient"] = self.table.patients
         write_csv(path, pd.DataFrame(columns))
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from spatialfeat.config import TEST_CSV, FinetuneConfig
-from spatialfeat.data.frames import FrameTable, read_frames, shared_patients, tell_reading
+from spatialfeat.data.frames import FrameTable, read_frames
 from spatialfeat.data.ids import USUAL_RULE, IdRule
+from spatialfeat.data.patients import shared_patients, tell_reading
 
 SHOWN_PATIENTS = 5
 RULE = "!" * 80
