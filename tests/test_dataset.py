@@ -85,6 +85,8 @@ def test_the_letter_case_of_a_missing_image_and_folders_too_many(tmp_path: Path)
     (table.images.path / "Video1" / "Frame_2.jpg").write_bytes(png_bytes())
     with pytest.raises(SpatialfeatError, match="write 1 id as the file is named: Video1/Frame_2 for Video1/frame_2"):
         require_images([table])
+    with pytest.raises(SpatialfeatError, match="write the folder of the ids as it is named: Video1, not video01"):
+        require_images([make_table(tmp_path, ["video01/frame_2"])])
     within = replace(table, images=ImageFolder(table.images.path / "Video1"))
     (table.images.path / "Video1" / "Frame_2.jpg").rename(table.images.path / "Video1" / "frame_2.jpg")
     with pytest.raises(SpatialfeatError, match=rf"pass --img-dir {table.images.path}: the ids name the folder Video1"):

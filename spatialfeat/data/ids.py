@@ -37,8 +37,8 @@ _ID = re.compile(rf"^(?P<video>.+?){_SEPARATOR}{_FRAME}$", re.ASCII)
 _PATIENT_SEGMENT = re.compile(rf"(?P<patient>.+)[_/](?P<segment>{_NUMBER})", re.ASCII)
 _ONLY_FRAME = re.compile(rf"{_FRAME}", re.ASCII)
 _FRAME_FIELD = re.compile(rf"{_SEPARATOR}{_FRAME}", re.ASCII)
-# `video01/video01_000031`: the folder is named again in the file.
-_FOLDER_TWICE = re.compile(r"(?P<folder>[^/]+)/(?=(?P=folder)(?:_|$))")
+# `video01/video01_000031`, `1050/1050_1_000031`: what lies in the folder names it again. But `1/1` is segment 1 of 1.
+_FOLDER_TWICE = re.compile(r"(?<![^/])(?P<folder>[^/]+)/(?=(?P=folder)_[^/]*$|(?![0-9]+$)(?P=folder)$)")
 _UNREAD = (None, None, None, None)
 
 
@@ -97,14 +97,13 @@ class IdRule:
         """
         if self.form == PATTERN:
             pattern = re.compile(self.pattern)
-            rows = [_groups(pattern.fullmatch(frame_id)) for frame_id in ids]
+            rows = [_groups(pattern.fullmatch(frame_id)) for frame_id in ids.tolist()]
         else:
-            split = lru_cache(maxsize=None)(
-                self._split
-            )  # A few hundred videos stand for hundreds of thousands of frames.
+            # A few hundred videos stand for hundreds of thousands of frames.
+            split = lru_cache(maxsize=None)(self._split)
             rows = [
                 _UNREAD if match is None or (parts := split(match["video"])) is None else (*parts, match["frame"])
-                for match in map(_ID.match, ids)
+                for match in map(_ID.match, ids.tolist())
             ]
         columns = ["video", "patient", "segment", "frame"]
         fields: pd.DataFrame = pd.DataFrame(rows, index=ids.index, columns=columns, dtype=object)

@@ -207,7 +207,8 @@ class ImageFolder:
         folder, _, stem = example.rpartition("/")
         others: dict[str, str] = {}
         inner: list[str] = []
-        for place in dict.fromkeys(("", *(name.rpartition("/")[0] for name in missing))):
+        places = dict.fromkeys(["", *(name.rpartition("/")[0] for name in missing)])
+        for place in places:
             with suppress(OSError), os.scandir(self._place(place)) as entries:
                 for entry in entries:
                     start, dot, suffix = f"{place}/{entry.name}".lstrip("/").rpartition(".")
@@ -220,7 +221,10 @@ class ImageFolder:
             left = len(missing) - len(found)
             rest = f"; the other {left} have no such file: restore it, or remove the row" if left else ""
             return f"convert to PNG or JPEG the {count_text(len(found), 'file')} such as {found[0]}{rest}"
-        present = self.names({"", folder})
+        alike = [name for name in inner if name != folder and same_name_key(name) == same_name_key(folder)]
+        if alike and folder not in inner:
+            return f"write the folder of the ids as it is named: {alike[0]}, not {folder}"
+        present = self.names(places)
         spellings = {same_name_key(name): name for name in present}
         respelt = [(name, spellings[key]) for name in missing if (key := same_name_key(name)) in spellings]
         if respelt:
@@ -235,13 +239,9 @@ class ImageFolder:
             return f"write the ids without their folder, {stem} for {example}: this one is {self.file(stem)}"
         # `video01_000031` may be 000031 in the folder video01, or lie there under its whole name.
         start, _, number = stem.rpartition("_")
-        for name in (f"{start}/{number}", *(f"{place}/{stem}" for place in sorted(inner, key=natural_key))):
-            if (
-                not folder
-                and start
-                and (self.path / name).parent.is_dir()
-                and name in self.names([name.rpartition("/")[0]])
-            ):
+        candidates = [f"{start}/{number}", *(f"{place}/{stem}" for place in sorted(inner, key=natural_key))]
+        for name in candidates if start and not folder else ():
+            if name in self.names([name.rpartition("/")[0]]):
                 return f"write the folder in the ids, {name} for {example}: this one is {self.file(name)}"
         if not present:
             folders = f"it holds {count_text(len(inner), 'folder')}, such as {min(inner)}" if inner else ""
