@@ -14,7 +14,7 @@ from tinydata import make_table
 from spatialfeat.config import CheckConfig, EvaluateConfig, ExtractConfig, FinetuneConfig, Options
 from spatialfeat.data.frames import FrameTable, group_videos, list_frames, read_frames
 from spatialfeat.data.ids import USUAL_RULE, IdRule
-from spatialfeat.data.patients import id_questions, ids_as_read, shared_patients
+from spatialfeat.data.patients import id_questions, ids_as_read, shared_patients, tell_reading
 from spatialfeat.data.pseudonyms import pseudonymized
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.names import file_name
@@ -248,6 +248,15 @@ def test_what_is_asked_is_no_patient_in_two_splits_until_it_is_said(tmp_path: Pa
         else:
             assert shared_patients(tables) == {"A" if column else "op2024": {"train": 18, "test": 4}}
             assert questions == []
+
+
+def test_finetune_and_extract_show_and_ask(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        tell_reading([read(tmp_path, [f"frame{frame:06d}_01,0" for frame in range(5)])])
+    levels = [(record.levelname, record.message) for record in caplog.records]
+    assert levels[0] == ("INFO", "id frame000000_01: patient frame000000, frame 1")
+    assert [level for level, _ in levels] == ["INFO"] * 3 + ["WARNING"]
+    assert "is the last number of these ids the frame?; see how the ids are read; --id-form" in levels[3][1]
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])

@@ -1,5 +1,4 @@
-"""Frames on disk: where a name becomes a file, PNG or JPEG, and pixels. The one decoder, and the quick look before long
-work starts."""
+"""Frames on disk: where a name becomes a file and pixels. The one decoder, and a quick look before long work starts."""
 
 from __future__ import annotations
 
@@ -388,7 +387,7 @@ def _list(place: str) -> set[str]:
 
 
 def _form(content: bytes) -> str:
-    """ "PNG" or "JPEG", by the first bytes of a file. Raises ImageError if it is neither."""
+    """What a file is by its first bytes, "PNG" or "JPEG". Raises ImageError if it is neither."""
     if content.startswith(PNG_SIGNATURE):
         return "PNG"
     if content.startswith(JPEG_START):
