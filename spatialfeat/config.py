@@ -31,6 +31,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 RESIZINGS = ("short-side", "squash")
 IMAGENET = "imagenet"
 """The word that stands for torchvision's ImageNet weights in `--weights`."""
+ID_FORMS = ("auto", "patient-segment-frame", "video-frame")
 VAL_TARGETS = ("own", "train", "test", "drop")
 
 CHILDREN = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool", "fc")
@@ -187,6 +188,32 @@ def read_colours(flag: str, text: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
+ID_GROUPS = ({"patient", "segment", "frame"}, {"video", "frame"}, {"patient", "video", "frame"})
+"""The named groups that a pattern of ids may have."""
+
+MAX_PATTERN_CHARACTERS = 1000
+
+
+def check_id_pattern(pattern: str) -> None:
+    """Refuse what is no regular expression with the groups of an id."""
+    try:
+        groups = set(re.compile(pattern).groupindex) if len(pattern) <= MAX_PATTERN_CHARACTERS else set()
+    except (re.error, RecursionError, OverflowError) as error:
+        raise SpatialfeatError(f"--id-pattern {pattern[:80]}: is no regular expression ({error})") from error
+    if groups not in ID_GROUPS:
+        raise SpatialfeatError(
+            f"--id-pattern {pattern[:80]}: must name the groups patient, segment and frame, or video and frame, e.g. "
+            r"'(?P<video>.+)_(?P<frame>\d+)'"
+        )
+
+
+def _check_id_options(form: str | None, pattern: str | None) -> None:
+    if pattern is not None:
+        check_id_pattern(pattern)
+    if form is not None and pattern is not None:
+        raise SpatialfeatError("--id-form and --id-pattern: say in one way how ids are read; leave one of the two out")
+
+
 DATA, NETWORK, TRAINING, SCORES, DEVICE, OUTPUT = "Data", "Network", "Training", "Scores", "Device", "Output"
 PLANNED, MS_TCN = "Planned training, for the estimate", "Format ms-tcn"
 
@@ -194,7 +221,21 @@ PLANNED, MS_TCN = "Planned training, for the estimate", "Format ms-tcn"
 _TRAIN_CSV = Option("Training frames: CSV with columns id,label.", DATA)
 _VAL_CSV = Option("Validation frames.", DATA)
 _TEST_CSV = Option("Test frames.", DATA, unset=f"{TEST_CSV} if it is there")
-_IMG_DIR = Option("Folder with the frames, {id}.png.", DATA)
+_IMG_DIR = Option("Folder with the frames, {id}.png or {id}.jpg.", DATA)
+_ID_FORM = Option(
+    "How ids are read: patient-segment-frame, video-frame, or auto, where a last-but-one number is a segment if the "
+    "patient before it holds a digit.",
+    DATA,
+    one_of(*ID_FORMS),
+    unset="auto",
+)
+_ID_PATTERN = Option(
+    "Read ids by a regular expression that matches them as a whole, with the named groups patient, segment, frame; or "
+    r"video, frame: '(?P<video>.+)_(?P<frame>\d+)'.",
+    DATA,
+    metavar="REGEX",
+)
+_AS_TRAINED = "as the weights were trained, else auto"
 _NUM_CLASSES = Option("Number of phases; labels are 0..N-1.", DATA, at_least(2))
 _PHASE_NAMES = Option(
     "Phase names in label order: NAME,NAME,...; a text file, one per line or `number name` as in mapping.txt; the JSON "
@@ -282,6 +323,8 @@ class FinetuneConfig(Options):
     val_csv: Path = _VAL_CSV.field(VAL_CSV)
     test_csv: Path | None = _TEST_CSV.field(None)
     img_dir: Path = _IMG_DIR.field(Path("images"))
+    id_form: str | None = _ID_FORM.field(None)
+    id_pattern: str | None = _ID_PATTERN.field(None)
     num_classes: int = _NUM_CLASSES.field(DEFAULT_NUM_PHASES)
     phase_names: tuple[str, ...] | None = _PHASE_NAMES.field(None)
     weights: str = option("imagenet", "Start from: imagenet, random, or the path of a ResNet-50 state dict.", NETWORK)
@@ -337,6 +380,7 @@ class FinetuneConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_id_options(self.id_form, self.id_pattern)
         if self.cache_size_px is not None and self.cache_dir is None:
             raise SpatialfeatError("--cache-size: has no meaning without --cache")
         if self.cache_size_px is not None and self.cache_size_px < self.image_size_px:
@@ -370,7 +414,19 @@ class ExtractConfig(Options):
         metavar="[SPLIT=]PATH",
         unset="the specification's three files",
     )
-    img_dir: Path = _IMG_DIR.field(FinetuneConfig.img_dir)
+    read_csvs: bool = option(
+        True,
+        "Leave the specification's CSVs aside, also where they lie here: all images of --img-dir, unlabelled.",
+        DATA,
+        flag="no-csv",
+    )
+    img_dir: Path = _IMG_DIR.field(
+        FinetuneConfig.img_dir,
+        help="Folder with the frames, {id}.png or {id}.jpg. Without a CSV: all frames in it, or in one folder per "
+        "video in it; of bare frame numbers the folder's name is the video.",
+    )
+    id_form: str | None = _ID_FORM.field(None, unset=_AS_TRAINED)
+    id_pattern: str | None = _ID_PATTERN.field(None)
     group_by: str = option(
         "video", "One file per: video, or patient (all segments in order).", DATA, one_of(*GROUPINGS)
     )
@@ -417,6 +473,9 @@ class ExtractConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_id_options(self.id_form, self.id_pattern)
+        if self.csvs and not self.read_csvs:
+            raise SpatialfeatError("--csv and --no-csv: leave one of the two out")
         parse_shard(self.shard)
 
 
@@ -459,6 +518,8 @@ class WeightsSource:
     preprocessing: str | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    id_form: str | None = None
+    id_pattern: str | None = None
     batch_size: int = ExtractConfig.batch_size
     device: str = ExtractConfig.device
     precision: str = ExtractConfig.precision
@@ -479,6 +540,8 @@ class PredictionsSource:
 
     predictions: tuple[str, ...]
     csv: Path | None = None
+    id_form: str | None = None
+    id_pattern: str | None = None
 
 
 Source = WeightsSource | FeaturesSource | PredictionsSource
@@ -502,6 +565,8 @@ class EvaluateConfig(Options):
         unset=WeightsSource.csv,
     )
     img_dir: Path | None = _IMG_DIR.field(None, unset=WeightsSource.img_dir)
+    id_form: str | None = _ID_FORM.field(None, unset=_AS_TRAINED)
+    id_pattern: str | None = _ID_PATTERN.field(None)
     features: Path | None = option(
         None, "Folder of feature files: their logits and labels are scored, no image is decoded.", DATA
     )
@@ -551,6 +616,7 @@ class EvaluateConfig(Options):
     def __post_init__(self) -> None:
         self._refuse_options_without_effect()
         super().__post_init__()
+        _check_id_options(self.id_form, self.id_pattern)
         if self.relaxed_window is not None and self.relaxed is None:
             raise SpatialfeatError(
                 "--relaxed-window does nothing without --relaxed; pass --relaxed cholec80 or --relaxed GRAPH.csv"
@@ -565,7 +631,9 @@ class EvaluateConfig(Options):
     def source(self) -> Source:
         """Where the predictions come from, with the defaults of its options."""
         if self.predictions:
-            return PredictionsSource(predictions=self.predictions, csv=self.csv)
+            return PredictionsSource(
+                predictions=self.predictions, csv=self.csv, id_form=self.id_form, id_pattern=self.id_pattern
+            )
         kind: type[Any] = WeightsSource if self.features is None else FeaturesSource
         given = {field.name: getattr(self, field.name) for field in fields(kind)}
         found: Source = kind(**{name: value for name, value in given.items() if value is not None})
@@ -696,6 +764,8 @@ class CheckConfig(Options):
         metavar="[SPLIT=]PATH",
     )
     img_dir: Path = _IMG_DIR.field(FinetuneConfig.img_dir)
+    id_form: str | None = _ID_FORM.field(None)
+    id_pattern: str | None = _ID_PATTERN.field(None)
     num_classes: int = _NUM_CLASSES.field(FinetuneConfig.num_classes)
     phase_names: tuple[str, ...] | None = _PHASE_NAMES.field(None)
     fps: float = _FPS.field(ExtractConfig.fps)

@@ -21,6 +21,7 @@ from spatialfeat.data.frames import (
     read_frames,
     unlabelled_text,
 )
+from spatialfeat.data.ids import USUAL_RULE, IdRule
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.device import (
     choose_precision,
@@ -35,7 +36,7 @@ from spatialfeat.errors import SpatialfeatError, translate_computing_faults, tra
 from spatialfeat.files import move_into, prepare_output_dir, read_json_object, working_folder
 from spatialfeat.network.inference import predict_logits
 from spatialfeat.network.resnet import InferenceNetwork
-from spatialfeat.network.weights import MORE_CLASSES, load_checkpoint, warn_of_many_classes
+from spatialfeat.network.weights import MORE_CLASSES, described_id_rule, load_checkpoint, warn_of_many_classes
 from spatialfeat.reports.report import write_report
 from spatialfeat.reports.tables import comparison_table, score_tables
 from spatialfeat.runrecord import RECORD_NAME, RunRecord
@@ -170,6 +171,7 @@ def _open_weights(source: WeightsSource, config: EvaluateConfig) -> OpenedSource
         source.csv,
         source.img_dir,
         split="evaluation",
+        id_rule=IdRule.given(source.id_form, source.id_pattern) or described_id_rule(source.weights) or USUAL_RULE,
         num_classes=checkpoint.num_classes,
         phase_names=checkpoint.phase_names,
         more_classes=MORE_CLASSES,

@@ -13,7 +13,13 @@ import numpy as np
 from spatialfeat.config import IMAGENET, ExtractConfig, parse_shard
 from spatialfeat.console import count_text, frame_bar
 from spatialfeat.data.cache import open_cache, total_use
-from spatialfeat.data.dataset import FrameDataset, check_image_files, describe_broken_image, make_loader
+from spatialfeat.data.dataset import (
+    FrameDataset,
+    check_image_files,
+    describe_broken_image,
+    make_loader,
+    where_missing_may_be,
+)
 from spatialfeat.data.frames import (
     UNLABELLED,
     UNNAMED_SPLIT,
@@ -26,6 +32,8 @@ from spatialfeat.data.frames import (
     read_frames,
     unlabelled_text,
 )
+from spatialfeat.data.ids import USUAL_RULE, IdRule
+from spatialfeat.data.patients import show_reading
 from spatialfeat.data.pseudonyms import Pseudonyms, pseudonymized
 from spatialfeat.data.transforms import Preprocessing, evaluation_transform
 from spatialfeat.device import (
@@ -45,7 +53,7 @@ from spatialfeat.files import prepare_output_dir, require_room
 from spatialfeat.network.backbone import RESNET50
 from spatialfeat.network.inference import run_inference
 from spatialfeat.network.resnet import InferenceNetwork
-from spatialfeat.network.weights import MORE_CLASSES, load_checkpoint, warn_of_many_classes
+from spatialfeat.network.weights import MORE_CLASSES, described_id_rule, load_checkpoint, warn_of_many_classes
 from spatialfeat.runrecord import RunRecord
 
 logger = logging.getLogger(__name__)
@@ -86,9 +94,11 @@ class _Extraction:
 
     def __init__(self, config: ExtractConfig, group: ProcessGroup) -> None:
         self.config, self.group = config, group
-        csvs = named_csvs(config.csvs)
+        csvs = named_csvs(config.csvs) if config.read_csvs else []
         self.csv_paths = [path for _, path in csvs]
-        self.tables = [] if csvs else [_all_images(config.img_dir)]  # Before the weights, which take seconds.
+        given = IdRule.given(config.id_form, config.id_pattern)
+        self.id_rule = given or described_id_rule(config.weights) or USUAL_RULE
+        self.tables = [] if csvs else [self._all_images()]  # Before the weights, which take seconds.
         # ImageNet weights are downloaded once.
         with group.main_first() if config.weights == Path(IMAGENET) else nullcontext():
             self.checkpoint = load_checkpoint(
@@ -99,6 +109,7 @@ class _Extraction:
                 needs_classifier=False,
             )
         self.tables += [self._read_table(split, path) for split, path in csvs]
+        show_reading(self.tables)
         warn_of_many_classes(self.checkpoint, self.tables)
         self.pseudonyms: Pseudonyms | None = None
         if config.pseudonymize is not None:
@@ -117,6 +128,7 @@ class _Extraction:
             layout=config.layout,
             group_by=config.group_by,
             fps=config.fps,
+            id_rule=str(self.tables[0].id_rule),
         )
         self.cache = open_cache(config.cache_dir, config.cache_limit_gb)
 
@@ -177,6 +189,7 @@ class _Extraction:
             path,
             self.config.img_dir,
             split=split,
+            id_rule=self.id_rule,
             num_classes=self.checkpoint.num_classes,
             phase_names=self.checkpoint.phase_names,
             labels_required=False,
@@ -194,9 +207,21 @@ class _Extraction:
             found = [reasons[key] for row in video.rows.tolist() if (key := (id(video.table), row)) in reasons]
             if found:
                 failed[video.video_id] = found[0] + (f" ({len(found)} such images)" if len(found) > 1 else "")
+        where = where_missing_may_be(broken)
         if failed and len(failed) == len(self.videos):
-            raise SpatialfeatError(f"{next(iter(failed.values()))}; no video is left to extract: check --img-dir")
+            first = describe_broken_image(*broken[0])
+            others = f" ({len(broken)} of {sum(map(len, self.videos))} images are broken)" if len(broken) > 1 else ""
+            raise SpatialfeatError(f"{first}{others}; no video is left to extract: {where or 'check --img-dir'}")
+        if where:
+            logger.warning("of the missing images: %s", where)
         return failed
+
+    def _all_images(self) -> FrameTable:
+        """Without any CSV: all frames of the folder, unlabelled."""
+        table = list_frames(self.config.img_dir, split=UNNAMED_SPLIT, id_rule=self.id_rule)
+        count, where = len(table), self.config.img_dir
+        logger.info("no CSV: extracting all %d images of %s, unlabelled, as split %r", count, where, UNNAMED_SPLIT)
+        return table
 
     def _start_record(self) -> RunRecord:
         return RunRecord(
@@ -262,10 +287,3 @@ class _Extraction:
             logger.info("%d already there, made by the same weights, options and frames", len(result.skipped))
         for video_id, reason in result.failed.items():
             logger.error("video %s has no feature file: %s", video_id, reason)
-
-
-def _all_images(img_dir: Path) -> FrameTable:
-    """Without any CSV: all frames of the folder, unlabelled."""
-    table = list_frames(img_dir, split=UNNAMED_SPLIT)
-    logger.info("no CSV: extracting all %d images of %s, unlabelled, as split %r", len(table), img_dir, UNNAMED_SPLIT)
-    return table

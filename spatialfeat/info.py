@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from spatialfeat.console import MOST_PHASES, NO_BREAK, align, clock_text, count_text, shown_phases, size_text, wrap
-from spatialfeat.data.frames import UNLABELLED, count_gaps, doubtful_fps, patients_in_several_splits
+from spatialfeat.data.frames import UNLABELLED, count_gaps, doubtful_fps
+from spatialfeat.data.ids import AUTO
+from spatialfeat.data.patients import patients_in_several_splits
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
 from spatialfeat.features.folder import (
@@ -205,6 +207,8 @@ def _provenance_lines(files: Sequence[FeatureFile]) -> list[str]:
         lines += wrap(", ".join(names), "phases: ")
     lines += wrap(" and ".join(values("group_by")), "one file per: ")
     lines += wrap(" and ".join(values("layout")), "layout: ")
+    if values("id_rule") != [AUTO]:
+        lines += wrap(" and ".join(values("id_rule")), "ids are read by: ")
     if len(values("backbone")) == len(values("layer")) == 1:
         lines += wrap(f"{first.backbone}, layer {first.layer}{_weights_text(files)}", "network: ")
     if len(values("preprocessing")) == 1:

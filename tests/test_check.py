@@ -60,6 +60,23 @@ def respelt_video(data: DataSet) -> None:
     data.add_video("val", "011_1")
 
 
+@plants("two-patients", 1, "train.csv row 3: video 11_1 is of patient P2, but of P1 in", "a video is of one patient")
+def patient_column(data: DataSet) -> None:
+    data.patients = {"train": ["P1", "P2", *["P1"] * 7, *["P3"] * 9]}
+
+
+@plants("many-videos", 1, "patient op2024 has 10 videos, in train and test, so that", "--id-form")
+def year_before_a_number(data: DataSet) -> None:
+    for number in range(10):
+        data.add_video("train" if number < 9 else "test", f"op2024_{number}", seed=2000 + 10 * number)
+
+
+@plants("one-frame-videos", 20, "20 of 26 videos have one frame each, such as video frame000000: is", "--id-pattern")
+def frame_number_in_front(data: DataSet) -> None:
+    for number in range(20):
+        data.add_video("train", f"frame{number:06d}", frames=range(1, 2), seed=3000 + number)
+
+
 @plants("frame-in-two-splits", 1, "val.csv row 20: id 11_1_0001 is also in", "remove these rows from")
 def shared_frame(data: DataSet) -> None:
     data.rows["val"].append(data.rows["train"][0])
@@ -99,7 +116,7 @@ def no_zero(data: DataSet) -> None:
         rows[:] = [row for row in rows if row[1] != "0"]
 
 
-@plants("no-image-folder", 1, "nowhere: cannot be read", "pass the folder of the PNG files")
+@plants("no-image-folder", 1, "nowhere: cannot be read", "pass the folder of the images")
 def no_folder(data: DataSet) -> dict[str, Any]:
     return {"img_dir": data.folder / "nowhere"}
 
@@ -265,6 +282,29 @@ def test_a_planted_fault_is_found(code: str, data: DataSet, monkeypatch: pytest.
 def test_every_code_has_a_test() -> None:
     assert set(PLANTS) | NEEDING_AN_ESTIMATE == set(CODES)
     assert NEEDING_AN_ESTIMATE.isdisjoint(PLANTS)
+
+
+def test_operations_of_numbers_behind_a_word_are_patients_of_their_own(data: DataSet) -> None:
+    for rows in data.rows.values():
+        rows.clear()
+    for number in range(1, 13):
+        split = ("train", "train", "val", "test")[number % 4]
+        data.add_video(split, f"video_{number:02d}", seed=4000 + 20 * number)
+    report = data.report()
+    assert not report.failed
+    assert sum(split.num_patients for split in report.splits) == 12
+    assert report.ids[0] == "video_01_0001: patient video_01, frame 1"
+
+
+@pytest.mark.parametrize(("options", "failed"), [({}, False), ({"id_form": "patient-segment-frame"}, True)])
+def test_many_videos_of_one_patient_are_a_question_unless_it_was_said(
+    data: DataSet, options: dict[str, Any], failed: bool
+) -> None:
+    year_before_a_number(data)
+    report = data.report(**options)
+    assert report.failed is failed
+    assert ("many-videos" in codes(report)) is not failed
+    assert ("patient-in-two-splits" in codes(report)) is failed
 
 
 def test_nothing_is_said_of_a_clean_data_set(data: DataSet) -> None:

@@ -242,7 +242,8 @@ def test_a_message_shows_few_of_many_names(tmp_path: Path) -> None:
     [
         "../x_1",
         "/abs_1",
-        "a/b_1",
+        "a/./b_1",
+        "a/ b_1",
         "a\\b_1",
         "a\x01b_1",
         ".hidden_1",
@@ -344,7 +345,7 @@ def test_a_folder_of_images_is_a_table_of_unlabelled_frames(tmp_path: Path) -> N
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SpatialfeatError, match="holds no PNG file"):
+    with pytest.raises(SpatialfeatError, match="holds no PNG or JPEG file"):
         list_frames(tmp_path, split="all")
     with pytest.raises(SpatialfeatError, match="cannot be read"):
         list_frames(tmp_path / "absent", split="all")

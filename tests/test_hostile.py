@@ -47,7 +47,7 @@ PACKAGE = Path(spatialfeat.__file__).parent
 @pytest.mark.parametrize(
     ("frame_id", "reason"),
     [
-        ("../../x_1", "holds a slash"),
+        ("../../x_1", "starts with a dot"),
         ("a\\..\\x_1", "holds a slash"),
         ("..", "starts with a dot"),
         (".hidden_1", "starts with a dot"),
@@ -65,7 +65,11 @@ PACKAGE = Path(spatialfeat.__file__).parent
         ("a\u2028b_1", "cannot be seen"),
         ("é" * 120 + "_1", "is longer than 200 bytes"),
         ("a _1", "has a blank at one of its ends"),
-        ("a _1_1", "has a blank at one of its ends"),
+        ("a1 _1_1", "has a blank at one of its ends"),
+        ("a/../x_1", "starts with a dot"),
+        ("a/=1_1", "takes it for a formula"),
+        ("a//x_1", "is empty"),
+        ("a/" * 120 + "x_1", "is longer than 200 bytes"),
     ],
 )
 def test_ids(tmp_path: Path, frame_id: str, reason: str) -> None:

@@ -25,10 +25,14 @@ TITLES = {
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
-    """findings: errors first. phase_counts: {split: frames of each phase}. scan, estimate: None where not done."""
+    """findings: errors first. ids: some, as they are read. phase_counts: {split: frames of each phase}.
+
+    scan, estimate: None where not done.
+    """
 
     config: CheckConfig
     findings: list[Finding]
+    ids: list[str]
     splits: list[SplitFacts]
     videos: list[VideoFacts]
     phase_counts: dict[str, list[int]]
@@ -54,6 +58,7 @@ class CheckReport:
             "ok": not self.failed,
             "counts": {level: len(self.of_level(level)) for level in LEVELS},
             "findings": [finding.as_dict() for finding in self.findings],
+            "ids": self.ids,
             "splits": [asdict(split) for split in self.splits],
             "phases": {
                 split: dict(zip(self.phase_names, frames, strict=True)) for split, frames in self.phase_counts.items()
@@ -81,6 +86,9 @@ def _data_lines(report: CheckReport) -> list[str]:
         counts = map(str, (split.num_rows, split.num_videos, split.num_patients))
         splits.append([split.split, *counts, clock_text(split.seconds), split.csv])
     lines = align(splits, left=(0, 5)) if report.splits else ["no CSV could be read"]
+    if report.ids:
+        lines += ["", "ids as they are read"]
+        lines += [line for text in report.ids for line in wrap(text, "  ")]
     splits_frames = report.phase_counts.values()
     if any(map(sum, splits_frames)):
         phases = [["frames per phase", *report.phase_counts]]

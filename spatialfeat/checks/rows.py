@@ -18,10 +18,11 @@ from spatialfeat.data.frames import (
     FrameTable,
     named_csvs,
     read_frames,
-    shared_patients,
     two_spellings,
     unlabelled_text,
 )
+from spatialfeat.data.ids import USUAL_RULE, IdRule
+from spatialfeat.data.patients import id_questions, shared_patients
 from spatialfeat.data.tables import RowProblem
 from spatialfeat.errors import SpatialfeatError
 
@@ -47,6 +48,7 @@ def read_tables(config: CheckConfig) -> tuple[list[FrameTable], list[Finding]]:
     else:
         message = f"no {TEST_CSV} here: finetune ends without test results"
         findings.append(Finding("no-test-csv", message, "pass --test-csv if there is one"))
+    rule = IdRule.given(config.id_form, config.id_pattern) or USUAL_RULE
     for split, path in csvs:
         problems: list[RowProblem] = []
         try:
@@ -54,6 +56,7 @@ def read_tables(config: CheckConfig) -> tuple[list[FrameTable], list[Finding]]:
                 path,
                 config.img_dir,
                 split=split,
+                id_rule=rule,
                 num_classes=config.num_classes,
                 phase_names=config.phase_names,
                 labels_required=not config.csvs,
@@ -67,6 +70,7 @@ def read_tables(config: CheckConfig) -> tuple[list[FrameTable], list[Finding]]:
         if len(table):
             tables.append(table)
             findings += _unlabelled(table, problems, trains=not config.csvs)
+    findings += [Finding(asked.code, asked.message, asked.remedy, asked.places) for asked in id_questions(tables)]
     return tables, [*findings, *_two_spellings(tables), *_shared_frames(tables), *_shared_patients(tables)]
 
 

@@ -100,7 +100,7 @@ class FrameCache:
         if images.path not in self._real_dirs:
             self._real_dirs[images.path] = os.path.realpath(images.path)
         size_bytes, modified_ns = images.fingerprint(name)
-        parts = (self._real_dirs[images.path], images.file(name).name, size_bytes, modified_ns, fixed_steps)
+        parts = (self._real_dirs[images.path], images.file_name(name), size_bytes, modified_ns, fixed_steps)
         return blake2b("\0".join(map(str, parts)).encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
     def get(self, key: bytes) -> CachedFrame | None:

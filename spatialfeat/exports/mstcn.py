@@ -20,7 +20,7 @@ from spatialfeat.errors import SpatialfeatError
 from spatialfeat.exports.source import FLOAT32, Advance, ExportJob, ExportVideo, name_some, npy_header
 from spatialfeat.exports.verify_mstcn import MIN_FRAMES, verify_mstcn
 from spatialfeat.features.schema import CHANNEL_TIME
-from spatialfeat.names import name_problem, natural_key, same_name_key
+from spatialfeat.names import file_name, name_problem, natural_key, same_name_key
 
 RESERVED_NAMES = ("gtea", "50salads", "breakfast")
 
@@ -54,7 +54,7 @@ class MsTcnExport(ExportJob):
         if not self.bundles.get("val.split1", True):
             del self.bundles["val.split1"]  # All its videos were too short; nothing needs this bundle.
         self._refuse_small_bundles()
-        ids = [video.video_id for video in self.videos]
+        ids = [file_name(video.video_id) for video in self.videos]
         places = [f"{video.files[0].path}: video id" for video in self.videos]
         names = _readable_names(ids, places, ID_BREAKS, config.id_replacement, "--id-replacement")
         self.names = dict(zip(self.videos, names, strict=True))

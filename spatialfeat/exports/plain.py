@@ -16,6 +16,7 @@ from spatialfeat.exports.source import FLOAT32, FRAMES_PER_BLOCK, Advance, Expor
 from spatialfeat.features.schema import TIME_CHANNEL, WEIGHTS_ORIGIN
 from spatialfeat.features.writer import GuardedFile
 from spatialfeat.files import CsvTable, open_csv_text, write_frame
+from spatialfeat.names import file_name
 
 
 class NpyExport(ExportJob):
@@ -34,7 +35,10 @@ class NpyExport(ExportJob):
                     table.add(zip(ids, video.labels().tolist(), strict=True) if labelled else zip(ids))
                     for first, block in video.feature_blocks(TIME_CHANNEL):
                         for frame_id, row in zip(ids[first:], block.astype(FLOAT32, copy=False), strict=False):
-                            (folder / f"{frame_id}.npy").write_bytes(header + row.tobytes())
+                            path = folder / f"{frame_id}.npy"
+                            if "/" in frame_id:
+                                path.parent.mkdir(parents=True, exist_ok=True)
+                            path.write_bytes(header + row.tobytes())
                         advance(len(block))
 
     def verify(self, target: Path) -> list[str]:
@@ -43,7 +47,7 @@ class NpyExport(ExportJob):
             folder = target / f"features_{split}"
             with (target / _csv_name(split)).open(encoding="utf-8", newline="") as text:
                 listed = [row[0] for row in csv.reader(text)][1:]
-            num_files = sum(1 for _ in folder.iterdir())
+            num_files = sum(1 for _ in folder.rglob("*.npy"))
             num_frames = sum(video.num_frames for video in videos)
             if not len(listed) == len(set(listed)) == num_files == num_frames:
                 problems.append(f"{split}: {len(listed)} rows and {num_files} files for {num_frames} frames")
@@ -95,7 +99,7 @@ class Hdf5Export(ExportJob):
             with h5py.File(guard, "w", track_order=True) as file:
                 file.attrs.update(attributes)
                 for video in self.videos:
-                    self._write_video(file.create_group(video.video_id), video, advance)
+                    self._write_video(file.create_group(file_name(video.video_id)), video, advance)
                     guard.check()
             guard.check()
 
@@ -125,7 +129,9 @@ class Hdf5Export(ExportJob):
         with h5py.File(target, "r", locking=False) as file:
             if set(file) != {video.video_id for video in self.videos}:
                 return [f"{target.name}: holds {len(file)} groups for {len(self.videos)} videos"]
-            return [problem for video in self.videos for problem in self._problems(file[video.video_id], video)]
+            return [
+                problem for video in self.videos for problem in self._problems(file[file_name(video.video_id)], video)
+            ]
 
     def _problems(self, group: h5py.Group, video: ExportVideo) -> list[str]:
         expected, found = self._shapes(video), {name: dataset.shape for name, dataset in group.items()}
@@ -154,7 +160,7 @@ class Hdf5Export(ExportJob):
         video = self.videos[0]
         return (
             f"  with h5py.File({str(self.config.out)!r}) as file:\n"
-            f"      features = file[{video.video_id!r}]['features'][:]    "
+            f"      features = file[{file_name(video.video_id)!r}]['features'][:]    "
             f"# ({video.num_frames}, {self.num_channels}) float32"
         )
 
@@ -171,7 +177,7 @@ class CsvExport(ExportJob):
         columns = [f"f{channel}" for channel in range(self.num_channels)]
         for video in self.videos:
             ids, labels = video.ids(), video.labels()
-            with open_csv_text(target / f"{video.video_id}.csv") as text:
+            with open_csv_text(target / f"{file_name(video.video_id)}.csv") as text:
                 for first, block in video.feature_blocks(TIME_CHANNEL):
                     table = pd.DataFrame(block, columns=columns)
                     table.insert(0, "label", labels[first : first + len(block)])
@@ -182,7 +188,7 @@ class CsvExport(ExportJob):
     def verify(self, target: Path) -> list[str]:
         problems = []
         for video in self.videos:
-            path = target / f"{video.video_id}.csv"
+            path = target / f"{file_name(video.video_id)}.csv"
             num_rows = 0
             for table in pd.read_csv(path, dtype={"id": str}, chunksize=1024):
                 num_rows += len(table)
@@ -197,5 +203,5 @@ class CsvExport(ExportJob):
         return [f"{{video}}.csv  {files}, {rows}: id, label, f0 ... f{self.num_channels - 1}"]
 
     def next_step(self) -> str:
-        path = self.config.out / f"{self.videos[0].video_id}.csv"
+        path = self.config.out / f"{file_name(self.videos[0].video_id)}.csv"
         return f"  pandas.read_csv({str(path)!r}, dtype={{'id': str}})"

@@ -62,7 +62,8 @@ class FeatureFile:
                 self.has_logits: bool = LOGITS in file
         finally:
             self.close()
-        self.provenance = Provenance(**{name: self.attributes[name] for name in Provenance.__dataclass_fields__})
+        fields = [name for name in Provenance.__dataclass_fields__ if name in self.attributes]
+        self.provenance = Provenance(**{name: self.attributes[name] for name in fields})
         self.num_channels: int
         self.num_frames: int
         self.num_channels, self.num_frames = shape if self.provenance.layout == CHANNEL_FIRST else shape[::-1]

@@ -29,8 +29,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from spatialfeat.data.ids import AUTO, IdRule
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.names import label_problem, name_problem
+from spatialfeat.names import id_problem, label_problem
 
 FORMAT, SCHEMA = "spatialfeat features", 1
 SUFFIX = ".h5"
@@ -63,6 +64,7 @@ class Provenance:
     layout: str
     group_by: str
     fps: float
+    id_rule: str = AUTO
 
     def differences(self, other: Provenance) -> list[str]:
         """Names of the fields that differ."""
@@ -92,7 +94,10 @@ class FeatureFileInfo:
     attributes: dict[str, Any]
 
 
-REQUIRED_ATTRIBUTES = ("video_id", "patient_id", "split", *Provenance.__dataclass_fields__)
+REQUIRED_ATTRIBUTES = (
+    "video_id", "patient_id", "split", *(name for name in Provenance.__dataclass_fields__ if name != "id_rule"),
+)  # fmt: skip
+"""`id_rule` is missing in files of earlier versions."""
 
 MAX_ATTRIBUTES = MAX_ATTRIBUTE_VALUES = 1000
 MAX_TEXT_CHARACTERS = 100_000
@@ -172,9 +177,10 @@ def _check_attributes(attributes: dict[str, Any]) -> None:
             right = isinstance(value, float | int) and 0 < value < math.inf
         else:
             # Exports name files by ids and splits: these must not lead to another folder.
-            right = isinstance(value, str) and (name == "preprocessing" or name_problem(value) is None)
+            right = isinstance(value, str) and (name == "preprocessing" or id_problem(value) is None)
         if not right:
             raise SpatialfeatError(f"attribute {name} is {repr(value)[:_SHOWN]}, which spatialfeat never writes")
+    IdRule.parse(attributes.get("id_rule", AUTO))
     layout = attributes["layout"]
     if layout not in AXES_OF_LAYOUT:
         raise SpatialfeatError(f"attribute layout is {layout[:_SHOWN]!r}, not one of {', '.join(AXES_OF_LAYOUT)}")
@@ -243,7 +249,7 @@ def read_frame_ids(path: Path, dataset: h5py.Dataset) -> NDArray[np.str_]:
     for start in range(0, len(dataset), _TEXTS_PER_READ):
         ids += dataset.asstr()[start : start + _TEXTS_PER_READ].tolist()
         for frame_id in ids[start:]:
-            problem = name_problem(frame_id)
+            problem = id_problem(frame_id)
             if problem is not None:
                 raise SpatialfeatError(f"{path}: frame id {frame_id[:80]!r} {problem}; extract the video again")
     return np.asarray(ids, dtype=np.str_)

@@ -24,9 +24,10 @@ from torchvision.models import ResNet50_Weights
 from spatialfeat.config import DEFAULT_NUM_PHASES, IMAGENET, check_phase_names, default_phase_names
 from spatialfeat.console import count_text
 from spatialfeat.data.frames import FrameTable
+from spatialfeat.data.ids import IdRule
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.files import atomic_path, file_sha256, json_text
+from spatialfeat.files import atomic_path, file_sha256, json_text, read_json_object
 from spatialfeat.network.backbone import RESNET50
 from spatialfeat.network.resnet import PhaseResNet50
 from spatialfeat.network.tensorfiles import (
@@ -468,6 +469,20 @@ def _network_at(path: Path, place: _Place, tensors: StateDict) -> _Network:
             del state[name]
         others += [place.prefix + name for name in classifier]
     return _Network(path, place, state, tuple(others), rows)
+
+
+def described_id_rule(weights_path: Path) -> IdRule | None:
+    """How ids were read in training, as the JSON file beside the weights says; None where it does not say.
+
+    Raises:
+        SpatialfeatError: it names no rule.
+    """
+    path = description_path(weights_path)
+    text = read_json_object(path).get("id_rule")
+    try:
+        return None if text is None else IdRule.parse(text)
+    except SpatialfeatError as error:
+        raise SpatialfeatError(f"{path}: id_rule {error}; restore or delete the file") from error
 
 
 def _count_classes(path: Path, state: StateDict) -> int | None:

@@ -20,6 +20,7 @@ from PIL import Image
 from spatialfeat.console import count_text, omission
 from spatialfeat.data.frames import UNLABELLED
 from spatialfeat.files import write_atomically
+from spatialfeat.names import file_name
 from spatialfeat.reports.plots import (
     HATCHES,
     confusion_figure,
@@ -74,6 +75,7 @@ def write_report(
         fps=fps,
         svg=lambda name: _data_uri("svg+xml", (out_dir / f"{name}.svg").read_bytes()),
         png=lambda name: _data_uri("png", _reduced_png(out_dir / f"{name}.png")),
+        file_name=file_name,
     )
     write_atomically(out_dir / "report.html", lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
@@ -103,7 +105,7 @@ def _write_pictures(
     (out_dir / "ribbons").mkdir(exist_ok=True)
     for position, line in enumerate(lines):
         video_id = evaluations[0].videos[position].video_id
-        save_figure(ribbon_figure(evaluations, position, line), out_dir / "ribbons" / f"{video_id}.png")
+        save_figure(ribbon_figure(evaluations, position, line), out_dir / "ribbons" / f"{file_name(video_id)}.png")
     pages = overview_figures(evaluations, lines)
     names = [f"ribbons_overview_{number}" for number in range(1, len(pages) + 1)]
     if len(pages) == 1:

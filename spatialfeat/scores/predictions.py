@@ -7,7 +7,8 @@ Whatever the source, predictions arrive as `FramePredictions`, one per table of 
     1050_1_000001,3,3
 
 The id column is `img_id`, `frame_id` or `id`; the predicted phase `predicted_label`, `prediction` or `predicted`; the
-true phase, which may be missing where another file has it, `true_label` or `label`. Other columns are ignored.
+true phase, which may be missing where another file has it, `true_label` or `label`. A column `patient` is read as in
+the CSVs of frames; others are ignored.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from spatialfeat.config import (
 )
 from spatialfeat.console import count_text
 from spatialfeat.data.frames import UNLABELLED, FrameTable, group_videos, make_table, read_frames
+from spatialfeat.data.ids import USUAL_RULE, IdRule
 from spatialfeat.data.tables import Origin, Rows, read_rows, refuse_repeated_columns
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
@@ -77,8 +79,13 @@ class FramePredictions:
         return cls(table, logits.argmax(axis=1).astype(np.int64), softmax(logits).astype(np.float32))
 
     def write_csv(self, path: Path) -> None:
-        """The specification's `img_id,true_label,predicted_label`, one line per row of the table, in its order."""
+        """The specification's `img_id,true_label,predicted_label`, one line per row of the table, in its order.
+
+        Where a column named the patients, which the ids then do not show, a fourth one, `patient`, follows.
+        """
         columns = {"img_id": self.table.ids, "true_label": self.table.labels, "predicted_label": self.predicted}
+        if self.table.patients_given:
+            columns["patient"] = self.table.patients
         write_csv(path, pd.DataFrame(columns))
 
 
@@ -126,7 +133,7 @@ def evaluated_videos(parts: Sequence[FramePredictions], group_by: str = "video")
                 video_id=video.video_id,
                 patient_id=video.patient_id,
                 frame_ids=table.ids[rows],
-                segments=table.segments[rows],
+                segments=video.segments,
                 frame_numbers=table.frame_numbers[rows],
                 labels=table.labels[rows],
                 predictions=part.predicted[rows],
@@ -214,13 +221,15 @@ def _read_feature_file(file: FeatureFile) -> tuple[FrameTable, npt.NDArray[np.fl
     """The file's T frames, and their logits (T, C) float32."""
     with file:
         ids, labels, logits = file.frame_ids, file.labels, file.logits(axes=TIME_CHANNEL)
-    rows = Rows(Origin(file.path, None), pd.DataFrame({"id": ids.astype(object), "label": labels}))
+    columns = {"id": ids.astype(object), "label": labels, "patient": file.patient_id}
+    rows = Rows(Origin(file.path, None), pd.DataFrame(columns))
     outside = ((labels < 0) | (labels >= file.num_phases)) & (labels != UNLABELLED)
     rows.refuse("label", outside, f"label {{value}} is outside 0..{file.num_phases - 1}", AGAIN)
     not_finite = np.asarray(~np.isfinite(logits).all(axis=1), dtype=bool)
     rows.refuse("id", not_finite, "its logits are not finite", AGAIN)
     # The ids are parsed, not the stored video: a file of a whole patient holds several videos.
-    return make_table(rows, file.path.parent, file.split, labels), logits
+    rule = IdRule.parse(file.provenance.id_rule)
+    return make_table(rows, file.path.parent, file.split, labels, id_rule=rule), logits
 
 
 def read_prediction_files(
@@ -239,8 +248,9 @@ def read_prediction_files(
         num_classes = len(phase_names) if phase_names else DEFAULT_NUM_PHASES
     check_phase_names(phase_names, num_classes)
     paths = _named_paths(source.predictions)
-    files = {name: _PredictionFile.read(path, num_classes, phase_names) for name, path in paths.items()}
-    truth = _ground_truth(source.csv, list(files.values()), num_classes, phase_names)
+    rule = IdRule.given(source.id_form, source.id_pattern) or USUAL_RULE
+    files = {name: _PredictionFile.read(path, num_classes, phase_names, rule) for name, path in paths.items()}
+    truth = _ground_truth(source.csv, list(files.values()), num_classes, phase_names, rule)
     rows = {name: file.rows_of(truth) for name, file in files.items()}
     # Frames without a true phase count nowhere: a program may have left them out.
     predicted = np.all([found >= 0 for found in rows.values()], axis=0)
@@ -291,7 +301,7 @@ class _PredictionFile:
     predicted: IntArray
 
     @classmethod
-    def read(cls, path: Path, num_phases: int, phase_names: tuple[str, ...] | None) -> _PredictionFile:
+    def read(cls, path: Path, num_phases: int, phase_names: tuple[str, ...] | None, id_rule: IdRule) -> _PredictionFile:
         rows = read_rows(path, "img_id,true_label,predicted_label", [])
         rows = replace(rows, id_column=_one_column(rows, ID_COLUMNS, "ids"))
         predicted_column = _one_column(rows, PREDICTED_COLUMNS, "predicted phases")
@@ -300,7 +310,7 @@ class _PredictionFile:
         labels = None
         if truth_column:
             labels = rows.phases(truth_column, num_phases, phase_names=phase_names, unlabelled=UNLABELLED)
-        return cls(make_table(rows, path.parent, SPLIT, labels), labels is not None, predicted)
+        return cls(make_table(rows, path.parent, SPLIT, labels, id_rule=id_rule), labels is not None, predicted)
 
     def rows_of(self, truth: FrameTable) -> IntArray:
         """(M,) int64: the row that holds each of the M frames of `truth`, -1 for an unlabelled one that is not there.
@@ -351,11 +361,15 @@ def _one_column(rows: Rows, names: Sequence[str], content: str, *, required: boo
 
 
 def _ground_truth(
-    csv: Path | None, files: Sequence[_PredictionFile], num_phases: int, phase_names: tuple[str, ...] | None
+    csv: Path | None,
+    files: Sequence[_PredictionFile],
+    num_phases: int,
+    phase_names: tuple[str, ...] | None,
+    id_rule: IdRule,
 ) -> FrameTable:
     """The frames that every file is compared with."""
     if csv is not None:
-        return read_frames(csv, Path(), split=SPLIT, num_classes=num_phases, phase_names=phase_names)
+        return read_frames(csv, Path(), split=SPLIT, id_rule=id_rule, num_classes=num_phases, phase_names=phase_names)
     for file in files:
         if file.has_truth:
             return file.table

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from spatialfeat.config import TEST_CSV, FinetuneConfig
-from spatialfeat.data.frames import FrameTable, labelled_frames, read_frames, shared_patients
+from spatialfeat.data.frames import FrameTable, labelled_frames, read_frames
+from spatialfeat.data.ids import USUAL_RULE, IdRule
+from spatialfeat.data.patients import shared_patients, show_reading
 
 SHOWN_PATIENTS = 5
 RULE = "!" * 80
@@ -41,9 +43,16 @@ def read_study(config: FinetuneConfig) -> StudyData:
     elif test_csv is None:
         test_csv = TEST_CSV
 
+    rule = IdRule.given(config.id_form, config.id_pattern) or USUAL_RULE
+
     def read(path: Path, split: str) -> FrameTable:
         return read_frames(
-            path, config.img_dir, split=split, num_classes=config.num_classes, phase_names=config.phase_names
+            path,
+            config.img_dir,
+            split=split,
+            id_rule=rule,
+            num_classes=config.num_classes,
+            phase_names=config.phase_names,
         )
 
     data = StudyData(
@@ -53,6 +62,7 @@ def read_study(config: FinetuneConfig) -> StudyData:
     )
     if data.test is not None:
         labelled_frames(data.test, "predicted, but counted in no score")
+    show_reading(data.tables)
     _warn_of_absent_phases(data.train, config)
     warn_of_shared_patients(data)
     return data

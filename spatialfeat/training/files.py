@@ -19,6 +19,7 @@ import torch
 
 from spatialfeat.config import WEIGHTS_NAME, FinetuneConfig, default_phase_names, flag_of
 from spatialfeat.console import count_text
+from spatialfeat.data.ids import USUAL_RULE, IdRule
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import ASIDE_NAME, file_sha256, read_json_object, text_sha256s, write_atomically
@@ -174,6 +175,7 @@ class StudyFiles:
     def _write_weights(self, state: TrainingState) -> None:
         config, best = self._config, state.history[best_epoch(state.history) - 1]
         training: dict[str, Any] = {
+            "id_rule": str(IdRule.given(config.id_form, config.id_pattern) or USUAL_RULE),
             "epoch": best.epoch,
             "val_accuracy": best.val_acc,
             "initial_weights": config.weights,
