@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ def read_csv_text(csv_path: Path, header: str) -> pd.DataFrame:
     Raises:
         SpatialfeatError: with the row and the remedy, if the file cannot be read as a CSV.
     """
-    names, *rows = _parse(csv_path, _read_text(csv_path)) or [[]]
+    names, *rows = [fields for fields, _ in _parse(csv_path, _read_text(csv_path))] or [[]]
     if not names:
         raise SpatialfeatError(f"{csv_path}: is empty; the first line must be `{header}`")
     for number, fields in enumerate(rows, FIRST_ROW):
@@ -37,6 +38,19 @@ def read_csv_text(csv_path: Path, header: str) -> pd.DataFrame:
     padded = [fields + [""] * (len(names) - len(fields)) for fields in rows]
     table: pd.DataFrame = pd.DataFrame(padded, columns=[name.strip() for name in names], dtype=str)
     return table
+
+
+def row_texts(csv_path: Path) -> list[str]:
+    """Each row's own text, as it stands in the file, without its line end: row n is item n - 1, the header row 1.
+
+    Raises:
+        SpatialfeatError: as `read_csv_text`.
+    """
+    text = _read_text(csv_path)
+    lines = list(io.StringIO(text, newline=""))
+    # A quoted cell may hold line ends.
+    ends = [0, *(end for _, end in _parse(csv_path, text))]
+    return ["".join(lines[start:end]).rstrip("\r\n") for start, end in pairwise(ends)]
 
 
 def _read_text(csv_path: Path) -> str:
@@ -57,11 +71,13 @@ def _read_text(csv_path: Path) -> str:
     return text
 
 
-def _parse(csv_path: Path, text: str) -> list[list[str]]:
+def _parse(csv_path: Path, text: str) -> list[tuple[list[str], int]]:
+    """(cells, number of lines up to its end) of each row."""
     # Not by pandas: its versions differ in what they let pass, and its messages count rows in several ways.
-    rows: list[list[str]] = []
+    rows: list[tuple[list[str], int]] = []
+    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
     try:
-        rows.extend(csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True))
+        rows.extend((fields, reader.line_num) for fields in reader)
     except csv.Error as error:
         raise SpatialfeatError(
             f"{csv_path} row {len(rows) + 1}: is not valid CSV ({error}); fix the quotes of that row"
