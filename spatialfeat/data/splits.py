@@ -74,23 +74,20 @@ def fold_rows(table: FrameTable, num_folds: int, *, val: float, seed: int = 0) -
     """
     patient_of_row, counts = _count_frames(table)
     num_labelled = int(counts.any(axis=1).sum())
-    if num_labelled < max(num_folds, 3):
-        remedy = f"ask for at most {num_labelled} folds" if num_labelled >= 3 else "add patients"
+    # The other of two folds is divided into train and val.
+    least = 2 if num_folds == 2 else 1
+    if num_labelled < max(num_folds * least, 3):
+        remedy = f"ask for {num_labelled} folds" if num_labelled >= 3 else "add patients"
         raise SpatialfeatError(
             f"{table.source}: has {count_text(num_labelled, 'patient')} with labelled frames, too few for "
             f"{num_folds} folds that each have patients of their own for test, val and train; {remedy}"
         )
-    fold_of_patient = _share_out(counts, np.full(num_folds, 1 / num_folds), np.random.default_rng(seed))
+    fold_of_patient = _share_out(counts, np.full(num_folds, 1 / num_folds), np.random.default_rng(seed), least)
     left = val / (1 - 1 / num_folds)
     folds = []
     for fold in range(num_folds):
         splits = np.full(len(counts), "test", dtype="<U5")
         others = np.flatnonzero(fold_of_patient != fold)
-        if counts[others].any(axis=1).sum() < 2:
-            raise SpatialfeatError(
-                f"{table.source}: fold {fold + 1} of {num_folds} leaves one patient with labelled frames for train and "
-                f"val, which need one each; ask for {num_labelled} folds, or add patients"
-            )
         parts = _share_out(counts[others], np.array([1 - left, left]), np.random.default_rng([seed, fold + 1]))
         splits[others] = np.array(["train", "val"])[parts]
         folds.append(splits[patient_of_row])
@@ -113,11 +110,16 @@ def _count_frames(table: FrameTable) -> tuple[NDArray[np.int64], NDArray[np.int6
     return patient_of_row, counts
 
 
-def _share_out(counts: NDArray[np.int64], shares: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """(P,): the part of each patient. counts: (P, C) frames of each phase; shares: (S,), together 1."""
+def _share_out(
+    counts: NDArray[np.int64], shares: NDArray[np.float64], rng: np.random.Generator, least: int = 1
+) -> NDArray[np.int64]:
+    """(P,): the part of each patient.
+
+    counts: (P, C) frames of each phase; at least `least` patients per part have some. shares: (S,), together 1.
+    """
     parts = np.zeros(len(counts), dtype=np.int64)
     labelled = counts.any(axis=1)
-    parts[labelled] = _balance(counts[labelled], shares, rng)
+    parts[labelled] = _balance(counts[labelled], shares, rng, least)
     taken = np.bincount(parts[labelled], minlength=len(shares))
     for patient in np.flatnonzero(~labelled):
         parts[patient] = _lowest((taken + 1) / shares)
@@ -125,8 +127,10 @@ def _share_out(counts: NDArray[np.int64], shares: NDArray[np.float64], rng: np.r
     return parts
 
 
-def _balance(counts: NDArray[np.int64], shares: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """`_share_out` for at least as many patients as parts, all with labelled frames."""
+def _balance(
+    counts: NDArray[np.int64], shares: NDArray[np.float64], rng: np.random.Generator, least: int
+) -> NDArray[np.int64]:
+    """`_share_out` for patients who all have labelled frames."""
     counts = counts[:, counts.any(axis=0)]
     (num_patients, num_phases), num_parts = counts.shape, len(shares)
     # With these (P, D) the cost is the sum over parts of |sum of its patients' values|^2 / share, but for a constant.
@@ -139,17 +143,16 @@ def _balance(counts: NDArray[np.int64], shares: NDArray[np.float64], rng: np.ran
     )
     found = []
     for _ in range(min(MOST_STARTS, max(1, 2000 // num_patients))):
-        # Every part gets one patient, the others fall anywhere.
-        anywhere = rng.choice(num_parts, num_patients - num_parts, p=shares)
-        parts = rng.permutation(np.concatenate([np.arange(num_parts), anywhere]))
-        _improve(values, shares, parts)
+        anywhere = rng.choice(num_parts, num_patients - least * num_parts, p=shares)
+        parts = rng.permutation(np.concatenate([np.repeat(np.arange(num_parts), least), anywhere]))
+        _improve(values, shares, parts, least)
         found.append((_cost(values, shares, parts), parts))
     best: NDArray[np.int64] = found[_lowest(np.array([cost for cost, _ in found]))][1]
     return best
 
 
-def _improve(values: NDArray[np.float64], shares: NDArray[np.float64], parts: NDArray[np.int64]) -> None:
-    """Move and exchange patients, in `parts`, as long as that lowers the cost; the last of a part may not leave it."""
+def _improve(values: NDArray[np.float64], shares: NDArray[np.float64], parts: NDArray[np.int64], least: int) -> None:
+    """Move and exchange patients, in `parts`, as long as that lowers the cost; `least` stay in every part."""
     patients = np.arange(len(values))
     products = values @ values.T if len(values) <= MOST_EXCHANGED else None
     norms = (values**2).sum(axis=1)
@@ -159,7 +162,7 @@ def _improve(values: NDArray[np.float64], shares: NDArray[np.float64], parts: ND
         moves = leaving[:, None] + (norms[:, None] + 2 * likeness) / shares  # (P, S): what it costs.
         allowed = moves.copy()
         allowed[patients, parts] = np.inf
-        allowed[np.bincount(parts)[parts] == 1] = np.inf
+        allowed[np.bincount(parts)[parts] <= least] = np.inf
         move = np.unravel_index(_lowest(allowed), allowed.shape)
         change = allowed[move]
         exchange = None

@@ -27,7 +27,7 @@ def read_csv_text(csv_path: Path, header: str) -> pd.DataFrame:
     Raises:
         SpatialfeatError: with the row and the remedy, if the file cannot be read as a CSV.
     """
-    names, *rows = [fields for fields, _ in _parse(csv_path, _read_text(csv_path))] or [[]]
+    names, *rows = _parse(csv_path, _read_text(csv_path)) or [[]]
     if not names:
         raise SpatialfeatError(f"{csv_path}: is empty; the first line must be `{header}`")
     for number, fields in enumerate(rows, FIRST_ROW):
@@ -41,15 +41,11 @@ def read_csv_text(csv_path: Path, header: str) -> pd.DataFrame:
 
 
 def row_texts(csv_path: Path) -> list[str]:
-    """Each row's own text, as it stands in the file, without its line end: row n is item n - 1, the header row 1.
-
-    Raises:
-        SpatialfeatError: as `read_csv_text`.
-    """
-    text = _read_text(csv_path)
-    lines = list(io.StringIO(text, newline=""))
+    """Of a CSV that can be read, each row's own text without its line end: row n is item n - 1, the header row 1."""
+    lines = list(io.StringIO(_read_text(csv_path), newline=""))
     # A quoted cell may hold line ends.
-    ends = [0, *(end for _, end in _parse(csv_path, text))]
+    reader = csv.reader(lines, skipinitialspace=True, strict=True)
+    ends = [0, *(reader.line_num for _ in reader)]
     return ["".join(lines[start:end]).rstrip("\r\n") for start, end in pairwise(ends)]
 
 
@@ -71,13 +67,11 @@ def _read_text(csv_path: Path) -> str:
     return text
 
 
-def _parse(csv_path: Path, text: str) -> list[tuple[list[str], int]]:
-    """(cells, number of lines up to its end) of each row."""
+def _parse(csv_path: Path, text: str) -> list[list[str]]:
     # Not by pandas: its versions differ in what they let pass, and its messages count rows in several ways.
-    rows: list[tuple[list[str], int]] = []
-    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
+    rows: list[list[str]] = []
     try:
-        rows.extend((fields, reader.line_num) for fields in reader)
+        rows.extend(csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True))
     except csv.Error as error:
         raise SpatialfeatError(
             f"{csv_path} row {len(rows) + 1}: is not valid CSV ({error}); fix the quotes of that row"

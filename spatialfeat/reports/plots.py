@@ -354,7 +354,7 @@ def split_figure(
     for index, frames in enumerate(patients.values()):
         ordered = sorted(frames, reverse=True)
         starts = np.cumsum([0, *ordered[:-1]])
-        upper.barh([index] * len(ordered), ordered, left=starts, height=0.8, **{**_set_bars(index), "linewidth": 0.7})
+        upper.barh([index] * len(ordered), ordered, left=starts, height=0.8, **{**_set_bars(index), "linewidth": 1.2})
         text = f"{count_text(len(ordered), 'patient')}, {sum(ordered) / total:.1%}"
         upper.annotate(text, (sum(ordered), index), (4, 0), textcoords="offset points", va="center", fontsize=8)
     upper.set_yticks(range(num_splits), [plain_text(split) for split in patients])
