@@ -168,7 +168,7 @@ def test_what_cannot_be_as_asked_is_said(tmp_path: Path) -> None:
     said = " ".join(result.output.split())
     assert "warning: val: no frame of phase 0 (phase_0): too few patients have it" in said
     assert "the longest, 1, has 94% of all labelled frames" in said
-    assert "train 94% of the frames instead of 60%" in said
+    assert "train 96% of the frames instead of 60%" in said
 
 
 MISTAKES = [
@@ -234,24 +234,21 @@ def test_from_one_csv_to_the_bundles_of_a_fold(demo_dir: Path, tmp_path: Path, m
     assert result.exit_code == 0, result.output
     quick = ("--device", "cpu", "--workers", "0")
     study = ("--weights", "random", "--epochs", "1", "--image-size", "64", "--no-tensorboard")
-    weights = set()
-    for fold in ("fold1", "fold3"):
-        monkeypatch.chdir(tmp_path / "cv" / fold)
-        for command in (
-            ("finetune", *quick, *study),
-            ("extract", *quick),
-            ("export", "ms-tcn", "features", f"surgery_{fold}", "--allow-small-bundles"),
-        ):
-            result = run(*command)
-            assert result.exit_code == 0, result.output
-        record = json.loads(Path("run.json").read_text())
-        assert set(record["data_sha256"]) == set(NAMES)
-        for part, name in zip(("train", "val", "test"), NAMES, strict=True):
-            bundle = Path(f"surgery_{fold}/splits/{part}.split1.bundle").read_text().split()
-            assert {video.split("_")[0] for video in bundle} == patients_of(Path(name))
-        with h5py.File(next(iter(sorted(Path("features").glob("*.h5"))))) as file:
-            weights.add(file.attrs["weights_sha256"])
-    assert len(weights) == 2
+    monkeypatch.chdir(tmp_path / "cv" / "fold3")
+    for command in (
+        ("finetune", *quick, *study),
+        ("extract", *quick),
+        ("export", "ms-tcn", "features", "surgery_fold3", "--allow-small-bundles"),
+    ):
+        result = run(*command)
+        assert result.exit_code == 0, result.output
+    assert set(json.loads(Path("run.json").read_text())["data_sha256"]) == set(NAMES)
+    own = json.loads(Path("best_spatial_study_weights.json").read_text())["weights_sha256"]
+    for part, name in zip(("train", "val", "test"), NAMES, strict=True):
+        bundle = Path(f"surgery_fold3/splits/{part}.split1.bundle").read_text().split()
+        assert {video.split("_")[0] for video in bundle} == patients_of(Path(name))
+        with h5py.File(Path("features") / bundle[0].replace(".txt", ".h5")) as file:
+            assert (file.attrs["split"], file.attrs["weights_sha256"]) == (part, own)
     # The folds of the whole cross-validation fit these files, too, but of this backbone only one test set is honest.
     result = run("export", "ms-tcn", "features", "all_folds", "--folds", "../folds.csv", "--allow-small-bundles")
     assert result.exit_code == 0, result.output
