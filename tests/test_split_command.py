@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -226,21 +227,23 @@ def test_a_failure_leaves_no_folder(data: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_from_one_csv_to_the_bundles_of_a_fold(demo_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As docs/training.md has it, with what makes it quick: a backbone per fold, features per fold, a tree per fold."""
+    """The commands of docs/training.md for one of three folds, with what makes them quick."""
+    page = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    block = page.partition("## Cross-validation")[2].partition("```bash\n")[2].partition("```")[0]
+    commands = [found.split() for found in re.findall("spatialfeat ([^&)\n]+)", block.replace("$k", "3"))]
+    assert [command[0] for command in commands] == ["split", "finetune", "extract", "export"]
+    quick = ["--device", "cpu", "--workers", "0"]
+    more = {
+        "split": ["--folds", "3", "--img-dir", str(demo_dir / "images")],
+        "finetune": [*quick, "--weights", "random", "--epochs", "1", "--image-size", "64", "--no-tensorboard"],
+        "extract": quick,
+        "export": ["--allow-small-bundles"],
+    }
     rows = [row for name in NAMES for row in rows_of(demo_dir / name)]
-    (tmp_path / "all.csv").write_text("id,label\n" + "".join(f"{row}\n" for row in rows))
-    monkeypatch.chdir(tmp_path)
-    result = run("split", "all.csv", "cv", "--folds", "3", "--img-dir", demo_dir / "images")
-    assert result.exit_code == 0, result.output
-    quick = ("--device", "cpu", "--workers", "0")
-    study = ("--weights", "random", "--epochs", "1", "--image-size", "64", "--no-tensorboard")
-    monkeypatch.chdir(tmp_path / "cv" / "fold3")
-    for command in (
-        ("finetune", *quick, *study),
-        ("extract", *quick),
-        ("export", "ms-tcn", "features", "surgery_fold3", "--allow-small-bundles"),
-    ):
-        result = run(*command)
+    (tmp_path / "all_ResNet_DB.csv").write_text("id,label\n" + "".join(f"{row}\n" for row in rows))
+    for command in commands:
+        monkeypatch.chdir(tmp_path if command[0] == "split" else tmp_path / "cv" / "fold3")
+        result = run(*command, *more[command[0]])
         assert result.exit_code == 0, result.output
     assert set(json.loads(Path("run.json").read_text())["data_sha256"]) == set(NAMES)
     own = json.loads(Path("best_spatial_study_weights.json").read_text())["weights_sha256"]
