@@ -33,6 +33,9 @@ IMAGES_NAME = "images"
 UNLABELLED_TEXTS = ("", "-1", str(UNLABELLED))
 """Labels that say that there is none."""
 
+MOST_PHASES = 1000
+"""Unless they are named, a higher label is taken for a slip: every phase up to it would get a line."""
+
 FAR = 0.05
 """A share that differs by more from what was asked gets an explanation."""
 
@@ -104,7 +107,7 @@ def _read(config: SplitConfig) -> FrameTable:
     rows = read_rows(config.csv, "id,label", ["id", "label"])
     texts = rows.columns["label"].str.strip()
     rows.columns["label"] = texts.mask(texts.isin(UNLABELLED_TEXTS), str(UNLABELLED))
-    num_phases = len(config.phase_names) if config.phase_names else None
+    num_phases = len(config.phase_names) if config.phase_names else MOST_PHASES
     labels = rows.phases("label", num_phases, also=UNLABELLED, more_classes="name more --phase-names")
     return make_table(rows, config.csv.parent / IMAGES_NAME, "all", labels)
 
@@ -151,23 +154,26 @@ def _write(
     """All but the links and the record."""
     header, *_ = texts = row_texts(config.csv)
     assert table.origin.row_numbers is not None
-    rows = [texts[number - 1] for number in table.origin.row_numbers.tolist()]
+    own_texts = [texts[number - 1] for number in table.origin.row_numbers.tolist()]
     for folder, splits in folders.items():
         (target / folder).mkdir(exist_ok=True)
         for name in config.shares:
-            own = [header, *(rows[row] for row in np.flatnonzero(splits == name).tolist())]
-            _write_lines(target / folder / CSV_NAMES[name], own)
+            rows = np.flatnonzero(splits == name).tolist()
+            _write_lines(target / folder / CSV_NAMES[name], [header, *(own_texts[row] for row in rows)])
         if config.phase_names:
             _write_lines(target / folder / "phase_names.txt", config.phase_names)
     # In which split, or in the test set of which fold, every spelling of a patient's name is.
-    places = pd.DataFrame({"patient": table.patients, "place": folders.get("", "")})
-    for folder, splits in folders.items():
-        if folder:
-            places.loc[splits == "test", "place"] = folder.removeprefix("fold")
-    column = "split" if config.folds is None else "fold"
-    places = places.groupby(["patient", "place"]).size().reset_index(name="frames")
-    places = places.rename(columns={"place": column}).sort_values("patient", key=lambda names: names.map(natural_key))
-    write_csv(target / ("patients.csv" if config.folds is None else "folds.csv"), places)
+    if config.folds is None:
+        column, place = "split", folders[""]
+    else:
+        column, place = (
+            "fold",
+            sum(number * (splits == "test") for number, splits in enumerate(folders.values(), start=1)),
+        )
+    places = pd.DataFrame({"patient": table.patients, column: place})
+    counted = places.groupby(["patient", column]).size().reset_index(name="frames")
+    counted = counted.sort_values("patient", key=lambda names: names.map(natural_key), kind="stable")
+    write_csv(target / ("patients.csv" if config.folds is None else "folds.csv"), counted)
     shown = {part.folder or part.split: part for part in parts if config.folds is None or part.split == "test"}
     save_figure(
         split_figure(

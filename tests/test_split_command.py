@@ -182,6 +182,7 @@ MISTAKES = [
     (["--folds", "11"], "has 10 patients with labelled frames, too few for 11 folds"),
     (["--img-dir", "nowhere"], "--img-dir nowhere: no such folder"),
     (["--phase-names", "a,b"], "all.csv row 4: label 2 is outside 0..1"),
+    (["--seed", "-1"], "--seed -1: must be at least 0"),
 ]
 
 
@@ -193,6 +194,13 @@ def test_mistakes_leave_nothing(data: Path, options: list[str], message: str, mo
     assert result.exit_code == 2
     assert message in result.output
     assert sorted(data.iterdir()) == before
+
+
+def test_a_label_that_can_only_be_a_slip(tmp_path: Path) -> None:
+    write_csv(tmp_path / "all.csv", [("1_1_1", 0), ("2_1_1", 3000000000000)])
+    result = run("split", tmp_path / "all.csv", tmp_path / "study")
+    assert result.exit_code == 2
+    assert "all.csv row 3: label 3000000000000 is outside 0..999" in result.output
 
 
 def test_nothing_is_overwritten(data: Path) -> None:

@@ -63,6 +63,9 @@ BAR_IN = 0.19
 LONGEST_NAME = 32
 DPI = 150
 
+HIGHEST_IN = 400
+"""A PNG may have 65,536 pixels, which a figure of many folds and phases would exceed."""
+
 
 @dataclass(frozen=True)
 class PhaseStyle:
@@ -348,7 +351,7 @@ def split_figure(
     """
     num_splits = len(counts)
     heights = (0.28 * num_splits + 0.6, _group_in(num_splits) * len(phase_names) + 0.6)
-    figure = Figure(figsize=(7.2, sum(heights) + 0.5), layout="constrained")
+    figure = Figure(figsize=(7.2, min(sum(heights) + 0.5, HIGHEST_IN)), layout="constrained")
     upper, lower = figure.subplots(2, 1, height_ratios=heights)
     total = sum(map(sum, patients.values()))
     for index, frames in enumerate(patients.values()):
