@@ -36,6 +36,9 @@ UNLABELLED_TEXTS = ("", "-1", str(UNLABELLED))
 MOST_PHASES = 1000
 """Unless they are named, a higher label is taken for a slip: every phase up to it would get a line."""
 
+MOST_COLUMNS = 8
+"""So many folds are shown side by side."""
+
 FAR = 0.05
 """A share that differs by more from what was asked gets an explanation."""
 
@@ -166,10 +169,8 @@ def _write(
     if config.folds is None:
         column, place = "split", folders[""]
     else:
-        column, place = (
-            "fold",
-            sum(number * (splits == "test") for number, splits in enumerate(folders.values(), start=1)),
-        )
+        tested = [splits == "test" for splits in folders.values()]
+        column, place = "fold", 1 + np.argmax(tested, axis=0)
     places = pd.DataFrame({"patient": table.patients, column: place})
     counted = places.groupby(["patient", column]).size().reset_index(name="frames")
     counted = counted.sort_values("patient", key=lambda names: names.map(natural_key), kind="stable")
@@ -256,12 +257,16 @@ def _part_lines(parts: Sequence[Part]) -> list[str]:
 def _phase_lines(config: SplitConfig, parts: Sequence[Part]) -> list[str]:
     """The share of each phase in the labelled frames of each part; of folds, in their test sets."""
     shown = [part for part in parts if config.folds is None or part.split == "test"]
-    header = ["phases", *(part.folder or part.split for part in shown)]
-    rows = []
-    for phase, name in enumerate(_phase_names(config, parts)):
-        shares = [part.frames_per_phase[phase] / part.frames_per_phase.sum() for part in shown]
-        rows.append([f"{phase} {name[:32]}", *(f"{share:.1%}" if share else "none" for share in shares)])
-    return align([header, *rows])
+    header = [part.folder or part.split for part in shown]
+    shares = np.array([part.frames_per_phase / part.frames_per_phase.sum() for part in shown])
+    if len(shown) > MOST_COLUMNS:
+        header = ["lowest", "median", f"highest of {len(shown)} folds"]
+        shares = np.array([shares.min(axis=0), np.median(shares, axis=0), shares.max(axis=0)])
+    rows = [
+        [f"{phase} {name[:32]}", *(f"{share:.1%}" if share else "none" for share in shares[:, phase])]
+        for phase, name in enumerate(_phase_names(config, parts))
+    ]
+    return align([["phases", *header], *rows])
 
 
 def _warnings(config: SplitConfig, parts: Sequence[Part]) -> Iterator[str]:

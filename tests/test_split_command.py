@@ -103,6 +103,15 @@ def test_folds(data: Path) -> None:
     assert ["2", "close", "it", *["25.0%"] * 5] in lines
 
 
+def test_many_folds_are_summed_up_on_the_terminal(data: Path) -> None:
+    result = run("split", data / "all.csv", data / "cv", "--folds", "10", "--val", "0.1")
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert "phases lowest median highest of 10 folds".split() in lines
+    assert ["1", "phase_1", "25.0%", "25.0%", "25.0%"] in lines
+    assert ["fold10", "test", "1", "2", "8", "8", "10.0%", "10.0%"] in lines
+
+
 def test_the_picture_shows_patients_and_phases(data: Path) -> None:
     run("split", data / "all.csv", data / "cv", "--folds", "5", "--phase-names", "cut,sew,close it")
     with Image.open(data / "cv" / "split.png") as image:
