@@ -23,6 +23,7 @@ from spatialfeat.config import (
     InfoConfig,
     Option,
     Options,
+    SplitConfig,
     flag_of,
     options_of,
 )
@@ -69,6 +70,13 @@ def check(config: CheckConfig) -> None:
     typer.echo(f"\nAll of it: {config.out_dir / 'check.json'}{also}")
     if report.failed:
         raise typer.Exit(1)
+
+
+def split(config: SplitConfig) -> None:
+    """Exit code 0 once the splits stand under their name."""
+    from spatialfeat.split import split
+
+    split(config)
 
 
 def finetune(config: FinetuneConfig) -> None:
@@ -226,6 +234,7 @@ def main() -> None:
 
 
 add_command(check, CheckConfig)
+add_command(split, SplitConfig)
 add_command(finetune, FinetuneConfig, shares_work=True)
 add_command(evaluate, EvaluateConfig)
 add_command(

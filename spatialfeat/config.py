@@ -43,6 +43,9 @@ CACHE_SIZE_RATIO = 320 / 224
 CHOLEC80_GRAPH = "cholec80"
 """The word that stands for the built-in transition graph in `--relaxed`."""
 
+DEFAULT_TEST_SHARE = 0.2
+"""What `split` gives to the test set."""
+
 DEFAULT_NUM_PHASES = 7
 """The specification's number of phases, where neither weights, feature files nor options say it."""
 
@@ -215,7 +218,7 @@ def _check_id_options(form: str | None, pattern: str | None) -> None:
 
 
 DATA, NETWORK, TRAINING, SCORES, DEVICE, OUTPUT = "Data", "Network", "Training", "Scores", "Device", "Output"
-PLANNED, MS_TCN = "Planned training, for the estimate", "Format ms-tcn"
+PLANNED, MS_TCN, SPLITS = "Planned training, for the estimate", "Format ms-tcn", "Splits"
 
 # Options of several commands. One that has no default of its own somewhere is None there, with `unset`.
 _TRAIN_CSV = Option("Training frames: CSV with columns id,label.", DATA)
@@ -700,7 +703,8 @@ class ExportConfig(Options):
     folds: Path | None = option(
         None,
         "CSV with columns video,fold or patient,fold, instead of the splits in the feature files. Split k tests on "
-        "fold k and trains on the others.",
+        "fold k and trains on the others. Honest only if the network that made the features was trained on none of "
+        "these videos; else extract once per fold: docs/training.md.",
         MS_TCN,
     )
     background_name: str = option(
@@ -806,6 +810,65 @@ class CheckConfig(Options):
         """The fine-tuning that these options stand for. Raises SpatialfeatError where finetune would refuse them."""
         shared = {field.name for field in fields(FinetuneConfig)} & {field.name for field in fields(self)}
         return FinetuneConfig(**{name: getattr(self, name) for name in shared - {"out_dir"}})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig(Options):
+    """Divide one CSV by patient, for training, validation and test.
+
+    Patients stay whole, phases are balanced. Writes train_ResNet_DB.csv, val_ResNet_DB.csv and test_ResNet_DB.csv to
+    OUT; with --folds to OUT/fold1, OUT/fold2, ..., where each patient is tested in one fold. finetune and extract run
+    in these folders. Shows what came out as a table and a picture.
+    """
+
+    csv: Path = option(MISSING, "Frames of all patients, columns id,label.", DATA, metavar="CSV", is_argument=True)
+    out: Path = option(MISSING, "Must not exist, or be an empty folder.", OUTPUT, metavar="OUT", is_argument=True)
+    phase_names: tuple[str, ...] | None = _PHASE_NAMES.field(
+        None,
+        help="Phase names in label order: a text file, one per line, or NAME,NAME,... Also written to phase_names.txt.",
+    )
+    img_dir: Path | None = option(
+        None,
+        "Folder with the frames. A relative link to it, images, comes to lie beside the CSVs.",
+        DATA,
+        unset="images beside CSV, if it is there",
+    )
+    id_form: str | None = _ID_FORM.field(None)
+    id_pattern: str | None = _ID_PATTERN.field(None)
+    val: float = option(
+        0.2,
+        "Share of the labelled frames for validation.",
+        SPLITS,
+        Rule(lambda value: 0 < value < 1, "lie between 0 and 1, e.g. 0.2"),
+    )
+    test: float | None = option(
+        None,
+        "Share for the test; 0: no test set.",
+        SPLITS,
+        Rule(lambda value: 0 <= value < 1, "be at least 0 (no test set) and less than 1, e.g. 0.2"),
+        unset=f"{DEFAULT_TEST_SHARE}; with --folds, one fold",
+    )
+    folds: int | None = option(
+        None, "Cross-validation with so many folds instead of one division.", SPLITS, at_least(2), unset="none"
+    )
+    seed: int = option(0, "Another seed gives another division, if there is one that is as good.", SPLITS, at_least(0))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_id_options(self.id_form, self.id_pattern)
+        if self.folds is not None and self.test is not None:
+            raise SpatialfeatError(f"--test: has no meaning with --folds {self.folds}, each of which is tested on once")
+        shares = self.shares
+        if shares["train"] <= 1e-9:
+            named = f"--folds {self.folds}" if self.folds else f"--test {shares['test']:g}"
+            raise SpatialfeatError(f"--val {self.val:g} and {named}: leave nothing to train on; lower them")
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """{split: its share of the labelled frames}, of one fold where there are several; no test if there is none."""
+        test = 1 / self.folds if self.folds else DEFAULT_TEST_SHARE if self.test is None else self.test
+        shares = {"train": 1 - self.val - test, "val": self.val, "test": test}
+        return {split: share for split, share in shares.items() if split != "test" or share}
 
 
 def default_phase_names(num_phases: int) -> tuple[str, ...]:

@@ -228,6 +228,13 @@ def prepare_output_dir(out_dir: Path) -> None:
         ) from error
 
 
+def require_new_folder(out: Path) -> None:
+    """Refuse a positional OUT that is a file, or a folder that is not empty: nothing there is overwritten."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        what = "is not empty" if out.is_dir() else "is a file"
+        raise SpatialfeatError(f"OUT {out}: {what}; remove it or choose another folder")
+
+
 def require_room(out_dir: Path, num_bytes: int, what: str, option: str = "--out") -> None:
     """Refuse early what would fill the disk that `out_dir` lies on.
 

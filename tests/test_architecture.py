@@ -18,7 +18,7 @@ from spatialfeat.formats import FORMATS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "spatialfeat"
-COMMANDS = {"finetune", "evaluate", "extract", "export", "info", "check"}
+COMMANDS = {"finetune", "evaluate", "extract", "export", "info", "check", "split"}
 # A package may import those before it, and the modules beside the packages (`config`, `files`, ...).
 PACKAGES = ["data", "network", "features", "scores", "reports", "training", "exports", "checks"]
 # The library, and how the names of the modules begin that may import it, also inside functions.
@@ -158,8 +158,8 @@ def test_places_for_new_things_exist() -> None:
             assert (ROOT / "spatialfeat" / path).exists() or (ROOT / path).exists(), path
 
 
-# What other code imports, and what is a part of one format or page, but long enough for a module of its own.
-ALONE = {"features.windows", "exports.verify_mstcn", "reports.report", "reports.ribbons"}
+# What other code imports, and what is a part of one command, format or page, but a whole idea of its own.
+ALONE = {"data.splits", "features.windows", "exports.verify_mstcn", "reports.report", "reports.ribbons"}
 
 
 def test_no_module_serves_only_one_other() -> None:

@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,17 @@ def read_csv_text(csv_path: Path, header: str) -> pd.DataFrame:
     padded = [fields + [""] * (len(names) - len(fields)) for fields in rows]
     table: pd.DataFrame = pd.DataFrame(padded, columns=[name.strip() for name in names], dtype=str)
     return table
+
+
+def row_texts(csv_path: Path) -> list[str]:
+    """Of a CSV that can be read, each row's own text without its line end: row n is item n - 1, the header row 1."""
+    text = _read_text(csv_path)
+    lines = list(io.StringIO(text, newline=""))
+    # A quoted cell may hold line ends.
+    separator = _separator(text.partition("\n")[0], ("id", "label"))
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+    ends = [0, *(reader.line_num for _ in reader)]
+    return ["".join(lines[start:end]).rstrip("\r\n") for start, end in pairwise(ends)]
 
 
 def _read_text(csv_path: Path) -> str:

@@ -63,6 +63,9 @@ BAR_IN = 0.19
 LONGEST_NAME = 32
 DPI = 150
 
+HIGHEST_IN = 400
+"""A PNG may have 65,536 pixels, which a figure of many folds and phases would exceed."""
+
 
 @dataclass(frozen=True)
 class PhaseStyle:
@@ -345,14 +348,59 @@ def balance_figure(counts: Mapping[str, Sequence[int]], phase_names: Sequence[st
 
     counts: {split: frames of each phase}, each with at least one frame.
     """
-    shown = shown_phases(np.sum([np.asarray(frames) for frames in counts.values()], axis=0))
+    num_splits = len(counts)
+    figure = Figure(figsize=(7.2, _group_in(num_splits) * len(_shown(counts)) + 1.3), layout="constrained")
+    _draw_balance(figure.add_subplot(), counts, phase_names)
+    # Not on the bars, wherever the long ones are.
+    figure.legend(loc="outside lower center", ncols=max(1, min(3, num_splits)), frameon=False)
+    return figure
+
+
+def split_figure(
+    patients: Mapping[str, Sequence[int]], counts: Mapping[str, Sequence[int]], phase_names: Sequence[str]
+) -> Figure:
+    """What a division of patients gave: above, a bar per split with a piece per patient; below, `balance_figure`.
+
+    patients: {split: labelled frames of each patient, > 0}. counts: {split: frames of each phase}.
+    """
+    num_splits = len(counts)
+    heights = (0.28 * num_splits + 0.6, _group_in(num_splits) * len(_shown(counts)) + 0.6)
+    figure = Figure(figsize=(7.2, min(sum(heights) + 0.5, HIGHEST_IN)), layout="constrained")
+    upper, lower = figure.subplots(2, 1, height_ratios=heights)
+    total = sum(map(sum, patients.values()))
+    for index, frames in enumerate(patients.values()):
+        ordered = sorted(frames, reverse=True)
+        starts = np.cumsum([0, *ordered[:-1]])
+        upper.barh([index] * len(ordered), ordered, left=starts, height=0.8, **{**_set_bars(index), "linewidth": 1.2})
+        text = f"{count_text(len(ordered), 'patient')}, {sum(ordered) / total:.1%}"
+        upper.annotate(text, (sum(ordered), index), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    upper.set_yticks(range(num_splits), [plain_text(split) for split in patients])
+    upper.set_ylim(num_splits - 0.5, -0.5)
+    upper.set_xlim(0, 1.3 * max(map(sum, patients.values())))
+    upper.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    upper.set(xlabel="labelled frames, one piece per patient", title="Patients")
+    upper.tick_params(axis="y", length=0)
+    upper.spines[["top", "right"]].set_visible(False)
+    _draw_balance(lower, counts, phase_names)
+    figure.legend(loc="outside lower center", ncols=max(1, min(3, num_splits)), frameon=False)
+    return figure
+
+
+def _shown(counts: Mapping[str, Sequence[int]]) -> list[int]:
+    return shown_phases(np.sum([np.asarray(frames) for frames in counts.values()], axis=0))
+
+
+def _group_in(num_splits: int) -> float:
+    """Inches of the bars of one phase."""
+    return BAR_IN * num_splits + 0.14
+
+
+def _draw_balance(axes: Axes, counts: Mapping[str, Sequence[int]], phase_names: Sequence[str]) -> None:
+    shown = _shown(counts)
     names = [plain_text(phase_names[phase]) for phase in shown]
     num_phases, num_splits = len(names), len(counts)
     note = omission(num_phases, len(phase_names))
-    group_in = BAR_IN * num_splits + 0.14
-    figure = Figure(figsize=(7.2, group_in * num_phases + 1.3), layout="constrained")
-    axes = figure.add_subplot()
-    thickness = BAR_IN / group_in
+    thickness = BAR_IN / _group_in(num_splits)
     widest = 0.0
     for index, (split, frames) in enumerate(counts.items()):
         shown_frames = [frames[phase] for phase in shown]
@@ -372,6 +420,3 @@ def balance_figure(counts: Mapping[str, Sequence[int]], phase_names: Sequence[st
     axes.set(xlabel="share of the split's frames", title=f"Frames per phase\n{note}" if note else "Frames per phase")
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right"]].set_visible(False)
-    # Not on the bars, wherever the long ones are.
-    figure.legend(loc="outside lower center", ncols=max(1, min(3, num_splits)), frameon=False)
-    return figure
