@@ -614,6 +614,13 @@ class EvaluateConfig(Options):
     device: str | None = _DEVICE.field(None, unset=WeightsSource.device)
     precision: str | None = _PRECISION.field(None, unset=WeightsSource.precision)
     workers: int | None = _WORKERS.field(None)
+    frames: bool = option(
+        True,
+        "Leave the frames of the most confident mistakes out of report.html, which shows them where the images are at "
+        "hand (--weights): they are pictures of patients.",
+        OUTPUT,
+        flag="no-frames",
+    )
     out_dir: Path = option(Path("evaluation"), "Folder for scores, pictures and report.html.", OUTPUT, flag="out")
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,13 @@ from spatialfeat.errors import SpatialfeatError, translate_computing_faults, tra
 from spatialfeat.files import move_into, prepare_output_dir, read_json_object, working_folder
 from spatialfeat.network.inference import predict_logits
 from spatialfeat.network.resnet import InferenceNetwork
-from spatialfeat.network.weights import MORE_CLASSES, described_id_rule, load_checkpoint, warn_of_many_classes
+from spatialfeat.network.weights import (
+    MORE_CLASSES,
+    described_id_rule,
+    description_path,
+    load_checkpoint,
+    warn_of_many_classes,
+)
 from spatialfeat.reports.report import write_report
 from spatialfeat.reports.tables import comparison_table, score_tables
 from spatialfeat.runrecord import RECORD_NAME, RunRecord
@@ -139,7 +146,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
             comparisons,
             fps=numbering_fps,
             title=f"Evaluation of {', '.join(evaluation.name for evaluation in evaluations)}",
-            facts=_report_facts(config, sampling_fps, notices),
+            facts=_report_facts(config, opened, sampling_fps, notices),
+            frames=opened.tables[0] if config.frames and isinstance(config.source, WeightsSource) else None,
         )
         record.finish(scores={evaluation.name: evaluation.metrics["pooled"] for evaluation in evaluations})
     return EvaluationResult(evaluations, comparisons)
@@ -177,6 +185,7 @@ def _open_weights(source: WeightsSource, config: EvaluateConfig) -> OpenedSource
         more_classes=MORE_CLASSES,
     )
     warn_of_many_classes(checkpoint, [table])
+    epoch = read_json_object(description_path(source.weights)).get("epoch")
     device = select_device(source.device)
     precision = choose_precision(source.precision, device)
     require_images([table])  # Last of the checks: it takes seconds, the others do not.
@@ -197,7 +206,12 @@ def _open_weights(source: WeightsSource, config: EvaluateConfig) -> OpenedSource
         phase_names=checkpoint.phase_names,
         predict=predict,
         data=(source.csv,),
-        facts={"device": describe_device(device), "precision": precision, "weights_sha256": checkpoint.sha256},
+        facts={
+            "device": describe_device(device),
+            "precision": precision,
+            "weights_sha256": checkpoint.sha256,
+            **({} if epoch is None else {"weights_epoch": epoch}),
+        },
     )
 
 
@@ -278,10 +292,12 @@ def _notices(config: EvaluateConfig, opened: OpenedSource, evaluation: Evaluatio
     return notices
 
 
-def _report_facts(config: EvaluateConfig, sampling_fps: float | None, notices: list[str]) -> dict[str, object]:
-    """What the report says about the run beside its numbers; nothing that differs between two equal runs."""
+def _report_facts(
+    config: EvaluateConfig, opened: OpenedSource, sampling_fps: float | None, notices: list[str]
+) -> dict[str, object]:
+    """What the report says about the run beside its numbers; of what differs between two equal runs only the date."""
     source = config.source
-    facts: dict[str, object] = {}
+    facts: dict[str, object] = {"date": f"{datetime.now(timezone.utc):%Y-%m-%d}"}
     if isinstance(source, PredictionsSource):
         facts["predictions"] = ", ".join(source.predictions)
         facts["true phases"] = source.csv or "from the predictions files"
@@ -289,6 +305,9 @@ def _report_facts(config: EvaluateConfig, sampling_fps: float | None, notices: l
         facts["feature files"] = f"{source.features} (split: {source.split})"
     else:
         facts |= {"weights": source.weights, "frames": source.csv}
+    for name, title in (("weights_epoch", "weights of epoch"), ("weights_sha256", "SHA-256 of the weights")):
+        if name in opened.facts:
+            facts[title] = opened.facts[name]
     facts["one video is"] = "a video" if config.group_by == "video" else "a patient, all segments in order"
     if sampling_fps is not None:
         facts["scored frames per second"] = f"{sampling_fps:g}"

@@ -49,7 +49,16 @@ from spatialfeat.training.files import (
     study_bytes,
     study_identity,
 )
-from spatialfeat.training.history import EpochRecord, best_epoch, epoch_line, is_trained, read_history, stopped_early
+from spatialfeat.training.history import (
+    EpochRecord,
+    best_epoch,
+    epoch_line,
+    explosion,
+    is_trained,
+    read_history,
+    stopped_early,
+)
+from spatialfeat.training.methods import METHODS_NAME, write_methods
 from spatialfeat.training.trainer import Trainer
 
 TEST_NAMES = (
@@ -57,7 +66,13 @@ TEST_NAMES = (
 )  # fmt: skip
 """What the test leaves in the study's folder."""
 
-RESULT_NAMES = (STATE_NAME, RECORD_NAME, *(name for name in TRAINING_NAMES if name != STATE_NAME), *TEST_NAMES)
+RESULT_NAMES = (
+    STATE_NAME,
+    RECORD_NAME,
+    *(name for name in TRAINING_NAMES if name != STATE_NAME),
+    METHODS_NAME,
+    *TEST_NAMES,
+)
 """What a study leaves in its folder. Results of an earlier study there are moved aside as a whole."""
 
 logger = logging.getLogger(__name__)
@@ -195,6 +210,11 @@ class _Study:
         history = self._train(model.to(self.group.device), files, state)
         weights_path = self.config.out_dir / WEIGHTS_NAME
         logger.info("kept the weights of epoch %d: %s", best_epoch(history), weights_path)
+        problem = explosion(history, self.config.num_classes)
+        if problem and self.group.is_main:
+            logger.warning("%s", problem)
+        if self.group.is_main:
+            write_methods(self.config, self.data, history, self.environment)
         self.group.wait()  # Until the main process has written them.
         metrics = None if self.data.test is None else self._test(self.data.test)
         facts = {} if metrics is None else {"test": metrics["pooled"]}
@@ -249,8 +269,8 @@ class _Study:
 
     def _announce(self, state: TrainingState | None) -> None:
         config = self.config
-        frames = ", ".join(f"{len(table)} {table.split}" for table in self.data.tables)
-        logger.info("fine-tuning a ResNet-50 on %s frames, %d phases", frames, config.num_classes)
+        frames = ", ".join(f"{table.split}: {len(table)}" for table in self.data.tables)
+        logger.info("fine-tuning a ResNet-50 for %d phases; frames of %s", config.num_classes, frames)
         arithmetic = describe_arithmetic(self.group.device, config.precision)
         logger.info("computing on %s%s", arithmetic, self.group.processes_text)
         logger.info("%s, seed %d", count_text(self.workers, "decoding worker"), config.seed)
@@ -272,7 +292,7 @@ class _Study:
         if state is not None:
             if not is_trained(state.history, self.config):
                 # More epochs for a study that was tested: its test results are not those of the weights to come.
-                move_aside(out_dir, TEST_NAMES)
+                move_aside(out_dir, (METHODS_NAME, *TEST_NAMES))
             return
         if not any((out_dir / name).exists() for name in RESULT_NAMES if name != RECORD_NAME):
             return  # A run that was stopped in its first epoch leaves a record only, which is not worth a folder.

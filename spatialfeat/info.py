@@ -230,7 +230,7 @@ def _video_lines(video: VideoSummary) -> list[str]:
     lines = [
         str(file.path),
         f"video {file.video_id}, patient {file.patient_id}, split {file.split}, {size_text(video.size_bytes)}",
-        f"{len(file)} frames in {segments}, {clock_text(video.duration_s)} at {file.fps:g} fps, {gaps} "
+        f"{count_text(len(file), 'frame')} in {segments}, {clock_text(video.duration_s)} at {file.fps:g} fps, {gaps} "
         f"(usual step {video.frame_step})",
         *(line for note in _rate_notes([video]) for line in wrap(note, "note: ")),
         "",

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from evaluation_data import drawn_evaluations, drawn_ribbon, evaluation_of, small_video
 from matplotlib.figure import Figure
+from PIL import Image
 
+from spatialfeat.console import count_text
 from spatialfeat.reports.plots import (
     PHASE_COLOURS,
     confusion_figure,
@@ -19,6 +21,7 @@ from spatialfeat.reports.plots import (
     phase_style,
     plain_text,
     reliability_figure,
+    save_curves,
     save_figure,
     svg_bytes,
 )
@@ -105,20 +108,47 @@ def test_bars_show_the_scores_and_their_intervals() -> None:
     assert drawn == intervals
 
 
+def test_a_bar_of_zero_is_a_line_and_the_word_0() -> None:
+    videos = [small_video("1_1", [0, 1, 1], [0, 0, 0]), small_video("2_1", [0, 1, 1], [0, 0, 0])]
+    axes = per_phase_figure([evaluation_of("x", videos, "ab", ScoreOptions(num_samples=50))]).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["0"]
+    (zero,) = [line for line in axes.lines if list(line.get_xdata()) == [0, 0]]
+    assert zero.get_linewidth() < 2
+    # An interval from 0 to 0 would be a slab on the axis.
+    intervals = [line for line in axes.lines if line.get_color() == "black"]
+    assert [list(line.get_ydata()) for line in intervals] == [[0, 0]]
+
+
+def test_curves_are_png_and_svg_and_no_mark_is_cut(tmp_path: Path) -> None:
+    for quantity, values in (("accuracy", [0.0, 1.0]), ("loss", [0.0, 3.0])):
+        path = tmp_path / f"{quantity}_curves.png"
+        save_curves(path, quantity=quantity, train=values, val=values[::-1], best_epoch=1)
+        with Image.open(path) as image:
+            assert min(image.size) > 300
+        root = ElementTree.fromstring(path.with_suffix(".svg").read_bytes())
+        marks = [node for node in root.iter("{http://www.w3.org/2000/svg}g") if "line2d" in node.get("id", "")]
+        used = [g for g in marks if g.find(".//{http://www.w3.org/2000/svg}use") is not None]
+        curves = [g for g in used if len(g.findall(".//{http://www.w3.org/2000/svg}use")) == 2]
+        assert len(curves) >= 2
+        assert not any("clip-path" in node.attrib for curve in curves for node in curve.iter())
+
+
 def test_confusion_matrix_shows_every_phase_and_count() -> None:
     video = small_video("v", [0, 0, 0, 0, 2, 2, 2, 2], [0, 0, 0, 1, 1, 1, 2, 2])
     shown = texts(svg_bytes(confusion_figure(evaluation_of("x", [video], "abc", NO_INTERVALS))))
     expected = {
-        "0.75",
+        "0.7500",
         "3",
-        "0.25",
+        "0.2500",
         "1",
-        "0.50",
+        "0.5000",
         "2",
         "no frames of this phase",
-        "a",
-        "b",
-        "c",
+        "0 a",
+        "1 b",
+        "2 c",
+        "4 frames",
+        "0 frames",
         "x: 8 frames of 1 video",
     }
     assert expected <= set(shown)
@@ -199,11 +229,13 @@ def test_a_thousand_classes_give_pictures_of_those_that_occur(num_sets: int) -> 
 
     confusion = confusion_figure(evaluations[0])
     axes = confusion.axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == [f"class {phase}" for phase in shown]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        f"{phase} class {phase}\n{count_text(int((labels == phase).sum()), 'frame')}" for phase in shown
+    ]
     assert "60 of 1000 phases are shown" in axes.get_title()
     # Fractions are those of all the phase's frames, whatever it was taken for.
     hits = int((predictions[labels == 2] == 2).sum())
-    assert f"{hits / 30:.2f}" in {text.get_text() for text in axes.texts if text.get_position()[1] == 2.40}
+    assert f"{hits / 30:.4f}" in {text.get_text() for text in axes.texts if text.get_position()[1] == 2.40}
 
     bars = per_phase_figure(evaluations)
     assert "60 of 1000 phases are shown" in bars.get_suptitle()

@@ -6,6 +6,7 @@ How it looks: test_report_browser.py.
 from __future__ import annotations
 
 import base64
+import io
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -16,9 +17,12 @@ import numpy as np
 import pytest
 from evaluation_data import CHOLEC_NAMES, compared, drawn_evaluations, drawn_video, evaluation_of, small_video
 from PIL import Image
+from tinydata import write_csv
 
-from spatialfeat.reports.report import name_suffixes, write_report
+from spatialfeat.data.frames import FrameTable, read_frames
+from spatialfeat.reports.report import confident_mistakes, name_suffixes, write_report
 from spatialfeat.reports.tables import REPORT
+from spatialfeat.scores.predictions import EvaluatedVideo
 from spatialfeat.scores.relaxed import CHOLEC80
 from spatialfeat.scores.summary import Evaluation, ScoreOptions
 
@@ -94,26 +98,28 @@ def test_numbers_are_those_of_metrics_json(page: str, evaluations: list[Evaluati
     for column, evaluation in enumerate(evaluations):
         metrics = evaluation.metrics
         low, high = metrics["intervals"]["macro_f1"]
-        expected = f"{metrics['pooled']['macro_f1']:.3f} [{low:.3f}, {high:.3f}]"
+        expected = f"{metrics['pooled']['macro_f1']:.4f} [{low:.4f}, {high:.4f}]"
         assert reader.row("Macro F1, pooled")[column] == expected
-        assert reader.row("Relaxed Jaccard")[column] == f"{metrics['relaxed']['jaccard']:.3f}"
+        assert reader.row("Relaxed Jaccard")[column] == f"{metrics['relaxed']['jaccard']:.4f}"
     assert "counted together" in reader.row("Macro F1, pooled")[-1]
-    found = evaluations[0].metrics["video_wise"]["B"]["jaccard"]
-    assert reader.row("Jaccard, strategy B") == [
-        "{mean:.3f} ± {std_over_videos:.3f}".format(**found["video_macro"]),
-        f"{found['cell_mean']:.3f}",
-        "{mean:.3f} ± {std_over_phases:.3f}".format(**found["phase_macro"]),
+    strategies = evaluations[0].metrics["video_wise"]
+    assert strategies["A"] == strategies["B"]
+    found = strategies["B"]["jaccard"]
+    assert reader.row("Jaccard, strategies A and B") == [
+        "{mean:.4f} ± {std_over_videos:.4f}".format(**found["video_macro"]),
+        f"{found['cell_mean']:.4f}",
+        "{mean:.4f} ± {std_over_phases:.4f}".format(**found["phase_macro"]),
     ]
     phase = evaluations[0].metrics["per_phase"][2]
     assert reader.row("2 ClippingCutting")[0] == str(phase["support"])
     video = evaluations[0].per_video[1]
-    assert reader.row(video["video_id"])[2] == f"{video['accuracy']:.3f}"
+    assert reader.row(video["video_id"])[2] == f"{video['accuracy']:.4f}"
 
 
 def test_comparison_is_second_minus_first(page: str, evaluations: list[Evaluation]) -> None:
     values = [evaluation.metrics["segmental"]["edit"] for evaluation in evaluations]
     rows = [row for row in read(page).rows if row[0] == "Edit score"]
-    assert rows[1][1:4] == [f"{values[0]:.3f}", f"{values[1]:.3f}", f"{values[1] - values[0]:+.3f}"]
+    assert rows[1][1:4] == [f"{values[0]:.4f}", f"{values[1]:.4f}", f"{values[1] - values[0]:+.4f}"]
 
 
 def test_every_section_is_there_and_linked(page: str) -> None:
@@ -178,14 +184,93 @@ def test_undefined_numbers_are_dashes(tmp_path: Path) -> None:
     assert "nan" not in page.lower().replace("nano", "")
     assert "None" not in reader.text
     assert "1 labelled frame of 1 video of 1 patient" in " ".join(reader.text.split())
-    assert "not computed, because no graph of allowed transitions was given" in reader.text
+    assert "not computed" not in reader.text
+    assert "Relaxed" not in reader.text
     assert "Comparison" not in reader.text
 
 
-def test_predictions_without_probabilities_say_so(tmp_path: Path) -> None:
+def test_predictions_without_probabilities_have_no_calibration(tmp_path: Path) -> None:
     videos = [replace(drawn_video(number, 30, 7), probabilities=None) for number in range(2)]
     page = written(tmp_path, [evaluation_of("csv", videos, CHOLEC_NAMES)])
-    assert "csv: not computed, because these predictions have no probabilities" in read(page).text
+    text = read(page).text.lower()
+    assert "per video" in text
+    assert "calibration" not in text
+    assert "not computed" not in text
+
+
+def test_few_patients_carry_no_claim(page: str, tmp_path: Path) -> None:
+    reader = read(page)
+    assert "3 patients, fewer than 5, are too few for an interval to carry the claim" in " ".join(reader.text.split())
+    assert "0 outside?" not in reader.text
+    many = read(written(tmp_path, drawn_evaluations(5, 40)))
+    assert "too few" not in many.text
+    assert many.text.count("0 outside?") == 1
+    assert {"yes", "no"} >= {row[-1] for row in many.rows if row[0] == "Edit score" and len(row) == 6} != set()
+
+
+def test_a_phase_without_frames_is_said_at_the_number(tmp_path: Path) -> None:
+    labels = list(range(6))
+    page = written(tmp_path, [evaluation_of("perfect", [small_video("1_1", labels, labels)], CHOLEC_NAMES)])
+    reader = read(page)
+    assert reader.row("Macro F1, pooled")[0] == "0.8571"
+    assert reader.row("Macro F1, pooled, occurring") == ["1.0000", "the mean over the 6 phases that occur"]
+    text = " ".join(reader.text.split())
+    assert "1 phase of 7 without a labelled frame (GallbladderRetraction) counts as 0" in text
+    assert "1.0000 over the phases that occur" in text
+    assert reader.row("F1, strategies A and B")[0] == "1.0000"
+    assert "F1, strategy" not in text
+    page = written(tmp_path, [evaluation_of("x", [small_video("1_1", [0, 0], [0, 1])], CHOLEC_NAMES)])
+    assert [read(page).row(f"F1, strategy {name}")[1] for name in "AB"] == ["0.3333", "0.6667"]
+
+
+def drawn_frames(folder: Path, video: EvaluatedVideo) -> FrameTable:
+    """JPEG images of a video's frames, each of its own colour, with a patient's name in the file."""
+    rows = list(zip(video.frame_ids.tolist(), video.labels.tolist(), strict=True))
+    (folder / "images").mkdir(parents=True)
+    for number, (frame_id, _) in enumerate(rows):
+        image = Image.new("RGB", (600, 300), (20 * number, 100, 200))
+        image.save(folder / "images" / f"{frame_id}.jpg", quality=95, comment=b"Jane Doe")
+    return read_frames(write_csv(folder / "test.csv", rows), folder / "images", split="test")
+
+
+def test_the_most_confident_mistakes_are_shown_small(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    video = small_video("1_1", [0, 0, 0, 1, 1, -100], [1, 1, 2, 1, 0, 0])
+    confidence = [0.60, 0.90, 0.95, 0.99, 0.70, 0.97]
+    others = (1 - np.array(confidence)) / 2
+    probabilities = np.tile(others[:, None], 3)
+    probabilities[np.arange(6), video.predictions] = confidence
+    video = replace(video, probabilities=probabilities.astype(np.float32))
+    frames = drawn_frames(tmp_path / "data", video)
+    evaluations = [evaluation_of("x", [video], ["first", "second", "third"])]
+    # Surest first, of each confusion one; neither right frames nor unlabelled ones.
+    expected = [("1_1_2", 0, 2, 0.95), ("1_1_1", 0, 1, 0.90), ("1_1_4", 1, 0, 0.70)]
+    found = confident_mistakes(evaluations[0])
+    assert [mistake[:3] for mistake in found] == [row[:3] for row in expected]
+    assert [mistake.confidence for mistake in found] == pytest.approx([row[3] for row in expected])
+
+    for name in ("with", "without", "lost"):
+        (tmp_path / name).mkdir()
+    page = written(tmp_path / "with", evaluations, frames=frames)
+    pictures = [base64.b64decode(text) for text in re.findall(r"data:image/jpeg;base64,([^\"]*)", page)]
+    assert len(pictures) == 3
+    for picture, number in zip(pictures, (2, 1, 4), strict=True):
+        assert b"Jane" not in picture
+        with Image.open(io.BytesIO(picture)) as image:
+            assert image.size == (256, 128)
+            assert np.asarray(image.convert("RGB"))[64, 64] == pytest.approx([20 * number, 100, 200], abs=4)
+    text = " ".join(read(page).text.split())
+    assert "0.9500 third" in text
+    assert "truth: first" in text
+    assert "--no-frames" in text
+    without = written(tmp_path / "without", evaluations)
+    assert "data:image/jpeg" not in without
+    assert "confident mistakes" not in without
+
+    (tmp_path / "data" / "images" / "1_1_1.jpg").unlink()
+    page = written(tmp_path / "lost", evaluations, frames=frames)
+    assert page.count("data:image/jpeg") == 2
+    assert "cannot be read any more" in page
+    assert "1_1_1.jpg: cannot be shown in the report" in caplog.text
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +341,7 @@ def test_file_names_of_evaluations_are_safe_and_different() -> None:
 
 
 def test_numbers_as_text() -> None:
-    assert [REPORT.number(value) for value in (None, 0.12345, -0.0001)] == ["\u2013", "0.123", "0.000"]
-    assert [REPORT.number(value, "+") for value in (-0.0001, 0.25)] == ["+0.000", "+0.250"]
-    assert REPORT.ends([-0.1, 0.2], "+") == "[-0.100, +0.200]"
+    assert [REPORT.number(value) for value in (None, 0.12346, -0.00001)] == ["\u2013", "0.1235", "0.0000"]
+    assert [REPORT.number(value, "+") for value in (-0.00001, 0.25)] == ["+0.0000", "+0.2500"]
+    assert REPORT.ends([-0.1, 0.2], "+") == "[-0.1000, +0.2000]"
     assert REPORT.ends(None) == "\u2013"

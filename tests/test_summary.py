@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from evaluation_data import small_video
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, jaccard_score, precision_recall_fscore_support
 
 from spatialfeat.scores.predictions import EvaluatedVideo
 from spatialfeat.scores.relaxed import CHOLEC80, transition_graph
@@ -71,6 +71,7 @@ def test_schema_has_exactly_these_keys() -> None:
         "num_phases": None,
         "phase_names": None,
         "pooled": dict.fromkeys(POOLED),
+        "occurring": dict.fromkeys(("num_phases", *POOLED[1:])),
         "video_wise": {"accuracy": {"mean": None, "std_over_videos": None}, "A": STRATEGY, "B": STRATEGY},
         "per_phase": None,
         "confusion_matrix": None,
@@ -187,7 +188,22 @@ def test_a_single_video_of_one_frame() -> None:
     assert summary["intervals"]["samples"] == 0
     assert summary["intervals"]["per_phase"][1]["recall"] is None
     assert summary["segmental"] == {"edit": 1.0, "f1_10": 1.0, "f1_25": 1.0, "f1_50": 1.0}
+    occurring = {"macro_precision": 1.0, "macro_recall": 1.0, "macro_f1": 1.0, "macro_jaccard": 1.0}
+    assert summary["occurring"] == {"num_phases": 1, **occurring}
     json.dumps(summary, allow_nan=False)
+
+
+def test_macro_scores_over_the_phases_that_occur() -> None:
+    labels, predictions = [0, 0, 0, 1, 1, 3], [0, 0, 2, 1, 0, 0]
+    summary = score("x", [small_video("1_1", labels, predictions)], "abcd").metrics
+    # Phase 2 has no frame; phase 3 is never predicted: its precision is undefined, and counts as 0.
+    expected = precision_recall_fscore_support(labels, predictions, labels=[0, 1, 3], average="macro", zero_division=0)
+    found = summary["occurring"]
+    assert [found[name] for name in ("macro_precision", "macro_recall", "macro_f1")] == pytest.approx(expected[:3])
+    assert found["macro_jaccard"] == pytest.approx(
+        jaccard_score(labels, predictions, labels=[0, 1, 3], average="macro", zero_division=0)
+    )
+    assert found["num_phases"] == 3
 
 
 def test_constant_prediction_and_random_videos() -> None:

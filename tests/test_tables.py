@@ -9,7 +9,8 @@ import pytest
 from evaluation_data import compared, small_video
 from predictions_data import BETTER, PREDICTED, TRUTH
 
-from spatialfeat.reports.tables import comparison_table, score_tables
+from spatialfeat.console import WIDTH
+from spatialfeat.reports.tables import comparison_table, latex_table, score_tables
 from spatialfeat.scores.relaxed import CHOLEC80
 from spatialfeat.scores.summary import Evaluation, ScoreOptions, score
 
@@ -37,7 +38,7 @@ def test_every_line_fits_the_terminal(group_by: str) -> None:
     )
     (comparison,) = compared([first, second])
     for text in (score_tables(first), comparison_table(comparison, [first, second])):
-        assert max(map(len, text.splitlines())) <= 92
+        assert max(map(len, text.splitlines())) <= WIDTH
         assert all(line == line.rstrip() for line in text.splitlines())
 
 
@@ -71,8 +72,60 @@ def test_a_difference_is_second_minus_first() -> None:
     # 1_1_2, where the two differ, is unlabelled.
     assert "0.8750  0.8750  +0.0000  +0.0000 to +0.0000" in text
     assert "excludes 0" not in text
-    wrong = make_evaluation("wrong", [3] * 9)
-    (better,) = compared([wrong, second])
-    text = comparison_table(better, [wrong, second])
-    assert "0.0000  0.8750  +0.8750" in text
-    assert "* the interval excludes 0" in text
+
+
+@pytest.mark.parametrize(("num_patients", "is_marked"), [(4, False), (5, True)])
+def test_only_enough_patients_carry_a_claim(num_patients: int, is_marked: bool) -> None:
+    videos = [(f"{patient}_1", [0, 0, 1, 1], [0, 0, 0, 0]) for patient in range(num_patients)]
+    first = score("wrong", [small_video(name, labels, wrong) for name, labels, wrong in videos], "ab")
+    second = score("right", [small_video(name, labels, labels) for name, labels, _ in videos], "ab")
+    (found,) = compared([first, second])
+    text = comparison_table(found, [first, second])
+    assert "0.5000  1.0000  +0.5000  +0.5000 to +0.5000" in text
+    assert ("+0.5000 to +0.5000 *" in text) == is_marked
+    assert ("* the interval excludes 0" in text) == is_marked
+    assert ("4 patients, fewer than 5, are too few for an interval" in text) != is_marked
+
+
+def test_phases_without_frames_are_said_beside_the_macro_scores() -> None:
+    names = ["a", "b", "c", "d", "e", "f", "g"]
+    labels = [0, 1, 2, 3, 4, 5]
+    text = " ".join(score_tables(score("x", [small_video("1_1", labels, labels)], names)).split())
+    assert "macro F1 pooled, mean over phases 0.8571 - over the 6 phases that occur 1.0000" in text
+    assert "1 phase of 7 without a labelled frame (g) counts as 0 in macro scores" in text
+    text = " ".join(score_tables(score("x", [small_video("1_1", [0] * 9, [0] * 9)], names)).split())
+    assert "6 phases of 7 without a labelled frame (b, c, d, ...) count as 0 in macro scores" in text
+    text = score_tables(score("x", [small_video("1_1", labels, labels)], names[:6]))
+    assert "occur" not in text
+    assert "without a labelled frame" not in text
+
+
+def test_equal_strategies_are_printed_once() -> None:
+    same = score_tables(score("x", [small_video("1_1", [0, 1], [0, 0])], "ab"))
+    assert "strategies A and B alike: no phase is predicted in a video without it" in same
+    assert same.count("\n  Jaccard ") == 1
+    differing = score_tables(score("x", [small_video("1_1", [0, 0], [0, 1])], "ab"))
+    assert "strategy A: " in differing
+    assert "strategy B: " in differing
+    assert "alike" not in differing
+    assert differing.count("\n  Jaccard ") == 2
+
+
+def test_the_main_table_in_latex() -> None:
+    first, second = make_evaluation("my_net & co", PREDICTED), make_evaluation(r"50 % \better^", BETTER)
+    lines = latex_table([first, second]).splitlines()
+    assert lines[0].startswith("%")
+    assert "8 frames of 3 videos, 2 patients, 7 phases" in lines[0]
+    assert lines[1:4] == [
+        r"\begin{tabular}{lcc}",
+        r"\toprule",
+        r"Score & my\_net \& co & 50 \% \textbackslash{}better\textasciicircum{} \\",
+    ]
+    cells = []
+    for evaluation in (first, second):
+        value, (low, high) = evaluation.metrics["pooled"]["accuracy"], evaluation.metrics["intervals"]["accuracy"]
+        cells.append(f"{value:.4f} [{low:.4f}, {high:.4f}]")
+    assert f"Accuracy, pooled & {cells[0]} & {cells[1]} \\\\" in lines
+    assert f"Relaxed Jaccard & {first.metrics['relaxed']['jaccard']:.4f} & " in "\n".join(lines)
+    assert lines[-2:] == [r"\bottomrule", r"\end{tabular}"]
+    assert all(line.endswith(r" \\") for line in lines[3:-2] if line != r"\midrule")

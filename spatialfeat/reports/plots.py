@@ -24,6 +24,7 @@ from matplotlib.ticker import MaxNLocator
 
 from spatialfeat.console import count_text, omission, shown_phases
 from spatialfeat.files import write_atomically
+from spatialfeat.reports.tables import REPORT
 from spatialfeat.scores.metrics import FloatArray, IntArray
 from spatialfeat.scores.summary import Evaluation, shown_of
 
@@ -144,18 +145,22 @@ def save_curves(
     val: Sequence[float],
     best_epoch: int,
 ) -> None:
-    """One curve over epochs (1..E) for training and one for validation, with the epoch whose weights were kept."""
+    """One curve over epochs (1..E) for training and one for validation, with the epoch whose weights were kept.
+
+    path: of the PNG; the SVG gets its name.
+    """
     epochs = np.arange(1, len(train) + 1)
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(epochs, train, label="train (augmented frames)", **TRAIN_STYLE)
-    axes.plot(epochs, val, label="validation", **VAL_STYLE)
+    # Above the frame, so that a mark on it is seen whole.
+    axes.plot(epochs, train, label="train (augmented frames)", clip_on=False, zorder=3, **TRAIN_STYLE)
+    axes.plot(epochs, val, label="validation", clip_on=False, zorder=3, **VAL_STYLE)
     axes.axvline(best_epoch, color="0.6", linestyle=":", zorder=0, label=f"weights kept (epoch {best_epoch})")
     axes.set(xlabel="epoch", ylabel=quantity, title=f"{quantity.capitalize()} over epochs")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlim(0.5, len(epochs) + 0.5)
     if quantity == "accuracy":
-        axes.set_ylim(0, 1.02)
+        axes.set_ylim(0, 1)
     elif max(*train, *val) > STEEP * float(np.median([*train, *val])):
         # One early spike would press all other epochs flat.
         axes.set(yscale="log", ylabel=f"{quantity} (logarithmic)")
@@ -163,20 +168,21 @@ def save_curves(
         axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend()
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=DPI))
+    save_figure(figure, path)
 
 
 def confusion_figure(evaluation: Evaluation) -> Figure:
     """Rows are the true phases and sum to 1; each cell shows the fraction and, smaller, the number of frames.
 
-    A phase without frames is a grey row. Of more than 60 phases, those that occur are shown (`shown_phases`).
+    Phases carry their numbers, rows the number of all their frames. A phase without frames is a grey row. Of more than
+    60 phases, those that occur are shown (`shown_phases`).
     """
     metrics, shown = evaluation.metrics, shown_of([evaluation])
     counts = evaluation.tallies.counts.sum(axis=0)
     note = omission(len(shown), len(counts))
     totals = counts.sum(axis=1, keepdims=True)[shown]
     counts, num_phases = counts[np.ix_(shown, shown)], len(shown)
-    names = [plain_text(metrics["phase_names"][phase]) for phase in shown]
+    names = [plain_text(f"{phase} {metrics['phase_names'][phase]}") for phase in shown]
     fractions = np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
     # Inches: a cell holds four digits; a letter of a name is about 0.085 wide, below the cells it leans by 40 degrees.
     cells, longest = max(2.6, 0.62 * num_phases), 0.085 * max(len(name) for name in names)
@@ -189,12 +195,13 @@ def confusion_figure(evaluation: Evaluation) -> Figure:
     axes.set_aspect("equal")
     for true, predicted in np.argwhere(counts).tolist():
         style = {"ha": "center", "va": "center", "color": "white" if fractions[true, predicted] > 0.6 else "black"}
-        axes.text(predicted + 0.5, true + 0.40, f"{fractions[true, predicted]:.2f}", style)
+        axes.text(predicted + 0.5, true + 0.40, REPORT.number(fractions[true, predicted]), style, fontsize=9)
         axes.text(predicted + 0.5, true + 0.76, f"{counts[true, predicted]}", style, fontsize=7)
     for true in np.flatnonzero(totals == 0).tolist():
         axes.text(num_phases / 2, true + 0.5, "no frames of this phase", ha="center", va="center", color="0.35")
     axes.set_xticks(np.arange(num_phases) + 0.5, names, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(np.arange(num_phases) + 0.5, names)
+    rows = [f"{name}\n{count_text(total, 'frame')}" for name, total in zip(names, totals[:, 0].tolist(), strict=True)]
+    axes.set_yticks(np.arange(num_phases) + 0.5, rows)
     axes.set(xlabel="predicted phase", ylabel="true phase")
     frames, videos = count_text(metrics["num_frames"], "frame"), count_text(metrics["num_videos"], "video")
     title = plain_text(f"{evaluation.name}: {frames} of {videos}", longest=80)
@@ -271,12 +278,15 @@ def _draw_bars(
             axes.text(0.02, place, "undefined", va="center", color="0.35", fontsize=7, style="italic")
             continue
         axes.barh(place, value, height=bar * 0.9, **_set_bars(index))
+        high = value if interval is None else interval[1]
         if value == 0:
-            axes.plot([0, 0], [place - bar / 2, place + bar / 2], color=set_colour(index), linewidth=3, clip_on=False)
-        if interval is not None:
-            # White under black: seen on every colour.
+            ends = [place - 0.45 * bar, place + 0.45 * bar]
+            axes.plot([0, 0], ends, color=set_colour(index), linewidth=1.6, solid_capstyle="butt", clip_on=False)
+            axes.annotate("0", (high, place), (4, 0), textcoords="offset points", va="center", fontsize=7)
+        if interval is not None and high > 0:
+            # White under black: seen on every colour. An end on the frame is seen whole.
             axes.plot(interval, [place, place], color="white", linewidth=3.4, solid_capstyle="butt")
-            axes.plot(interval, [place, place], color="black", linewidth=1.4, marker="|", markersize=5)
+            axes.plot(interval, [place, place], color="black", linewidth=1.4, marker="|", markersize=5, clip_on=False)
 
 
 def reliability_figure(evaluation: Evaluation) -> Figure:
@@ -314,7 +324,7 @@ def reliability_figure(evaluation: Evaluation) -> Figure:
     )
     upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
     error = calibration["expected_calibration_error"]
-    shown = "undefined" if error is None else f"{error:.4f}"
+    shown = "undefined" if error is None else REPORT.number(error)
     frames = count_text(calibration["num_frames"], "frame")
     title = f"{plain_text(evaluation.name, longest=24)}: expected calibration error {shown}"
     upper.set_title(f"{title}\n{frames}, {calibration['num_bins']} bins", fontsize=10)
@@ -407,7 +417,7 @@ def _draw_balance(axes: Axes, counts: Mapping[str, Sequence[int]], phase_names: 
         shares = np.asarray(shown_frames) / sum(frames)
         widest = max(widest, float(shares.max()))
         places = np.arange(num_phases) + (index - (num_splits - 1) / 2) * thickness
-        label = plain_text(f"{split}: {sum(frames)} frames")
+        label = plain_text(f"{split}: {count_text(sum(frames), 'frame')}")
         bars = axes.barh(places, shares, height=0.92 * thickness, label=label, **_set_bars(index))
         texts = [
             f"{share:.1%}  {count}" if count else "none" for share, count in zip(shares, shown_frames, strict=True)

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
 
 from spatialfeat.console import count_text, omission
-from spatialfeat.data.frames import UNLABELLED
+from spatialfeat.data.frames import UNLABELLED, FrameTable
+from spatialfeat.data.images import ImageError, decode_rgb
 from spatialfeat.files import write_atomically
 from spatialfeat.names import file_name
 from spatialfeat.reports.plots import (
@@ -30,12 +33,40 @@ from spatialfeat.reports.plots import (
     save_figure,
 )
 from spatialfeat.reports.ribbons import Timeline, describe_video, overview_figures, ribbon_figure, timelines
-from spatialfeat.reports.tables import REPORT, difference_rows, overall_rows
+from spatialfeat.reports.tables import (
+    REPORT,
+    absence_note,
+    are_strategies_equal,
+    can_claim,
+    difference_rows,
+    latex_table,
+    main_rows,
+    no_claim_note,
+    overall_rows,
+)
 from spatialfeat.scores.metrics import MEASURES
 from spatialfeat.scores.summary import Evaluation, shown_of
 
+MOST_MISTAKES = 12
+
+FRAME_PX = 256
+"""The longer side of a frame on the page."""
+
 PAGE_COLOURS = 128
 """A PNG on the page has so many colours: enough for bars and text, and a third of the bytes."""
+
+
+logger = logging.getLogger(__name__)
+
+
+class Mistake(NamedTuple):
+    """A frame whose predicted phase is wrong. confidence: its probability. image: a data URI, "" without one."""
+
+    frame_id: str
+    true: int
+    predicted: int
+    confidence: float
+    image: str = ""
 
 
 def write_report(
@@ -46,6 +77,7 @@ def write_report(
     fps: float,
     title: str,
     facts: Mapping[str, object],
+    frames: FrameTable | None = None,
 ) -> None:
     """Write report.html and every picture, as PNG and SVG, of one or more evaluations of the same videos.
 
@@ -56,6 +88,8 @@ def write_report(
         comparisons: of two of the evaluations each, as `summary.compare` returns them.
         fps: frame numbers per second.
         facts: what to say about the run, in order: {"weights": "best_....pth", ...}.
+        frames: the frames that were scored, where their images may be shown: those of the first evaluation's most
+            confident mistakes are then on the page, small.
     """
     videos, suffixes, shown = evaluations[0].videos, name_suffixes(evaluations), shown_of(evaluations)
     lines = timelines(videos, fps)
@@ -68,7 +102,13 @@ def write_report(
         omission=omission(len(shown), evaluations[0].metrics["num_phases"]),
         evaluations=list(zip(evaluations, suffixes, strict=True)),
         score_rows=[{row.score.key: row for row in overall_rows(evaluation.metrics)} for evaluation in evaluations],
+        main_rows=main_rows(evaluations),
+        latex=latex_table(evaluations),
+        absence_note=absence_note(evaluations[0].metrics),
         comparisons=[(found, difference_rows(found, evaluations)) for found in comparisons],
+        no_claim_note=no_claim_note(comparisons[0]) if comparisons else "",
+        is_marked=all(map(can_claim, comparisons)),
+        mistakes=[] if frames is None else _shown_mistakes(evaluations[0], frames),
         overviews=overviews,
         videos=[(video.video_id, describe_video(video, line)) for video, line in zip(videos, lines, strict=True)],
         has_unlabelled=any((video.labels == UNLABELLED).any() for video in videos),
@@ -115,6 +155,46 @@ def _write_pictures(
     return names
 
 
+def confident_mistakes(evaluation: Evaluation) -> list[Mistake]:
+    """The wrong frames of which the predictions are surest, without images: of each video and confusion only the
+    surest one, because its neighbours look alike. Empty without probabilities."""
+    mistakes: dict[tuple[str, int, int], Mistake] = {}
+    for video in evaluation.videos:
+        if video.probabilities is None:
+            return []
+        wrong = np.flatnonzero((video.labels != UNLABELLED) & (video.labels != video.predictions))
+        for row in wrong.tolist():
+            true, predicted = int(video.labels[row]), int(video.predictions[row])
+            confidence = float(video.probabilities[row, predicted])
+            kind = (video.video_id, true, predicted)
+            if kind not in mistakes or confidence > mistakes[kind].confidence:
+                mistakes[kind] = Mistake(str(video.frame_ids[row]), true, predicted, confidence)
+    return sorted(mistakes.values(), key=lambda mistake: -mistake.confidence)[:MOST_MISTAKES]
+
+
+def _shown_mistakes(evaluation: Evaluation, table: FrameTable) -> list[Mistake]:
+    row_of = {frame_id: row for row, frame_id in enumerate(table.ids.tolist())}
+    return [
+        mistake._replace(image=_small_frame(table, row_of[mistake.frame_id]))
+        for mistake in confident_mistakes(evaluation)
+    ]
+
+
+def _small_frame(table: FrameTable, row: int) -> str:
+    """A frame as a small JPEG, for the page; "" if it has become unreadable: hours of prediction shall not be lost."""
+    try:
+        rgb = decode_rgb(table.images.read(str(table.image_names[row])))
+    except (OSError, ImageError) as error:
+        logger.warning("%s: cannot be shown in the report (%s)", table.image_path(row), error)
+        return ""
+    # Pixels only: a comment or a profile in the file may name the patient, and Pillow would write it again.
+    small = Image.fromarray(np.asarray(rgb))
+    small.thumbnail((FRAME_PX, FRAME_PX))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    return _data_uri("jpeg", buffer.getvalue())
+
+
 def _page_template() -> Template:
     """The template, with the functions and constants that it uses."""
     folder = resources.files(__package__)
@@ -126,6 +206,7 @@ def _page_template() -> Template:
         "hatches": HATCHES,
         "phase_style": phase_style,
         "count": count_text,
+        "are_strategies_equal": are_strategies_equal,
     }
     return environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
 

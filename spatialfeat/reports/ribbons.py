@@ -17,6 +17,7 @@ from matplotlib.patches import Patch, Rectangle
 from spatialfeat.console import count_text, duration_text
 from spatialfeat.data.frames import UNLABELLED
 from spatialfeat.reports.plots import phase_style, plain_text
+from spatialfeat.reports.tables import REPORT
 from spatialfeat.scores.metrics import BoolArray, FloatArray, IntArray
 from spatialfeat.scores.predictions import EvaluatedVideo, usual_step
 from spatialfeat.scores.segmental import find_runs
@@ -189,7 +190,7 @@ def _rows(evaluations: Sequence[Evaluation], position: int) -> list[tuple[str, I
     for evaluation in evaluations:
         accuracy = next((row["accuracy"] for row in evaluation.per_video if row["video_id"] == video.video_id), None)
         label = plain_text(evaluation.name, longest=24)
-        label = label if accuracy is None else f"{label} ({accuracy:.3f})"
+        label = label if accuracy is None else f"{label} ({REPORT.number(accuracy)})"
         rows.append((label, evaluation.videos[position].predictions))
     return rows
 

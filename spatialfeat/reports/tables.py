@@ -9,29 +9,36 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-from spatialfeat.console import align, count_text, omission
+from spatialfeat.console import align, count_text, omission, wrap
 from spatialfeat.data.frames import UNLABELLED
 from spatialfeat.scores.metrics import MEASURES, STRATEGIES
 from spatialfeat.scores.summary import Evaluation, shown_of
-from spatialfeat.scores.table import MEASURE_TITLES, SCORES, Score
+from spatialfeat.scores.table import FEWEST_FOR_A_CLAIM, MEASURE_TITLES, SCORES, VIDEO_MEAN, Score
 
 Interval: TypeAlias = Sequence[float] | None
 
 NAME_WIDTH = 24
 """Columns of a phase's name on a terminal."""
 
+NAMED_PHASES = 3
+"""A line names so many phases; more would bury what it says of them."""
+
+RELAXED_AVERAGE = "strategy B, phase-macro: mean over videos, then over phases"
+
+DIGITS = 4
+"""Decimals of a score, wherever it stands."""
+
 
 @dataclass(frozen=True)
 class Style:
-    """How numbers are written. digits: decimals. undefined: stands for None. interval: of its low and high end."""
+    """How numbers are written. undefined: stands for None. interval: of its low and high end."""
 
-    digits: int
     undefined: str
     interval: str
 
     def number(self, value: float | None, sign: str = "") -> str:
         """sign "+": a difference."""
-        return self.undefined if value is None else f"{round(value, self.digits) + 0.0:{sign}.{self.digits}f}"
+        return self.undefined if value is None else f"{round(value, DIGITS) + 0.0:{sign}.{DIGITS}f}"
 
     def ends(self, interval: Interval, sign: str = "") -> str:
         """Both ends of an interval."""
@@ -40,20 +47,35 @@ class Style:
         return self.interval.format(*(self.number(end, sign) for end in interval))
 
 
-TERMINAL = Style(4, "-", "{} to {}")
-REPORT = Style(3, "\u2013", "[{}, {}]")
+TERMINAL = Style("-", "{} to {}")
+REPORT = Style("\u2013", "[{}, {}]")
 
 
 class ScoreRow(NamedTuple):
-    """An overall score of one set of predictions."""
+    """An overall score of one set of predictions.
+
+    occurring: of a macro score, where phases have no labelled frame: its mean over the others; else None.
+    """
 
     score: Score
     value: float | None
     interval: Interval
+    occurring: float | None
+
+
+class MainRow(NamedTuple):
+    """A row of the report's main table: one text per set of predictions, and how the number is averaged."""
+
+    heading: str
+    cells: list[str]
+    averaging: str
 
 
 class DifferenceRow(NamedTuple):
-    """An overall score of two sets. is_clear: whether the interval of the difference excludes 0, None without one."""
+    """An overall score of two sets.
+
+    is_clear: whether the interval of the difference excludes 0; None without one, or where so few patients cannot tell.
+    """
 
     score: Score
     first: float | None
@@ -65,7 +87,109 @@ class DifferenceRow(NamedTuple):
 
 def overall_rows(metrics: Mapping[str, Any]) -> list[ScoreRow]:
     """One row per overall score."""
-    return [ScoreRow(found, found.value_in(metrics), metrics["intervals"].get(key)) for key, found in SCORES.items()]
+    occurring = metrics["occurring"] if absent_phases(metrics) else {}
+    return [
+        ScoreRow(found, found.value_in(metrics), metrics["intervals"].get(key), occurring.get(key))
+        for key, found in SCORES.items()
+    ]
+
+
+def main_rows(evaluations: Sequence[Evaluation]) -> list[MainRow]:
+    """Every overall score of every set with its interval, then the relaxed ones where they were computed."""
+    rows = []
+    for found in zip(*(overall_rows(evaluation.metrics) for evaluation in evaluations), strict=True):
+        score = found[0].score
+        rows.append(MainRow(score.heading, [_estimate(row.value, row.interval) for row in found], score.averaging.long))
+        if found[0].occurring is not None:
+            over = f"the mean over the {count_text(occurring_phases(evaluations[0].metrics), 'phase')} that occur"
+            rows.append(MainRow(f"{score.heading}, occurring", [REPORT.number(row.occurring) for row in found], over))
+    relaxed = [evaluation.metrics["relaxed"] for evaluation in evaluations]
+    if None in relaxed:
+        return rows
+    measures = {"accuracy": "accuracy"} | {key: title for key, title in MEASURE_TITLES.items() if key in relaxed[0]}
+    for measure, title in measures.items():
+        average = VIDEO_MEAN.long if measure == "accuracy" else RELAXED_AVERAGE
+        rows.append(MainRow(f"Relaxed {title}", [REPORT.number(scores[measure]) for scores in relaxed], average))
+    return rows
+
+
+def _estimate(value: float | None, interval: Interval) -> str:
+    return REPORT.number(value) if interval is None else f"{REPORT.number(value)} {REPORT.ends(interval)}"
+
+
+LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\u2013": "--",
+}  # fmt: skip
+"""What these letters are in LaTeX."""
+
+
+def latex_table(evaluations: Sequence[Evaluation]) -> str:
+    """The main table for a paper, with LaTeX's package booktabs; every text is escaped."""
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join("".join(LATEX.get(letter, letter) for letter in cell) for cell in cells) + r" \\"
+
+    (headline,) = _headline(evaluations[0])
+    note = f"{headline.partition(': ')[2]}; intervals: {_resampling(evaluations[0].metrics['intervals'])}"
+    return "\n".join([
+        rf"% \usepackage{{booktabs}}  % {note}",
+        rf"\begin{{tabular}}{{l{'c' * len(evaluations)}}}",
+        r"\toprule",
+        line(["Score", *(" ".join(evaluation.name.split()) for evaluation in evaluations)]),
+        r"\midrule",
+        *(line([row.heading, *row.cells]) for row in main_rows(evaluations)),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ])  # fmt: skip
+
+
+def absent_phases(metrics: Mapping[str, Any]) -> list[str]:
+    """Names of the phases that no labelled frame has."""
+    return [row["name"] for row in metrics["per_phase"] if row["support"] == 0]
+
+
+def absence_note(metrics: Mapping[str, Any]) -> str:
+    """That phases without a labelled frame lower the macro scores; "" if all phases occur."""
+    absent = absent_phases(metrics)
+    if not absent:
+        return ""
+    named = ", ".join(map(_short, absent[:NAMED_PHASES])) + (", ..." if len(absent) > NAMED_PHASES else "")
+    verb = "counts" if len(absent) == 1 else "count"
+    return (
+        f"{count_text(len(absent), 'phase')} of {metrics['num_phases']} without a labelled frame ({named}) {verb} as 0 "
+        f"in macro scores; below each of these is its mean over the {count_text(occurring_phases(metrics), 'phase')} "
+        "that occur"
+    )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH - 2]}.."
+
+
+def occurring_phases(metrics: Mapping[str, Any]) -> int:
+    """How many phases have a labelled frame."""
+    return int(metrics["occurring"]["num_phases"])
+
+
+def are_strategies_equal(video_wise: Mapping[str, Any]) -> bool:
+    """Whether strategies A and B give the same: no phase is predicted in a video that does not have it."""
+    first, second = (video_wise[strategy] for strategy in STRATEGIES)
+    return bool(first == second)
+
+
+def can_claim(found: Mapping[str, Any]) -> bool:
+    """Whether intervals rest on enough patients to say what they exclude. found: intervals, or a comparison."""
+    return bool(found["num_patients"] >= FEWEST_FOR_A_CLAIM)
+
+
+def no_claim_note(found: Mapping[str, Any]) -> str:
+    """Why a comparison marks no interval; "" if it does, or has none."""
+    if can_claim(found) or not found["samples"]:
+        return ""
+    return (
+        f"{count_text(found['num_patients'], 'patient')}, fewer than {FEWEST_FOR_A_CLAIM}, are too few for an interval "
+        "to carry the claim that one is better: none is marked"
+    )
 
 
 def difference_rows(comparison: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> list[DifferenceRow]:
@@ -75,7 +199,7 @@ def difference_rows(comparison: Mapping[str, Any], evaluations: Sequence[Evaluat
     rows = []
     for key, found in SCORES.items():
         difference, interval = (comparison["differences"][key][name] for name in ("difference", "interval"))
-        is_clear = None if interval is None else interval[0] > 0 or interval[1] < 0
+        is_clear = (interval[0] > 0 or interval[1] < 0) if interval is not None and can_claim(comparison) else None
         rows.append(DifferenceRow(found, found.value_in(first), found.value_in(second), difference, interval, is_clear))
     return rows
 
@@ -93,7 +217,7 @@ def _headline(evaluation: Evaluation) -> list[str]:
     counts = [f"{count_text(metrics['num_frames'], 'frame')} of {count_text(metrics['num_videos'], unit)}"]
     if unit != "patient":
         counts.append(count_text(metrics["intervals"]["num_patients"], "patient"))
-    counts.append(f"{metrics['num_phases']} phases")
+    counts.append(count_text(metrics["num_phases"], "phase"))
     left_out = sum(int((video.labels == UNLABELLED).sum()) for video in evaluation.videos)
     note = f"; {count_text(left_out, 'unlabelled frame')} left out" if left_out else ""
     return [f"{evaluation.name}: {', '.join(counts)}{note}"]
@@ -104,10 +228,18 @@ def _overall(metrics: Mapping[str, Any]) -> list[str]:
     for row in overall_rows(metrics):
         average = row.score.averaging.short.format(unit=metrics["grouped_by"])
         rows.append([row.score.title, average, TERMINAL.number(row.value), TERMINAL.ends(row.interval)])
+        if row.occurring is not None:
+            over = f"over the {count_text(occurring_phases(metrics), 'phase')} that occur"
+            rows.append(["", over, TERMINAL.number(row.occurring)])
     if "calibration" in metrics:
         error, bins = (metrics["calibration"][name] for name in ("expected_calibration_error", "num_bins"))
         rows.append(["calibration err.", f"all frames, {bins} bins", TERMINAL.number(error)])
-    return [*align(rows, left=(0, 1, 3)), f"intervals: {_resampling(metrics['intervals'])}"]
+    note = absence_note(metrics)
+    return [
+        *align(rows, left=(0, 1, 3)),
+        f"intervals: {_resampling(metrics['intervals'])}",
+        *(wrap(note, rest="  ") if note else []),
+    ]
 
 
 def _video_wise(metrics: Mapping[str, Any]) -> list[str]:
@@ -117,7 +249,8 @@ def _video_wise(metrics: Mapping[str, Any]) -> list[str]:
         ["", f"mean over {unit}s of", "mean over all", "mean over phases of"],
         ["", "means over phases", f"{unit} x phase", f"means over {unit}s"],
     ]
-    for strategy in STRATEGIES:
+    are_equal = are_strategies_equal(metrics["video_wise"])
+    for strategy in STRATEGIES[:1] if are_equal else STRATEGIES:
         for measure, title in MEASURE_TITLES.items():
             found = metrics["video_wise"][strategy][measure]
             by_video, by_phase = found["video_macro"], found["phase_macro"]
@@ -131,9 +264,11 @@ def _video_wise(metrics: Mapping[str, Any]) -> list[str]:
             )
     lines = align(rows, left=range(4))
     half = 2 + len(MEASURE_TITLES)
+    heading = [f"per {unit} and phase, then averaged; sd = standard deviation over {unit}s or over phases", *lines[:2]]
+    if are_equal:
+        return [*heading, f"strategies A and B alike: no phase is predicted in a {unit} without it", *lines[2:]]
     return [
-        f"per {unit} and phase, then averaged; sd = standard deviation over {unit}s or over phases",
-        *lines[:2],
+        *heading,
         "strategy A: a phase predicted where it does not occur scores 0",
         *lines[2:half],
         "strategy B: it is left out",
@@ -160,9 +295,8 @@ def _per_phase(evaluation: Evaluation) -> list[str]:
     rows = [["phase", "frames", *(MEASURE_TITLES[measure] for measure in MEASURES), "95 % interval of F1"]]
     for phase in shown:
         row, intervals = metrics["per_phase"][phase], metrics["intervals"]["per_phase"][phase]
-        name = row["name"] if len(row["name"]) <= NAME_WIDTH else f"{row['name'][: NAME_WIDTH - 2]}.."
         numbers = [TERMINAL.number(row[measure]) for measure in MEASURES]
-        rows.append([name, str(row["support"]), *numbers, TERMINAL.ends(intervals["f1"])])
+        rows.append([_short(row["name"]), str(row["support"]), *numbers, TERMINAL.ends(intervals["f1"])])
     note = f" ({note}; all: per_phase.csv)" if note else ""
     return [f"per phase, all frames together{note}", *align(rows, left=(0, 2 + len(MEASURES)))]
 
@@ -177,11 +311,12 @@ def comparison_table(comparison: Mapping[str, Any], evaluations: Sequence[Evalua
         numbers = [TERMINAL.number(row.first), TERMINAL.number(row.second), TERMINAL.number(row.difference, "+")]
         mark = " *" if row.is_clear else ""
         rows.append([row.score.title, average, *numbers, TERMINAL.ends(row.interval, "+") + mark])
-    names = f"{comparison['second']} minus {comparison['first']}"
+    names, note = f"{comparison['second']} minus {comparison['first']}", no_claim_note(comparison)
     return "\n".join([
         f"{names}, on the same frames; {_resampling(comparison)}",
         *align(rows, left=(0, 1, 5)),
         *(["* the interval excludes 0"] if any(row.is_clear for row in found) else []),
+        *(wrap(note, rest="  ") if note else []),
     ])  # fmt: skip
 
 

@@ -4,6 +4,7 @@ metrics.json (schema 1): every number is a fraction 0..1, the edit score include
 undefined. Keys say how a number was averaged:
 
 * pooled: all frames of all videos counted together; macro = mean over all phases, undefined as 0.
+* occurring: the same macro scores, as means over the num_phases phases that a labelled frame has.
 * video_wise: computed per video, then averaged; A and B are the strategies for phases missing from a video
   (`metrics.missing_phases`), and video_macro, cell_mean, phase_macro the averages (`metrics.average_scores`).
 * per_phase: each phase's scores over all frames, pooled.
@@ -122,6 +123,7 @@ def _metrics(
         "phase_names": phase_names,
         # The order of keys belongs to the file; `SCORES` has that of the tables.
         "pooled": dict.fromkeys(["accuracy", *(f"macro_{measure}" for measure in MEASURES)]),
+        "occurring": _occurring(counts),
         "video_wise": {
             "accuracy": mean_and_deviation(tallies.accuracy, over="videos"),
             **strategy_averages(count_scores(tallies.counts), tallies.support),
@@ -147,6 +149,14 @@ def _metrics(
         metrics["calibration"] = calibration(probabilities, np.concatenate([video.labels for video in videos]))
     plain: dict[str, Any] = _plain(metrics | {"grouped_by": options.group_by})
     return plain
+
+
+def _occurring(counts: IntArray) -> dict[str, Any]:
+    """Macro scores over the phases with a labelled frame; a precision that is undefined there counts as 0."""
+    occurs, scores = counts.sum(axis=1) > 0, count_scores(counts)
+    return {"num_phases": occurs.sum()} | {
+        f"macro_{measure}": np.nan_to_num(scores[measure][occurs]).mean() for measure in MEASURES
+    }
 
 
 def _per_phase(counts: IntArray, phase_names: Sequence[str]) -> list[dict[str, Any]]:

@@ -33,6 +33,10 @@ from spatialfeat.scores.segmental import IOU_PERCENTS, edit_score, f1_of_matches
 LEVEL = 0.95
 NUM_SAMPLES = 2000
 
+FEWEST_FOR_A_CLAIM = 5
+"""With fewer patients nobody says that an interval excludes 0. Where all n differ in one direction, it always does,
+and that happens by chance in 2 of 2^n cases: with 4 patients in one case of eight."""
+
 MEASURE_TITLES = {"precision": "precision", "recall": "recall", "f1": "F1", "jaccard": "Jaccard"}
 """Titles of `metrics.MEASURES`, in the order of tables of averages."""
 

@@ -129,7 +129,9 @@ TRAINING_NAMES = (
     str(description_path(Path(WEIGHTS_NAME))),
     "history.csv",
     "loss_curves.png",
+    "loss_curves.svg",
     "accuracy_curves.png",
+    "accuracy_curves.svg",
     TENSORBOARD_NAME,
 )
 """What `StudyFiles` writes. The state comes first: moved aside, it takes with it the claim that a study is here."""

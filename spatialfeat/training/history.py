@@ -7,6 +7,7 @@ spatialfeat[tensorboard]`).
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,12 +15,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import pandas as pd
 
 from spatialfeat.config import FinetuneConfig
+from spatialfeat.console import count_text
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import write_csv
 from spatialfeat.reports.plots import save_curves
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
+
+
+EXPLODED = 100
+"""A validation loss of so many times that of chance is no matter of bad luck."""
 
 
 class EpochRecord(NamedTuple):
@@ -50,7 +56,7 @@ def is_trained(history: Sequence[EpochRecord], config: FinetuneConfig) -> bool:
 
 
 def write_history(out_dir: Path, history: Sequence[EpochRecord]) -> None:
-    """Write history.csv, loss_curves.png and accuracy_curves.png, replacing those of the epoch before."""
+    """Write history.csv and the curves of loss and accuracy, as PNG and SVG, replacing those of the epoch before."""
     frame = pd.DataFrame(list(history))
     write_csv(out_dir / "history.csv", frame)
     for quantity, train, val in (("loss", "train_loss", "val_loss"), ("accuracy", "train_acc", "val_acc")):
@@ -71,6 +77,20 @@ def read_history(out_dir: Path) -> tuple[EpochRecord, ...]:
     except (OSError, ValueError) as error:
         raise SpatialfeatError(f"{path}: cannot be read ({error}); restore it, or train again") from error
     return tuple(EpochRecord(*row) for row in frame[list(EpochRecord._fields)].itertuples(index=False))
+
+
+def explosion(history: Sequence[EpochRecord], num_phases: int) -> str | None:
+    """A warning, if a validation loss is far above log C, that of a network that knows nothing: training diverged."""
+    chance = math.log(num_phases)
+    wild = [record for record in history if record.val_loss > EXPLODED * chance]
+    if not wild:
+        return None
+    worst = max(wild, key=lambda record: record.val_loss)
+    return (
+        f"the validation loss rose to {worst.val_loss:.4g} in epoch {worst.epoch} (in {count_text(len(wild), 'epoch')} "
+        f"of {len(history)} above {EXPLODED} times {chance:.2f}, that of chance): training exploded, and the scores "
+        "say little about the data; see loss_curves.png, and train again with a lower --lr or with --clip-grad-norm 1"
+    )
 
 
 def epoch_line(history: Sequence[EpochRecord], epochs: int) -> str:

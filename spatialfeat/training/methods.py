@@ -1,0 +1,114 @@
+"""`methods.md`: a study in the words of a Methods section, from the options, data and versions that were used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from spatialfeat.config import CHILDREN, IMAGENET, FinetuneConfig
+from spatialfeat.console import count_text
+from spatialfeat.data.frames import UNLABELLED, FrameTable
+from spatialfeat.data.transforms import Preprocessing
+from spatialfeat.files import write_atomically
+from spatialfeat.training.data import StudyData
+from spatialfeat.training.history import EpochRecord, best_epoch, stopped_early
+
+METHODS_NAME = "methods.md"
+SPLIT_PURPOSES = {"train": "training", "val": "validation", "test": "test"}
+
+
+def write_methods(
+    config: FinetuneConfig, data: StudyData, history: Sequence[EpochRecord], environment: Mapping[str, str]
+) -> None:
+    """Write methods.md. environment: the device and versions."""
+    parts = [recipe(config), _data(data), _outcome(config, history), _software(config, environment)]
+    text = "# Methods\n\n" + "\n\n".join(parts) + "\n"
+    write_atomically(config.out_dir / METHODS_NAME, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def recipe(config: FinetuneConfig) -> str:
+    """What is trained and how, by the options alone: network, augmentation, optimization, selection."""
+    return " ".join([_network(config), _augmentation(config), _optimization(config)])
+
+
+def _network(config: FinetuneConfig) -> str:
+    start = {
+        IMAGENET: "pretrained on ImageNet (torchvision's weights IMAGENET1K_V1)",
+        "random": "with random initial weights",
+    }.get(config.weights, f"initialized with the weights {Path(config.weights).name}")
+    text = (
+        f"We trained a ResNet-50 (He et al., 2016), {start}, to assign each single frame to one of "
+        f"{config.num_classes} phases."
+    )
+    if config.weights in (IMAGENET, "random") or config.reset_classifier:
+        text += f" Its last layer was replaced by a linear classifier with {config.num_classes} outputs."
+    frozen = CHILDREN[: config.freeze_until]
+    if not frozen:
+        return f"{text} All layers were trained."
+    named = frozen[0] if len(frozen) == 1 else f"{frozen[0]} to {frozen[-1]}"
+    return (
+        f"{text} The first {config.freeze_until} of its {len(CHILDREN)} children ({named}) were frozen, with the "
+        "statistics of their batch normalization."
+    )
+
+
+def _augmentation(config: FinetuneConfig) -> str:
+    side, preprocessing = config.image_size_px, Preprocessing.for_image_size(config.image_size_px)
+    shrunk = config.training_frames_px
+    first = "" if shrunk is None else f"shrunk to at most {shrunk} pixels on the shorter side, then "
+    return (
+        f"Training frames were {first}augmented by a random crop of 8 to 100 % of their area (aspect ratio 3/4 to 4/3) "
+        f"resized to {side} x {side} pixels, a horizontal flip with probability 0.5, a rotation by up to 10 degrees, "
+        "and random changes of brightness, contrast and saturation by up to 20 %. Validation and test frames were resized "
+        f"to {preprocessing.resize_px} pixels on the shorter side and cropped to the central {side} x {side}. All were "
+        "normalized with the mean and standard deviation of ImageNet."
+    )
+
+
+def _optimization(config: FinetuneConfig) -> str:
+    loss = "cross-entropy"
+    if config.class_weights == "balanced":
+        loss += ", weighted inversely to the number of training frames of each phase,"
+    if config.label_smoothing:
+        loss += f" with label smoothing of {config.label_smoothing:g}"
+    clipping = (
+        "" if config.clip_grad_norm is None else f"; gradients were clipped to a norm of {config.clip_grad_norm:g}"
+    )
+    return (
+        f"We minimized the {loss} with Adam (beta 0.9 and 0.999, no weight decay; initial learning rate {config.lr:g}) "
+        f"in batches of {config.batch_size} for at most {count_text(config.epochs, 'epoch')}{clipping}. The learning "
+        f"rate was multiplied by {config.lr_factor:g} after more than {count_text(config.lr_patience, 'epoch')} "
+        f"without a better validation accuracy, and training stopped after {config.patience} of them. The weights of the epoch "
+        "with the best validation accuracy were kept, the earliest of equal ones."
+    )
+
+
+def _data(data: StudyData) -> str:
+    counts = [f"{_counted(table)} for {SPLIT_PURPOSES[table.split]}" for table in data.tables]
+    text = f"The data were {', '.join(counts[:-1])} and {counts[-1]}; frames without a phase were not counted."
+    return text if data.test is None else f"{text} No choice was made by the test frames."
+
+
+def _counted(table: FrameTable) -> str:
+    videos, patients = (len(np.unique(names)) for names in (table.videos, table.patients))
+    frames = int((table.labels != UNLABELLED).sum())
+    return f"{count_text(frames, 'frame')} of {count_text(videos, 'video')} ({count_text(patients, 'patient')})"
+
+
+def _outcome(config: FinetuneConfig, history: Sequence[EpochRecord]) -> str:
+    best = history[best_epoch(history) - 1]
+    how = "was stopped" if stopped_early(history, config.patience) else "ended"
+    return (
+        f"Training {how} after {count_text(len(history), 'epoch')}; the weights kept are those of epoch {best.epoch}, "
+        f"with a validation accuracy of {best.val_acc:.4f}."
+    )
+
+
+def _software(config: FinetuneConfig, environment: Mapping[str, str]) -> str:
+    return (
+        f"We used spatialfeat {environment['spatialfeat']} with PyTorch {environment['torch']} and torchvision "
+        f"{environment['torchvision']} (Python {environment['python']}) on {environment['device']}, in "
+        f"{config.precision} arithmetic, with seed {config.seed}."
+    )
