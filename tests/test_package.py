@@ -89,6 +89,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert "spatialfeat/py.typed" in package
     metadata = Parser().parsestr(content[f"{metadata_dir}METADATA"].decode())
     assert (metadata["Name"], metadata["Version"]) == ("spatialfeat", __version__)
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert content[f"{metadata_dir}licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
     needed = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert {line.partition(">")[0] for line in needed} == {
         "torch", "torchvision", "numpy", "pandas", "pillow", "h5py", "matplotlib", "jinja2", "tqdm", "typer"
@@ -98,7 +100,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 def test_the_sdist_holds_what_a_checkout_holds(unpacked_sdist: Path) -> None:
     for folder in FOLDERS:
         assert files_of(unpacked_sdist / folder) == files_of(ROOT / folder)
-    for name in ("pyproject.toml", "README.md", "CHANGELOG.md", ".gitignore"):
+    for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "CITATION.cff", ".gitignore"):
         assert (unpacked_sdist / name).read_bytes() == (ROOT / name).read_bytes()
     assert not list(unpacked_sdist.rglob("__pycache__"))
     assert {path.name for path in unpacked_sdist.iterdir() if path.is_dir()} == set(FOLDERS)

@@ -61,9 +61,9 @@ def _augmentation(config: FinetuneConfig) -> str:
     return (
         f"Training frames were {first}augmented by a random crop of 8 to 100 % of their area (aspect ratio 3/4 to 4/3) "
         f"resized to {side} x {side} pixels, a horizontal flip with probability 0.5, a rotation by up to 10 degrees, "
-        "and random changes of brightness, contrast and saturation by up to 20 %. Validation and test frames were resized "
-        f"to {preprocessing.resize_px} pixels on the shorter side and cropped to the central {side} x {side}. All were "
-        "normalized with the mean and standard deviation of ImageNet."
+        "and random changes of brightness, contrast and saturation by up to 20 %. Validation and test frames were "
+        f"resized to {preprocessing.resize_px} pixels on the shorter side and cropped to the central {side} x {side}. "
+        "All were normalized with the mean and standard deviation of ImageNet."
     )
 
 
@@ -80,8 +80,8 @@ def _optimization(config: FinetuneConfig) -> str:
         f"We minimized the {loss} with Adam (beta 0.9 and 0.999, no weight decay; initial learning rate {config.lr:g}) "
         f"in batches of {config.batch_size} for at most {count_text(config.epochs, 'epoch')}{clipping}. The learning "
         f"rate was multiplied by {config.lr_factor:g} after more than {count_text(config.lr_patience, 'epoch')} "
-        f"without a better validation accuracy, and training stopped after {config.patience} of them. The weights of the epoch "
-        "with the best validation accuracy were kept, the earliest of equal ones."
+        f"without a better validation accuracy, and training stopped after {config.patience} such epochs. The weights "
+        "of the epoch with the best validation accuracy were kept, the earliest of equal ones."
     )
 
 

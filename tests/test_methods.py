@@ -1,0 +1,78 @@
+"""methods.md: the study in words, by the options, data and versions that were used; the README's paragraph alike."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+from spatialfeat import __version__
+from spatialfeat.config import FinetuneConfig
+from spatialfeat.finetune import FinetuneResult
+from spatialfeat.training.history import EpochRecord, explosion
+from spatialfeat.training.methods import recipe
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_study_says_what_it_did(study: FinetuneResult) -> None:
+    text = (study.weights_path.parent / "methods.md").read_text(encoding="utf-8")
+    assert text.startswith("# Methods\n\n")
+    for words in (
+        "with random initial weights",
+        "one of 7 phases",
+        "The first 6 of its 10 children (conv1 to layer2) were frozen",
+        "resized to 64 x 64 pixels",
+        "to 73 pixels on the shorter side and cropped to the central 64 x 64",
+        "initial learning rate 0.0001",
+        "in batches of 10 for at most 2 epochs",
+        "28 frames of 2 videos (2 patients) for training",
+        "14 frames of 1 video (1 patient) for validation and 14 frames of 1 video (1 patient) for test",
+        "No choice was made by the test frames",
+        f"those of epoch {study.best_epoch}, with a validation accuracy of "
+        f"{study.history[study.best_epoch - 1].val_acc:.4f}",
+        f"spatialfeat {__version__} with PyTorch {torch.__version__} and torchvision {torchvision.__version__}",
+        "in fp32 arithmetic, with seed 0",
+    ):
+        assert words in text, words
+
+
+def test_the_readmes_paragraph_is_that_of_the_defaults() -> None:
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").replace("\n> ", " ").split())
+    assert recipe(FinetuneConfig()) in readme
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"weights": "some/where/endo.pth"}, "initialized with the weights endo.pth, to assign"),
+        ({"weights": "a.pth", "reset_classifier": True}, "replaced by a linear classifier with 7 outputs"),
+        ({"freeze_until": 0}, "All layers were trained"),
+        ({"freeze_until": 1}, "The first 1 of its 10 children (conv1) were frozen"),
+        ({"class_weights": "balanced"}, "cross-entropy, weighted inversely to the number of training frames"),
+        ({"label_smoothing": 0.1}, "with label smoothing of 0.1"),
+        ({"clip_grad_norm": 2.0}, "gradients were clipped to a norm of 2"),
+        ({"cache_dir": Path("c"), "image_size_px": 224}, "shrunk to at most 320 pixels on the shorter side"),
+        ({"lr_factor": 0.1, "lr_patience": 1}, "multiplied by 0.1 after more than 1 epoch without"),
+    ],
+)
+def test_every_option_that_changes_the_recipe_is_said(changes: dict[str, object], words: str) -> None:
+    config = FinetuneConfig()
+    assert words not in recipe(config)
+    assert words in recipe(replace(config, **changes))  # type: ignore[arg-type]
+
+
+def record(epoch: int, val_loss: float) -> EpochRecord:
+    return EpochRecord(epoch, 1.0, 0.5, val_loss, 0.5, 1e-4, 1.0)
+
+
+def test_a_loss_that_explodes_is_said() -> None:
+    # Chance among 7 phases has the loss log 7 = 1.95; a hundred times that is 194.6.
+    assert explosion([record(1, 2.0), record(2, 194.0)], 7) is None
+    said = explosion([record(1, 195.0), record(2, 12345.0), record(3, 1.0)], 7)
+    assert said is not None
+    for words in ("12345", "epoch 2 (in 2 epochs of 3 above 100 times 1.95", "exploded", "--lr", "--clip-grad-norm 1"):
+        assert words in said, words
