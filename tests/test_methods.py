@@ -18,7 +18,16 @@ from spatialfeat.training.methods import recipe
 ROOT = Path(__file__).parent.parent
 
 
-def test_a_study_says_what_it_did(study: FinetuneResult) -> None:
+def counted(csv: Path | None) -> str:
+    """`28 frames of 3 videos (2 patients)` by a plain look at the ids, all of which are labelled."""
+    assert csv is not None
+    ids = [line.partition(",")[0].split("_") for line in csv.read_text().splitlines()[1:]]
+    numbers = {"frame": len(ids), "video": len({tuple(p[:2]) for p in ids}), "patient": len({p[0] for p in ids})}
+    frames, videos, patients = (f"{number} {noun}{'s' * (number > 1)}" for noun, number in numbers.items())
+    return f"{frames} of {videos} ({patients})"
+
+
+def test_a_study_says_what_it_did(study: FinetuneResult, quick_config: FinetuneConfig) -> None:
     text = (study.weights_path.parent / "methods.md").read_text(encoding="utf-8")
     assert text.startswith("# Methods\n\n")
     for words in (
@@ -29,8 +38,8 @@ def test_a_study_says_what_it_did(study: FinetuneResult) -> None:
         "to 73 pixels on the shorter side and cropped to the central 64 x 64",
         "initial learning rate 0.0001",
         "in batches of 10 for at most 2 epochs",
-        "28 frames of 2 videos (2 patients) for training",
-        "14 frames of 1 video (1 patient) for validation and 14 frames of 1 video (1 patient) for test",
+        f"{counted(quick_config.train_csv)} for training, {counted(quick_config.val_csv)} for validation and "
+        f"{counted(quick_config.test_csv)} for test",
         "No choice was made by the test frames",
         f"those of epoch {study.best_epoch}, with a validation accuracy of "
         f"{study.history[study.best_epoch - 1].val_acc:.4f}",
@@ -49,7 +58,6 @@ def test_the_readmes_paragraph_is_that_of_the_defaults() -> None:
     ("changes", "words"),
     [
         ({"weights": "some/where/endo.pth"}, "initialized with the weights endo.pth, to assign"),
-        ({"weights": "a.pth", "reset_classifier": True}, "replaced by a linear classifier with 7 outputs"),
         ({"freeze_until": 0}, "All layers were trained"),
         ({"freeze_until": 1}, "The first 1 of its 10 children (conv1) were frozen"),
         ({"class_weights": "balanced"}, "cross-entropy, weighted inversely to the number of training frames"),
@@ -65,6 +73,12 @@ def test_every_option_that_changes_the_recipe_is_said(changes: dict[str, object]
     assert words in recipe(replace(config, **changes))  # type: ignore[arg-type]
 
 
+def test_a_classifier_that_was_kept_is_not_said_to_be_new() -> None:
+    new = "replaced by a linear classifier with 7 outputs"
+    assert new not in recipe(FinetuneConfig(weights="a.pth"))
+    assert new in recipe(FinetuneConfig(weights="a.pth", reset_classifier=True))
+
+
 def record(epoch: int, val_loss: float) -> EpochRecord:
     return EpochRecord(epoch, 1.0, 0.5, val_loss, 0.5, 1e-4, 1.0)
 
@@ -74,5 +88,11 @@ def test_a_loss_that_explodes_is_said() -> None:
     assert explosion([record(1, 2.0), record(2, 194.0)], 7) is None
     said = explosion([record(1, 195.0), record(2, 12345.0), record(3, 1.0)], 7)
     assert said is not None
-    for words in ("12345", "epoch 2 (in 2 epochs of 3 above 100 times 1.95", "exploded", "--lr", "--clip-grad-norm 1"):
+    for words in (
+        "1.234e+04",
+        "epoch 2 (in 2 epochs of 3 above 100 times 1.95",
+        "exploded",
+        "--lr",
+        "--clip-grad-norm 1",
+    ):
         assert words in said, words
