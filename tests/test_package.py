@@ -93,7 +93,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert content[f"{metadata_dir}licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
     needed = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert {line.partition(">")[0] for line in needed} == {
-        "torch", "torchvision", "numpy", "pandas", "pillow", "h5py", "safetensors", "matplotlib", "jinja2", "tqdm", "typer"
+        "torch", "torchvision", "numpy", "pandas", "pillow", "h5py", "safetensors", "matplotlib", "jinja2", "tqdm",
+        "typer",
     }  # fmt: skip
 
 
