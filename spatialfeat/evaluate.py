@@ -308,7 +308,8 @@ def _report_facts(
     for name, title in (("weights_epoch", "weights of epoch"), ("weights_sha256", "SHA-256 of the weights")):
         if name in opened.facts:
             facts[title] = opened.facts[name]
-    facts["one video is"] = "a video" if config.group_by == "video" else "a patient, all segments in order"
+    if config.group_by == "patient":
+        facts["one video is"] = "a patient, all segments in order"
     if sampling_fps is not None:
         facts["scored frames per second"] = f"{sampling_fps:g}"
     facts["made by"] = f"spatialfeat {__version__}"

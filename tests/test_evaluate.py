@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +58,30 @@ def test_scores_agree_with_scikit_learn_on_the_written_predictions(
         assert [row["name"] for row in csv.DictReader(file)] == list("ABCDEFG")
     assert (tmp_path / "confusion_matrix.png").stat().st_size > 10_000
     assert json.loads((tmp_path / "run.json").read_text())["command"] == "evaluate"
+
+
+@pytest.mark.parametrize("frames", [True, False])
+def test_the_report_names_the_weights_and_shows_mistakes_unless_told(
+    demo_dir: Path, study: FinetuneResult, tmp_path: Path, frames: bool
+) -> None:
+    config = EvaluateConfig(
+        csv=demo_dir / "test_ResNet_DB.csv",
+        img_dir=demo_dir / "images",
+        weights=study.weights_path,
+        out_dir=tmp_path,
+        workers=0,
+        frames=frames,
+    )
+    assert evaluate(config).metrics["pooled"]["accuracy"] < 1
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert ("data:image/jpeg" in page) == frames
+    assert ("Most confident mistakes" in page) == frames
+    description = json.loads(study.weights_path.with_suffix(".json").read_text())
+    assert f"<dt>SHA-256 of the weights</dt><dd>{description['weights_sha256']}</dd>" in page
+    assert f"<dt>weights of epoch</dt><dd>{description['epoch']}</dd>" in page
+    # A date that is about now, whatever happens at midnight.
+    (day,) = re.findall(r"<dt>date</dt><dd>(\d{4}-\d\d-\d\d)</dd>", page)
+    assert abs(date.fromisoformat(day) - datetime.now(timezone.utc).date()) <= timedelta(days=1)
 
 
 def test_predictions_keep_the_order_of_the_csv(demo_dir: Path, study: FinetuneResult, tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def per_phase_figure(evaluations: Sequence[Evaluation]) -> Figure:
     omitted = omission(num_phases, evaluations[0].metrics["num_phases"])
     height = max(0.30, 0.17 * num_sets + 0.12) * num_phases + 1.5
     figure = Figure(figsize=(10, height), layout="constrained")
-    panels = figure.subplots(1, len(BAR_SCORES), sharey=True)
+    panels = figure.subplots(1, len(BAR_SCORES), sharey=True, gridspec_kw={"wspace": 0.06})
     bar = 0.8 / num_sets
     for axes, (measure, label) in zip(panels, BAR_SCORES.items(), strict=True):
         for index, evaluation in enumerate(evaluations):
