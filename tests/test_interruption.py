@@ -27,9 +27,7 @@ SAME_BYTES = (
     "per_video.csv",
     "per_phase.csv",
     "loss_curves.png",
-    "loss_curves.svg",
     "accuracy_curves.png",
-    "accuracy_curves.svg",
     "methods.md",
 )
 
