@@ -102,6 +102,25 @@ def test_early_stopping_and_learning_rate_schedule(
     assert [record.lr for record in result.history] == [1e-4] * 5 + [5e-5] * 2
 
 
+def test_a_training_that_explodes_is_said_before_the_scores(
+    quick_config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def exploded(step: TrainingStep, loader: Any, **kwargs: Any) -> RunningScore:
+        always_predict(step.model, 0)
+        with torch.no_grad():
+            step.model.fc.bias[0] = 1e5
+        return RunningScore(loss_sum=1.0, correct=1, frames=len(loader.dataset))
+
+    monkeypatch.setattr(trainer, "train_one_epoch", exploded)
+    with caplog.at_level("INFO", logger="spatialfeat"):
+        finetune(replace(quick_config, out_dir=tmp_path, epochs=1))
+    said = [record.getMessage() for record in caplog.records]
+    (warning,) = [place for place, message in enumerate(said) if "training exploded" in message]
+    (scores,) = [place for place, message in enumerate(said) if "how it is averaged" in message]
+    assert warning < scores
+    assert caplog.records[warning].levelname == "WARNING"
+
+
 def test_frozen_children_do_not_change_at_all(
     quick_config: FinetuneConfig, plain_weights: Path, tmp_path: Path
 ) -> None:
