@@ -139,7 +139,7 @@ def test_ribbon_rows_and_accuracy() -> None:
     evaluations = drawn_evaluations(2, 100)
     figure = drawn_ribbon(evaluations, 1, fps=25.0)
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    expected = [f"{e.name} ({e.per_video[1]['accuracy']:.3f})" for e in evaluations]
+    expected = [f"{e.name} ({e.per_video[1]['accuracy']:.4f})" for e in evaluations]
     assert labels == ["ground truth", *expected]
 
 
