@@ -144,6 +144,28 @@ def describe_arithmetic(device: torch.device, precision: str) -> str:
     return text
 
 
+def records_graphs(device: torch.device) -> bool:
+    """Whether training steps and evaluation are recorded as CUDA graphs: on GPUs, unless the environment says no."""
+    return _choice("SPATIALFEAT_CUDA_GRAPHS", ("1", "0"), "1") == "1" and device.type == "cuda"
+
+
+def augments_on_device(device: torch.device) -> bool:
+    """Whether training frames are augmented in batches on the device, or one by one in the decoding processes.
+
+    On a GPU the first, on a CPU the second, unless the environment says otherwise; the same up to rounding.
+    """
+    usual = "device" if device.type == "cuda" else "workers"
+    return _choice("SPATIALFEAT_AUGMENT", ("device", "workers"), usual) == "device"
+
+
+def _choice(name: str, values: tuple[str, ...], usual: str) -> str:
+    """A switch for comparisons, from the environment."""
+    value = os.environ.get(name, usual)
+    if value not in values:
+        raise SpatialfeatError(f"environment variable {name}={value}: must be {' or '.join(values)}; unset it")
+    return value
+
+
 def usable_cores() -> int:
     """Processor cores that this process may use: its affinity, and a container's CPU quota where there is one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

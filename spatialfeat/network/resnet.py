@@ -21,7 +21,8 @@ from torch.nn import functional
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from spatialfeat.data.transforms import Preprocessing, normalize
-from spatialfeat.device import DTYPES
+from spatialfeat.device import DTYPES, records_graphs
+from spatialfeat.network.graphs import Recorded
 
 NUM_FEATURES = 2048
 
@@ -229,13 +230,18 @@ class InferenceNetwork:
         on_cpu = self.device.type == "cpu"
         self._frames_at_once = min(batch_size, FRAMES_AT_ONCE[DTYPES[precision]]) if on_cpu else batch_size
         self._weight, self._bias = model.fc.weight.detach().clone(), model.fc.bias.detach().clone()
+        self._compute = Recorded(self._outputs, "evaluation") if records_graphs(self.device) else self._outputs
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """images (B, 3, S, S) uint8 -> features (B, 2048) and logits (B, num_classes), both float32."""
         missing = -len(images) % self._frames_at_once
         filled = functional.pad(images, (0, 0) * 3 + (0, missing)) if missing else images
-        parts = torch.split(filled, self._frames_at_once)
-        features = [self._stages(part).float().mean(dim=(2, 3)) for part in parts]
-        logits = [functional.linear(part, self._weight, self._bias) for part in features]
+        features, logits = zip(
+            *(self._compute(part) for part in torch.split(filled, self._frames_at_once)), strict=True
+        )
         return torch.cat(features)[: len(images)], torch.cat(logits)[: len(images)]
+
+    def _outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        features = self._stages(images).float().mean(dim=(2, 3))
+        return features, functional.linear(features, self._weight, self._bias)
