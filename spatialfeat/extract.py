@@ -166,7 +166,9 @@ class _Extraction:
         """{video id: its first broken image}. Refuses a run in which no video is left."""
         of_table = [[video.rows for video in self.videos if video.table is table] for table in self.tables]
         rows = [np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64) for found in of_table]
-        broken = check_images(self.tables, rows=rows)
+        cache, steps = self.cache, evaluation_transform(self.checkpoint.preprocessing).fixed_steps
+        is_kept = None if cache is None else lambda table, name: cache.holds(table.images, name, steps)
+        broken = check_images(self.tables, rows=rows, is_kept=is_kept)
         reasons = {(id(table), row): describe_broken_image(table, row, reason) for table, row, reason in broken}
         failed: dict[str, str] = {}
         for video in self.videos:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from multiprocessing.queues import Queue
 from typing import Any, NamedTuple
@@ -27,12 +28,17 @@ Rows = NDArray[np.int64]
 
 
 def check_images(
-    tables: Sequence[FrameTable], *, rows: Sequence[Rows] | None = None, progress: bool = True
+    tables: Sequence[FrameTable],
+    *,
+    rows: Sequence[Rows] | None = None,
+    is_kept: Callable[[FrameTable, str], bool] | None = None,
+    progress: bool = True,
 ) -> list[tuple[FrameTable, int, str]]:
     """Find rows whose image is missing or not a whole PNG, without decoding: seconds for 200,000 frames.
 
     Args:
         rows: for each table the rows to look at; None looks at all.
+        is_kept: of a table and the name of an image, whether a cache has it as its file is now; it is not opened then.
 
     Returns:
         (table, row, reason) per broken row, in the order of tables and rows.
@@ -45,7 +51,8 @@ def check_images(
         names = table.image_names[chosen].tolist()
         there = [index for index, name in enumerate(names) if name in present[table.images]]
         reasons = dict.fromkeys(set(range(len(names))) - set(there), "the file does not exist")
-        found = table.images.find_broken([names[index] for index in there], progress=progress)
+        known = partial(is_kept, table) if is_kept else None
+        found = table.images.find_broken([names[index] for index in there], is_known=known, progress=progress)
         reasons |= {there[index]: reason for index, reason in found.items()}
         broken += [(table, int(chosen[index]), reasons[index]) for index in sorted(reasons)]
     return broken
@@ -56,9 +63,9 @@ def describe_broken_image(table: FrameTable, row: int, reason: str) -> str:
     return f"{table.where(row)}: cannot read {table.image_path(row)}: {reason}"
 
 
-def require_images(tables: Sequence[FrameTable]) -> None:
-    """Raise SpatialfeatError naming the first broken image and the number of others, if there is any."""
-    broken = check_images(tables)
+def require_images(tables: Sequence[FrameTable], *, is_kept: Callable[[FrameTable, str], bool] | None = None) -> None:
+    """Raise SpatialfeatError naming the first broken image and the number of others; see `check_images`."""
+    broken = check_images(tables, is_kept=is_kept)
     if broken:
         others = f" ({len(broken)} of {sum(map(len, tables))} images are broken)" if len(broken) > 1 else ""
         raise SpatialfeatError(

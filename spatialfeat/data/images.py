@@ -7,7 +7,7 @@ import logging
 import os
 import stat
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -131,14 +131,20 @@ class ImageFolder:
         """
         return self._look(name)[0]
 
-    def find_broken(self, names: Sequence[str], *, progress: bool = True) -> dict[int, str]:
+    def find_broken(
+        self, names: Sequence[str], *, is_known: Callable[[str], bool] | None = None, progress: bool = True
+    ) -> dict[int, str]:
         """`look` at many images. Returns {index in `names`: reason} for those that are unreadable.
 
-        Warns of 16-bit grey images.
+        Warns of 16-bit grey images. Those of which `is_known` says so are not opened.
         """
+
+        def look(name: str) -> tuple[str | None, bool]:
+            return (None, False) if is_known is not None and is_known(name) else self._look(name)
+
         with ThreadPoolExecutor(max_workers=8) as pool:
             bar = tqdm(
-                pool.map(self._look, names, chunksize=256),
+                pool.map(look, names, chunksize=256),
                 total=len(names),
                 desc="checking images",
                 unit=" files",
