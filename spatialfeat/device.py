@@ -22,6 +22,9 @@ MAX_WORKERS = 16
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Precision by name, as options and files say it."""
 
+GAIN_ON_GPU = "the network alone, measured on an H100: 2.2 times as fast to train, 3.9 times to extract"
+"""bf16 against float32 without TF32, batches of 32 to train and of 256 to extract."""
+
 FREED_MEMORY_TO_KEEP = 1 << 30
 CGROUPS = Path("/sys/fs/cgroup")
 """Where Linux tells what a container may use."""
@@ -141,6 +144,7 @@ def describe_arithmetic(device: torch.device, precision: str) -> str:
     fastest = choose_precision("auto", device)
     if precision == "fp32" != fastest:
         text += f"; --precision auto would take {fastest}, which is faster and slightly less exact"
+        text += f" ({GAIN_ON_GPU})" if device.type == "cuda" else ""
     return text
 
 

@@ -16,12 +16,14 @@ from spatialfeat.data.dataset import require_images
 from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.transforms import evaluation_transform, training_transform
 from spatialfeat.device import (
+    augments_on_device,
     choose_precision,
     choose_workers,
     describe_arithmetic,
     describe_device,
     library_versions,
     prepare_processor,
+    records_graphs,
     seed_everything,
     use_true_float32,
 )
@@ -170,6 +172,8 @@ class _Study:
                 [table.source for table in self.data.tables],
                 device=self.environment["device"],
                 workers=self.workers,
+                augmentation="device" if augments_on_device(self.group.device) else "workers",
+                cuda_graphs=records_graphs(self.group.device),
                 **resumed,
             ) as record,
             translate_lost_contact(),
