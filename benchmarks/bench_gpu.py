@@ -11,6 +11,7 @@ See README.md beside this file for what is compared. `--device cpu --quick` rehe
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import shutil
@@ -191,6 +192,7 @@ class Bench:
         )
         on_gpu = plan.device.startswith("cuda")
         if on_gpu:
+            gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         with _environment(switches), _parts_timed() as seconds:

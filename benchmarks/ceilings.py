@@ -33,7 +33,7 @@ from spatialfeat.training.trainer import TrainingStep, make_optimizer
 
 PREPROCESSING = Preprocessing()
 NUM_BATCHES_IN_MEMORY = 4
-WARM_UP_CALLS = 2
+WARM_UP_CALLS = 4
 MIN_CALLS = 3
 
 

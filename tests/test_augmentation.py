@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torchvision.transforms.v2 import functional
 
 from spatialfeat.config import FinetuneConfig
 from spatialfeat.data.augmentation import BRIGHTNESS, CONTRAST, SATURATION, Augmentation, augment_batch
-from spatialfeat.data.dataset import EpochBatches, FrameDataset, make_loader
+from spatialfeat.data.dataset import EpochBatches, FrameBatch, FrameDataset, make_loader
 from spatialfeat.data.staging import staged
 from spatialfeat.data.transforms import MAX_CUT, Preprocessing, training_transform
 from spatialfeat.device import augments_on_device
@@ -170,6 +171,39 @@ def test_batches_come_the_same_by_both_ways(workers: int, tmp_path: Path) -> Non
         assert (here.images.int() - there.images.int()).abs().max() <= 2
         assert torch.equal(here.labels, there.labels)
         assert torch.equal(there.labels, torch.from_numpy(table.labels[there.batch.positions]))
+
+
+def test_to_a_gpu_a_batch_is_sent_while_the_one_before_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for CUDA; what arrives is tested on a device, in test_gpu.py."""
+    log: list[str] = []
+
+    class FakeEvent:
+        def record(self, _stream: object) -> None:
+            log.append("sent")
+
+    class FakeStream:
+        def wait_event(self, _event: FakeEvent) -> None:
+            log.append("awaited")
+
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _device: FakeStream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: FakeStream())
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda _tensor, _stream: None)
+    monkeypatch.setattr("spatialfeat.data.staging._sent", lambda values, _device: values)
+    nothing_left = np.zeros((2, 0))
+    batches = [
+        FrameBatch(
+            torch.zeros(2, 3, 64, 64, dtype=torch.uint8), np.array([number] * 2), np.zeros(2), [], [], nothing_left
+        )
+        for number in range(3)
+    ]
+    found = []
+    for batch in staged(batches, torch.device("meta"), 64):
+        log.append("computed")
+        found.append(int(batch.labels[0]))
+    assert found == [0, 1, 2]
+    assert log == ["sent", "sent", "awaited", "computed", "sent", "awaited", "computed", "awaited", "computed"]
 
 
 def test_a_study_by_batches_is_the_same_study(

@@ -5,16 +5,24 @@ What a recording computes is tested on a device, in test_gpu.py.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 
 import pytest
 import torch
+from networks import settled_network, smooth_images
+from torch import nn
 
+from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.device import records_graphs
 from spatialfeat.network import graphs
 from spatialfeat.network.graphs import Recorded, Tensors
+from spatialfeat.network.resnet import PhaseResNet50
+from spatialfeat.training.trainer import TrainingStep
+
+SMALL = Preprocessing.for_image_size(64)
 
 
 class FakeGraph:
@@ -93,6 +101,41 @@ def test_a_lack_of_memory_is_no_reason_to_go_on(monkeypatch: pytest.MonkeyPatch)
     recorded(torch.ones(1))
     with pytest.raises(torch.OutOfMemoryError):
         recorded(torch.ones(1))
+
+
+def losses_of(model: PhaseResNet50, sizes: list[int]) -> list[float]:
+    """Of two epochs of training steps on batches of these sizes."""
+    model.freeze(8)
+    optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=0.01)
+    optimizer.param_groups[0]["capturable"] = True
+    step = TrainingStep(model, optimizer, nn.CrossEntropyLoss(), preprocessing=SMALL, precision="fp32")
+    images, labels = smooth_images(max(sizes), 64), torch.arange(max(sizes)) % 3
+    scores = []
+    for _ in range(2):
+        step.start_epoch()
+        scores += [step(images[:size].roll(number, 3), labels[:size]) for number, size in enumerate(sizes)]
+        step.end_epoch()
+    return [float(score.loss) for score in scores]
+
+
+def test_a_study_of_recorded_steps_is_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in records as CUDA does: what is recorded has not been done yet."""
+    initial = settled_network(3, smooth_images(4, 64), SMALL)
+    model, sizes = copy.deepcopy(initial), [4, 4, 4, 4, 3, 4, 2]
+    expected = losses_of(copy.deepcopy(initial), sizes)
+    replayed: list[FakeGraph] = []
+
+    def record(graph: FakeGraph, _pool: object, function: Callable[[], Tensors]) -> Tensors:
+        before = copy.deepcopy(model.state_dict())
+        graph.function, graph.outputs = function, function()
+        model.load_state_dict(before)
+        replayed.append(graph)
+        return graph.outputs
+
+    monkeypatch.setattr(graphs, "_record", record)
+    monkeypatch.setattr("spatialfeat.training.trainer.records_graphs", lambda _device: True)
+    assert losses_of(model, sizes) == expected
+    assert [graph.replays for graph in replayed] == [3, 3]
 
 
 def test_only_a_gpu_records_and_the_environment_can_forbid_it(monkeypatch: pytest.MonkeyPatch) -> None:

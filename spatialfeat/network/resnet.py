@@ -13,6 +13,7 @@ they are missing, or on a GPU, PyTorch's public operators compute the same.
 from __future__ import annotations
 
 import platform
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -226,11 +227,12 @@ class InferenceNetwork:
         self.preprocessing, self.precision, self.batch_size = preprocessing, precision, batch_size
         self.device: torch.device = model.fc.weight.device
         self.num_classes = int(model.fc.out_features)
-        self._stages = FoldedStages(model, AVGPOOL, preprocessing, precision)
         on_cpu = self.device.type == "cpu"
         self._frames_at_once = min(batch_size, FRAMES_AT_ONCE[DTYPES[precision]]) if on_cpu else batch_size
-        self._weight, self._bias = model.fc.weight.detach().clone(), model.fc.bias.detach().clone()
-        self._compute = Recorded(self._outputs, "evaluation") if records_graphs(self.device) else self._outputs
+        weight, bias = model.fc.weight.detach().clone(), model.fc.bias.detach().clone()
+        # No method of this object: it could not be freed before a search for garbage, and with it a GPU's memory.
+        compute = partial(_outputs, FoldedStages(model, AVGPOOL, preprocessing, precision), weight, bias)
+        self._compute = Recorded(compute, "evaluation") if records_graphs(self.device) else compute
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -242,6 +244,10 @@ class InferenceNetwork:
         )
         return torch.cat(features)[: len(images)], torch.cat(logits)[: len(images)]
 
-    def _outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        features = self._stages(images).float().mean(dim=(2, 3))
-        return features, functional.linear(features, self._weight, self._bias)
+
+def _outputs(
+    stages: FoldedStages, weight: torch.Tensor, bias: torch.Tensor, images: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Features and logits; weight and bias are the classifier's."""
+    features = stages(images).float().mean(dim=(2, 3))
+    return features, functional.linear(features, weight, bias)

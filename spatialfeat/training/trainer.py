@@ -141,9 +141,7 @@ class TrainingStep:
         self.model.train()
         if self.model.num_fixed:
             self._fixed = FoldedStages(self.model, self.model.num_fixed, self._preprocessing, self._precision)
-        self._recorded = None  # The old one first gives back its memory.
-        if self._records:
-            self._recorded = Recorded(self._whole_update, "training step")
+        self._recorded = Recorded(self._whole_update, "training step") if self._records else None
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor, share: BatchShare | None = None) -> StepScore:
         """images (B, 3, S, S) uint8 and labels (B,) int64, on the device: a whole batch, or this share of one.
@@ -178,6 +176,7 @@ class TrainingStep:
 
     def end_epoch(self) -> None:
         """Make sure that all processes have the same network: they must never drift apart."""
+        self._recorded = None  # Validation can use its memory.
         if self._group is None or self._group.gradients is None:
             return
         with torch.no_grad():
