@@ -14,6 +14,7 @@ from spatialfeat.console import count_text
 from spatialfeat.data.cache import open_cache, total_use
 from spatialfeat.data.dataset import require_images
 from spatialfeat.data.frames import FrameTable
+from spatialfeat.data.images import decoder_name
 from spatialfeat.data.transforms import evaluation_transform, training_transform
 from spatialfeat.device import (
     augments_on_device,
@@ -266,7 +267,8 @@ class _Study:
         logger.info("fine-tuning a ResNet-50 on %s frames, %d phases", frames, config.num_classes)
         arithmetic = describe_arithmetic(self.group.device, config.precision)
         logger.info("computing on %s%s", arithmetic, self.group.processes_text)
-        logger.info("%s, seed %d", count_text(self.workers, "decoding worker"), config.seed)
+        workers = count_text(self.workers, "decoding worker")
+        logger.info("%s (PNG by %s), seed %d", workers, decoder_name(), config.seed)
         if state is not None:
             logger.info("resuming after epoch %d of at most %d", len(state.history), config.epochs)
             return

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from spatialfeat.data.cache import CachedFrame, FrameCache
 from spatialfeat.data.frames import FrameTable
-from spatialfeat.data.images import ImageError, ImageFolder, content_digest, decode_rgb
+from spatialfeat.data.images import ImageError, ImageFolder, content_digest, decode_pixels
 from spatialfeat.data.transforms import FrameTransform
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.signals import leave_signals_to_main_process
@@ -117,7 +117,7 @@ class FrameDataset(Dataset[FrameSample]):
 
     Args:
         parts: tables, each with the rows of it that are wanted. A table alone stands for all its rows, in CSV order.
-        transform: maps an RGB Pillow image to a (3, H, W) uint8 tensor.
+        transform: maps an RGB image to a (3, H, W) uint8 tensor.
         cache: keeps the result of the transform's fixed steps; a frame in it is not read from its image again.
         also_kept: other transforms; what they will want is put into the cache when a frame is decoded.
         with_digests: take the digest of every file's content, which costs about a tenth of its decoding.
@@ -177,15 +177,15 @@ class FrameDataset(Dataset[FrameSample]):
         if self._cache is None:
             content = images.read(name)
             digest = content_digest(content) if self._with_digests else b""
-            return CachedFrame(self._transform.fixed(decode_rgb(content)), digest)
+            return CachedFrame(self._transform.fixed(decode_pixels(content)), digest)
         key = self._cache.key(images, name, self._transform.fixed_steps)
         frame = self._cache.get(key)
         if frame is not None:
             return frame
         keys = [key, *(self._cache.key(images, name, transform.fixed_steps) for transform in self._kept[1:])]
         content = images.read(name)
-        image, digest = decode_rgb(content), content_digest(content)
-        frames = [CachedFrame(transform.fixed(image), digest) for transform in self._kept]
+        pixels, digest = decode_pixels(content), content_digest(content)
+        frames = [CachedFrame(transform.fixed(pixels), digest) for transform in self._kept]
         # A file that is being replaced must not be kept under the size and time that it had before.
         if self._cache.key(images, name, self._transform.fixed_steps) == key:
             for kept_key, kept in zip(keys, frames, strict=True):

@@ -1,4 +1,4 @@
-"""From an RGB Pillow image to the network's input: the training augmentation and the one evaluation preprocessing.
+"""From an RGB image to the network's input: the training augmentation and the one evaluation preprocessing.
 
 Resizing runs on uint8 tensors with antialiasing, which equals Pillow's result almost to the bit and is several times
 faster. Frames stay uint8 until they are on the device, where `normalize` turns them into float32: a quarter of the
@@ -12,11 +12,13 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import PIL
 import torch
 import torchvision
+from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
@@ -77,6 +79,9 @@ class Preprocessing:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
+RgbImage: TypeAlias = Image.Image | NDArray[np.uint8]
+
+
 class Cut(NamedTuple):
     """What a worker hands over of a frame: pixels (3, h, w) uint8, and the row that says what is left to do with them.
 
@@ -91,11 +96,12 @@ class Cut(NamedTuple):
 class FrameTransform:
     """The way of a frame to the network: fixed steps, whose result can be kept, then perhaps random ones.
 
-    fixed: an RGB image -> (3, H, W) uint8. random: (3, H, W) -> (3, crop_px, crop_px) uint8 or a Cut, drawing from
-    torch's global RNG; None if `fixed` ends there. fixed_steps: describes them; equal texts mean equal pixels.
+    fixed: an RGB image, of Pillow or (H, W, 3) uint8 -> (3, H, W) uint8. random: (3, H, W) -> (3, crop_px, crop_px)
+    uint8 or a Cut, drawing from torch's global RNG; None if `fixed` ends there. fixed_steps: describes them; equal
+    texts mean equal pixels.
     """
 
-    fixed: Callable[[Image.Image], torch.Tensor]
+    fixed: Callable[[RgbImage], torch.Tensor]
     random: Callable[[torch.Tensor], torch.Tensor | Cut] | None
     fixed_steps: str
 
@@ -104,7 +110,7 @@ class FrameTransform:
         finished = pixels if self.random is None else self.random(pixels)
         return finished if isinstance(finished, Cut) else Cut(finished, [])
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
+    def __call__(self, image: RgbImage) -> torch.Tensor:
         """The network's input, of a transform that leaves nothing to the device."""
         pixels, left_to_do = self.finish(self.fixed(image))
         assert not left_to_do
@@ -127,7 +133,7 @@ def evaluation_transform(preprocessing: Preprocessing) -> FrameTransform:
     }
     steps = v2.Compose(
         [
-            functional.pil_to_tensor,
+            _to_tensor,
             v2.Resize(
                 preprocessing.resize_px,
                 interpolation=InterpolationMode(preprocessing.interpolation),
@@ -166,8 +172,14 @@ def _cut(frame: torch.Tensor, size_px: int) -> Cut:
     return Cut(pixels, augmentation.row(size_px, (pixels.shape[1], pixels.shape[2])))
 
 
-def _decoded(image: Image.Image, shrink_to_px: int | None) -> torch.Tensor:
-    pixels: torch.Tensor = functional.pil_to_tensor(image)
+def _to_tensor(image: RgbImage) -> torch.Tensor:
+    """(3, H, W) uint8, in Pillow's order in memory."""
+    pixels = np.array(image) if isinstance(image, Image.Image) else image
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _decoded(image: RgbImage, shrink_to_px: int | None) -> torch.Tensor:
+    pixels = _to_tensor(image)
     if shrink_to_px is not None and min(pixels.shape[1:]) > shrink_to_px:
         pixels = functional.resize(pixels, [shrink_to_px], antialias=True)
         # In Pillow's order in memory, as it comes back from a cache: sums over pixels must not depend on that.
