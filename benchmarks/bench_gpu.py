@@ -18,6 +18,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,7 @@ from comparing import read_history
 from measuring import UNTOLD, Rate, run_measured
 
 from spatialfeat.config import WEIGHTS_NAME, ExtractConfig, FinetuneConfig
+from spatialfeat.data import images
 from spatialfeat.extract import extract
 from spatialfeat.finetune import finetune
 from spatialfeat.training import trainer
@@ -98,6 +100,7 @@ class Results:
     facts: dict[str, Any]
     rows: list[dict[str, Any]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
     def add(self, what: str, size: str, frames_per_second: float | None, **more: Any) -> None:
         rate = None if frames_per_second is None else round(frames_per_second, 1)
@@ -106,7 +109,8 @@ class Results:
 
     def write(self) -> None:
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        data = {"benchmark": "gpu", "machine": self.facts, "rows": self.rows, "not_measured": self.missing}
+        data = {"benchmark": "gpu", "machine": self.facts, "rows": self.rows, "not_measured": self.missing,
+                "failed": self.failed}  # fmt: skip
         Path(f"{self.out}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         Path(f"{self.out}.md").write_text(self.text() + "\n", encoding="utf-8")
 
@@ -129,6 +133,8 @@ class Results:
             "Steady rates are those between a run over few frames and one over all.",
             markdown_table(["", "frames", "frames/s", "more"], rows or [["nothing", "", "", ""]]),
         ]
+        if self.failed:
+            parts.append(f"**FAILED**: {'; '.join(self.failed)}.")
         if self.missing:
             parts.append(f"Not measured: {'; '.join(self.missing)}.")
         return "\n\n".join(parts)
@@ -165,6 +171,9 @@ class Bench:
         yield "finetune without CUDA graphs", lambda: self.finetune(small, cache=True, SPATIALFEAT_CUDA_GRAPHS="0")
         yield "finetune, augmented by workers", lambda: self.finetune(small, cache=True, SPATIALFEAT_AUGMENT="workers")
         yield "finetune fp32", lambda: self.finetune(small, cache=True, precision="fp32")
+        if images.decoder_name() != "Pillow":
+            yield "finetune by Pillow", lambda: self._by_pillow(self.finetune, small)
+            yield "extract by Pillow", lambda: self._by_pillow(self.extract, small)
         yield "start-up", self.start_up
 
     def finetune(
@@ -198,7 +207,8 @@ class Bench:
         with _environment(switches), _parts_timed() as seconds:
             history = finetune(config).history
         count, num_val = frames.count, frames.count - frames.num_train
-        rates = {
+        rates: dict[str, Any] = {
+            "decoder": images.decoder_name(),
             "first_epoch": round(count / history[0].seconds),
             "training": round(frames.num_train / seconds["train_one_epoch"][-1]),
             "validation": round(num_val / seconds["validate"][-1]),
@@ -233,7 +243,12 @@ class Bench:
             extract(config)
             seconds.append(time.perf_counter() - start)
         few, many = counts
-        more = {"whole_call_s": round(seconds[1], 2), "few_frames_s": round(seconds[0], 2), "frames": many}
+        more: dict[str, Any] = {
+            "decoder": images.decoder_name(),
+            "whole_call_s": round(seconds[1], 2),
+            "few_frames_s": round(seconds[0], 2),
+            "frames": many,
+        }
         if cache:
             more["decoded"] = json.loads((out / "run.json").read_text())["cache"]["frames_decoded"]
         rate = Rate.of(seconds[1], many, seconds[0], few)
@@ -305,6 +320,15 @@ class Bench:
             seconds = run_measured([sys.executable, *map(str, arguments)], cwd=self.work).seconds
             self.results.add(f"start-up: {name}", "", None, seconds=round(seconds, 2))
 
+    def _by_pillow(self, part: Callable[[FrameSet], None], frames: FrameSet) -> None:
+        """Run a part without the faster decoder; workers are forked, so they do without it too."""
+        usual = images._fast_decoder
+        images._fast_decoder = lambda: None  # type: ignore[assignment]
+        try:
+            part(frames)
+        finally:
+            images._fast_decoder = usual
+
     def _plain(self, script: str, workers: int, frames: FrameSet, out: Path, *arguments: str | Path) -> float:
         shutil.rmtree(out, ignore_errors=True)
         shared = ["--img-dir", frames.img_dir, "--weights", self.weights, "--out", out, "--workers", str(workers),
@@ -373,7 +397,11 @@ def measure(plan: Plan, work: Path, out: Path, minutes: float, only: Sequence[st
             results.missing.append(name)
             continue
         say(f"{time.monotonic() - start:4.0f} s: {name}")
-        part()
+        try:
+            part()
+        except Exception as error:  # noqa: BLE001  # The time of the other parts is worth more.
+            traceback.print_exc()
+            results.failed.append(f"{name} ({type(error).__name__}: {str(error).strip().splitlines()[:1]})")
         results.write()
     results.write()
     return results
@@ -393,8 +421,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="spatialfeat-gpu-") as temporary:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        print(measure(plan, work, options.out, options.minutes, options.only).text())
-    return 0
+        results = measure(plan, work, options.out, options.minutes, options.only)
+    print(results.text())
+    return 1 if results.failed else 0
 
 
 if __name__ == "__main__":

@@ -316,7 +316,10 @@ def test_the_gpu_table_tells_what_it_measured_and_what_not(
                 self._results.add("extract bf16: steady", "456x256", None, frames=8)
                 monkeypatch.setattr(bench_gpu.time, "monotonic", lambda: 1e9)
 
-            return [("first", measure), ("second", measure)]
+            def fail() -> None:
+                raise RuntimeError("no kernel image\nmore for programmers")
+
+            return [("broken", fail), ("first", measure), ("second", measure)]
 
     monkeypatch.setattr(bench_gpu, "Bench", Bench)
     results = bench_gpu.measure(replace(bench_gpu.REHEARSAL), tmp_path, tmp_path / "table", minutes=5)
@@ -325,6 +328,7 @@ def test_the_gpu_table_tells_what_it_measured_and_what_not(
     assert "| finetune bf16: later epoch | 456x256 |    2,412 | training 2600 |" in text
     assert "not told" in text
     assert "Not measured: second." in text
+    assert "**FAILED**: broken (RuntimeError: ['no kernel image'])." in text
     assert json.loads((tmp_path / "table.json").read_text())["rows"] == results.rows
 
 
