@@ -70,11 +70,10 @@ class Recorded:
         return outputs
 
     def _record(self) -> None:
-        device = self._inputs[0].device
-        stream, (pool, _) = _recording_stream(device), _memory_of_recordings(device)
-        graph = torch.cuda.CUDAGraph()
+        device, graph = self._inputs[0].device, torch.cuda.CUDAGraph()
         try:
-            with _on_stream(stream, torch.cuda.current_stream(device)):
+            pool, _ = _memory_of_recordings(device)
+            with _on_stream(_recording_stream(device), torch.cuda.current_stream(device)):
                 self._outputs = _record(graph, pool, lambda: self._function(*self._inputs))
         except torch.OutOfMemoryError:
             raise
