@@ -208,10 +208,11 @@ class _Extraction:
                 translate_computing_faults(batch_size=config.batch_size, workers=workers),
                 frame_bar(len(dataset), "extract" + self.group.own_share_text) as advance,
             ):
+                batches = iter(loader)  # Decoding begins, while the network is made ready.
                 network = InferenceNetwork(
                     checkpoint.model.to(device), checkpoint.preprocessing, self.provenance.precision, config.batch_size
                 )
-                for outputs in run_inference(network, loader):
+                for outputs in run_inference(network, batches):
                     sink.take(outputs)
                     advance(len(outputs.positions) + len(outputs.failures))
         except (SpatialfeatError, KeyboardInterrupt):

@@ -264,8 +264,9 @@ def train_one_epoch(
     """
     dataset, tally = _frames_of(loader), _Tally(step.device)
     steps_between_looks = 1 if step.device.type == "cpu" else STEPS_BETWEEN_LOOKS
+    loading = iter(loader)  # Decoding begins, while the step is made ready.
     step.start_epoch()
-    batches = zip(staged(loader, step.device, size_px=step.size_px), shares, strict=True)
+    batches = zip(staged(loading, step.device, size_px=step.size_px), shares, strict=True)
     with frame_bar(len(dataset), title) as advance:
         for number, ((batch, images, labels), share) in enumerate(batches, start=1):
             dataset.refuse_failures(batch.failures)
