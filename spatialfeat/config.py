@@ -527,6 +527,8 @@ class WeightsSource:
     device: str = ExtractConfig.device
     precision: str = ExtractConfig.precision
     workers: int | None = None
+    cache_dir: Path | None = None
+    cache_limit_gb: float = CACHE_LIMIT_GB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -614,6 +616,8 @@ class EvaluateConfig(Options):
     device: str | None = _DEVICE.field(None, unset=WeightsSource.device)
     precision: str | None = _PRECISION.field(None, unset=WeightsSource.precision)
     workers: int | None = _WORKERS.field(None)
+    cache_dir: Path | None = _CACHE.field(None)
+    cache_limit_gb: float | None = _CACHE_LIMIT.field(None, unset=WeightsSource.cache_limit_gb)
     out_dir: Path = option(Path("evaluation"), "Folder for scores, pictures and report.html.", OUTPUT, flag="out")
 
     def __post_init__(self) -> None:
