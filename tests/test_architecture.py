@@ -18,9 +18,9 @@ from spatialfeat.formats import FORMATS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "spatialfeat"
-COMMANDS = {"finetune", "evaluate", "extract", "export", "info", "check"}
+COMMANDS = {"finetune", "evaluate", "extract", "export", "info", "check", "prepare"}
 # A package may import those before it, and the modules beside the packages (`config`, `files`, ...).
-PACKAGES = ["data", "network", "features", "scores", "reports", "training", "exports", "checks"]
+PACKAGES = ["data", "network", "features", "scores", "reports", "training", "exports", "checks", "sources"]
 # The library, and how the names of the modules begin that may import it, also inside functions.
 GATEKEEPERS = {
     "typer": ("cli",),

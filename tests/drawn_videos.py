@@ -1,0 +1,71 @@
+"""Drawn videos for tests: every frame carries its number in its pixels, as 16 black or white blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image
+
+COLUMNS, ROWS = 8, 2
+SIZE = (64, 48)
+
+
+def drawn_frame(number: int, size: tuple[int, int] = SIZE) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """(H, W, 3): bit b of `number` is the brightness of block b, row by row from the top left."""
+    bits = np.array([number >> bit & 1 for bit in range(COLUMNS * ROWS)], dtype=np.uint8).reshape(ROWS, COLUMNS)
+    blocks = np.kron(bits, np.ones((size[1] // ROWS, size[0] // COLUMNS), dtype=np.uint8))
+    return np.repeat(blocks[:, :, None] * np.uint8(200) + np.uint8(30), 3, axis=2)
+
+
+def read_number(image: Path | Image.Image) -> int:
+    """The number in a frame, whatever its size has become."""
+    grey = np.asarray((Image.open(image) if isinstance(image, Path) else image).convert("L"))
+    height, width = grey.shape
+    bits = [
+        grey[int((row + 0.5) * height / ROWS), int((column + 0.5) * width / COLUMNS)] > 128
+        for row in range(ROWS)
+        for column in range(COLUMNS)
+    ]
+    return sum(int(bit) << index for index, bit in enumerate(bits))
+
+
+def draw_video(
+    path: Path,
+    num_frames: int,
+    rate: Fraction | int = 25,
+    *,
+    ticks: Sequence[int] | None = None,
+    codec: str = "",
+    size: tuple[int, int] = SIZE,
+    rotation: int = 0,
+    frames: Sequence[np.ndarray[Any, np.dtype[np.uint8]]] | None = None,
+    options: dict[str, str] | None = None,
+) -> Path:
+    """Write a video of `num_frames` frames at a constant rate, or at `ticks` milliseconds each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    codec = codec or ("mpeg4" if path.suffix == ".avi" else "libx264")
+    time_base = Fraction(1, 1000) if ticks is not None else 1 / Fraction(rate)
+    default = {"crf": "10", "preset": "ultrafast", "g": "12"} if codec == "libx264" else {}
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=Fraction(rate), options=default | (options or {}))
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = time_base
+        if codec == "mpeg4":
+            stream.bit_rate = 2_000_000
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for number in range(num_frames):
+            picture = frames[number] if frames is not None else drawn_frame(number, size)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts = number if ticks is None else ticks[number]
+            frame.time_base = time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
