@@ -407,7 +407,8 @@ def _check_length(job: VideoJob, facts: Facts) -> Iterator[str]:
             raise SpatialfeatError(
                 f"{track.path}: {lengths} ({job.source}), {float(abs(surplus)):.1f} s "
                 f"{'more' if surplus > 0 else 'less'}; most likely {_cause(track, facts, rate)}. "
-                "Mend it, pass --allow-length-difference if the annotation is right as far as it goes, or leave the video out with --leave-out"
+                "Mend it, pass --allow-length-difference if the annotation is right as far as it goes, or leave the "
+                "video out with --leave-out"
             )
         yield lengths
     elif surplus > 0 or (is_short and surplus != 0):
@@ -420,19 +421,20 @@ def _length_text(track: Track | None) -> str:
     """How far an annotation goes, in its unit."""
     if track is None:
         return ""
-    return (
-        count_text(int(track.end), "frame") if track.unit == FRAME else f"{float(_seconds(track, Fraction(1))):.2f} s"
-    )
+    if track.unit == FRAME:
+        return count_text(int(track.end), "frame")
+    return f"{float(_annotated_s(track, Fraction(1))):.2f} s"
 
 
-def _seconds(track: Track, rate: Fraction) -> Fraction:
+def _annotated_s(track: Track, rate: Fraction) -> Fraction:
     """How far an annotation goes, at `rate` frames a second."""
-    return track.end * {FRAME: 1 / rate, MILLISECOND: Fraction(1, 1000)}.get(track.unit, Fraction(1))
+    unit_s = {FRAME: 1 / rate, MILLISECOND: Fraction(1, 1000)}.get(track.unit, Fraction(1))
+    return track.end * unit_s
 
 
 def _surplus(job: VideoJob, track: Track, facts: Facts) -> Fraction:
     """Seconds by which the annotation ends after the video."""
-    return _seconds(track, _frame_rate(job, facts)) - facts.end
+    return _annotated_s(track, _frame_rate(job, facts)) - facts.end
 
 
 def _frame_rate(job: VideoJob, facts: Facts) -> Fraction:
