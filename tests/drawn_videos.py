@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -9,7 +10,11 @@ from typing import Any
 
 import av
 import numpy as np
+from click.testing import Result
 from PIL import Image
+from typer.testing import CliRunner
+
+from spatialfeat.cli import app
 
 COLUMNS, ROWS = 8, 2
 SIZE = (64, 48)
@@ -69,3 +74,24 @@ def draw_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+def prepare(*arguments: str | Path) -> Result:
+    """Run `spatialfeat prepare` here, in this process."""
+    more = [] if "--workers" in arguments else ["--workers", "1"]
+    return CliRunner().invoke(app, ["prepare", *map(str, arguments), *more], catch_exceptions=False)
+
+
+def labels_of(out: Path, split: str = "all") -> dict[str, str]:
+    """{id: label} of one of the CSVs that were written."""
+    with (out / f"{split}_ResNet_DB.csv").open(encoding="utf-8") as file:
+        return {row["id"]: row["label"] for row in csv.DictReader(file)}
+
+
+def per_video(labels: dict[str, str]) -> dict[str, str]:
+    """{video: a character per sample}, from {id: label of one digit}."""
+    found: dict[str, str] = {}
+    for frame_id, label in labels.items():
+        video = frame_id.rpartition("_")[0]
+        found[video] = found.get(video, "") + (label if len(label) == 1 else f"({label})")
+    return found

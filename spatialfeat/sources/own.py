@@ -222,11 +222,11 @@ def _unit(found: Mapping[str, _Rows], reading: Reading, length: Length) -> str:
     if len(units) == 1 and None not in units:
         return str(units.pop())
     video, own = next(iter(found.items()))
-    starts = [text for rows in found.values() for _, start, end, _ in rows.rows for text in (start, end)]
-    if any(":" in text or "." in text for text in starts):
+    cells = [cell for rows in found.values() for _, start, end, _ in rows.rows for cell in (start, end) if cell]
+    if any(_is_time(own.table, cell) for cell in cells):
         return SECOND
-    last = max((number for _, *cells, _ in own.rows for cell in cells if (number := parse_position(cell)) is not None),
-               default=Fraction(len(own.rows)))  # fmt: skip
+    numbers = [parse_position(cell) for _, start, end, _ in own.rows for cell in (start, end)]
+    last = max((number for number in numbers if number is not None), default=Fraction(len(own.rows)))
     frames, seconds = length(video)
     as_frames = f"the annotation ends at frame {int(last)}"
     if frames is not None:
@@ -240,6 +240,11 @@ def _unit(found: Mapping[str, _Rows], reading: Reading, length: Length) -> str:
     )
 
 
+def _is_time(table: Table, cell: str) -> bool:
+    """Whether this can only be a time: frames have no colons and no decimals."""
+    return ":" in cell or "." in cell or (table.separator != "," and "," in cell)
+
+
 def _first_row(found: Mapping[str, _Rows], unit: str, reading: Reading) -> int:
     """The number of a video's first frame or second in dense tables."""
     if reading.first_frame is not None:
@@ -249,7 +254,7 @@ def _first_row(found: Mapping[str, _Rows], unit: str, reading: Reading) -> int:
         return 0
     numbers = [(position(*start), start[0].where(start[1])) for start in starts]
     lowest, where = min(numbers)
-    if lowest == 0 or (unit != FRAME and any(":" in text or "." in text for _, _, text in starts)):
+    if lowest == 0 or (unit != FRAME and any(_is_time(table, text) for table, _, text in starts)):
         return 0
     raise SpatialfeatError(
         f"{where}: the first row is {unit} {float(lowest):g}. Either they are counted from 1 (pass --first-frame 1), "
