@@ -48,10 +48,14 @@ def draw_video(
     codec: str = "",
     size: tuple[int, int] = SIZE,
     rotation: int = 0,
+    first: int = 0,
     frames: Sequence[np.ndarray[Any, np.dtype[np.uint8]]] | None = None,
     options: dict[str, str] | None = None,
 ) -> Path:
-    """Write a video of `num_frames` frames at a constant rate, or at `ticks` milliseconds each."""
+    """Write a video of `num_frames` frames at a constant rate, or at `ticks` milliseconds each.
+
+    first: the number in the first frame. frames: pictures instead of numbers.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     codec = codec or ("mpeg4" if path.suffix == ".avi" else "libx264")
     time_base = Fraction(1, 1000) if ticks is not None else 1 / Fraction(rate)
@@ -67,7 +71,7 @@ def draw_video(
         if rotation:
             stream.set_display_rotation(rotation)
         for number in range(num_frames):
-            picture = frames[number] if frames is not None else drawn_frame(number, size)
+            picture = frames[number] if frames is not None else drawn_frame(first + number, size)
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts = number if ticks is None else ticks[number]
             frame.time_base = time_base

@@ -360,7 +360,7 @@ def test_several_processes_write_the_same(videos: Path, tmp_path: Path) -> None:
 
 def test_a_kill_loses_at_most_the_videos_in_progress(videos: Path, tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
-    draw_video(data / "c.mp4", 500, 25)
+    draw_video(data / "c.mp4", 500, 25, size=(320, 240))
     for name in ("a", "b"):
         (data / f"{name}.mp4").symlink_to(videos / "op1.mp4")
     command = [sys.executable, "-m", "spatialfeat", "prepare", "videos", data, out, "--workers", "2", "--fps", "25"]
@@ -371,8 +371,8 @@ def test_a_kill_loses_at_most_the_videos_in_progress(videos: Path, tmp_path: Pat
     process.kill()
     process.wait(timeout=30)
     time.sleep(1.5)  # Its decoding processes notice that it is gone.
-    assert len(list(out.glob("prepare/.c.partial/images/*"))) < 500
     before = images(out)
+    assert not (out / "prepare" / "c").exists(), "the machine was too slow to kill it in time"
     assert {name[0] for name in before} <= {"a", "b"}
     assert before
     assert not list(out.glob("*.csv"))
