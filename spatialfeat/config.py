@@ -618,10 +618,17 @@ class PrepareConfig(Options):
     )
     first_frame: int | None = option(
         None,
-        "The number of a video's first frame, or first second, in annotations and in the names of existing frames.",
+        "The number of a video's first frame, or second, in annotations; for frames, in the names of their files.",
         ANNOTATIONS,
         at_least(0),
         unset="0 where that number occurs",
+    )
+    first_row: int | None = option(
+        None,
+        "For frames: that number in annotations, where it is another one than in the names of the files.",
+        ANNOTATIONS,
+        at_least(0),
+        unset="as --first-frame, where rows count the files",
     )
     interval_end: str | None = option(
         None,
@@ -719,8 +726,8 @@ class PrepareConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         is_own, is_frames = self.source in OWN_SOURCES, self.source == "frames"
-        only_annotated = ("unit", "interval_end", "overlap", "first_phase", "phase_names", "phase_map")
-        only_frames = ("source_fps", "taken_at", "annotation_fps")
+        only_annotated = ("unit", "first_row", "interval_end", "overlap", "first_phase", "phase_names", "phase_map")
+        only_frames = ("source_fps", "taken_at", "annotation_fps", "first_row")
         without_effect = {
             f"for {self.source}, whose annotations are known": ()
             if is_own

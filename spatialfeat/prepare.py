@@ -262,7 +262,9 @@ def _own(
 
     reading = Reading(
         unit=config.unit,
-        first_frame=config.first_frame,
+        first=config.first_row if config.source == "frames" else config.first_frame,
+        first_file=config.first_frame if config.source == "frames" and config.annotation_fps is None else None,
+        first_flag="--first-row" if config.source == "frames" else "--first-frame",
         interval_end=config.interval_end,
         overlap=config.overlap,
     )

@@ -140,7 +140,8 @@ def cataract1k(data: Miniature) -> Expected:
     header = "caseId,comment,frame,endFrame,sec,endSec\n"
     tables = {
         # The frames belong to another rate: the seconds count. A gap, and a row of length zero.
-        "5013": "5013,Incision,0,60,0.0,1.0\n5013,Viscoelastic,120,240,2.0,4.4\n5013,Lens positioning,240,240,4.0,4.0\n",
+        "5013": "5013,Incision,0,60,0.0,1.0\n5013,Viscoelastic,120,240,2.0,4.4\n"
+        "5013,Lens positioning,240,240,4.0,4.0\n",
         "5014": "5014,Capsule Pulishing,0,120,0.0,2.0\n5014,Lens Positioning,120,240,2.0,4.4\n",
         "5015": "5015,capsule polishing,0,120,0.0,2.0\n5015,Irrigation/Aspiration,120,240,2.0,4.4\n",
     }
@@ -246,9 +247,8 @@ def test_a_miniature_goes_through_all_commands(name: str, tmp_path: Path, monkey
     expected = build(data)
     result = prepare(name, data.folder, out, *options)
     assert result.exit_code == 0, result.output
-    found = {
-        split: labels_of(out, split) for split in ("train", "val", "test") if (out / f"{split}_ResNet_DB.csv").exists()
-    }
+    splits = [split for split in ("train", "val", "test") if (out / f"{split}_ResNet_DB.csv").exists()]
+    found = {split: labels_of(out, split) for split in splits}
     by_hand = {
         f"{video}_{k:06d}": (split, label)
         for split, videos in expected.items()
@@ -266,18 +266,14 @@ def test_a_miniature_goes_through_all_commands(name: str, tmp_path: Path, monkey
             number = int(rate * int(frame_id[-6:]))  # The last frame that begins at k seconds or before.
             assert read_number(out / "images" / f"{frame_id}.png") == (first + number) % 2**16
     monkeypatch.chdir(out)
-    phases = (
-        "--phase-names",
-        "phase_names.txt",
-        "--num-classes",
-        str(len(Path("phase_names.txt").read_text().split("\n")) - 1),
-    )
+    names = Path("phase_names.txt").read_text().splitlines()
+    phases = ("--phase-names", "phase_names.txt", "--num-classes", str(len(names)))
     quick = ("--device", "cpu", "--workers", "0")
     tests = ("--test-csv", "test_ResNet_DB.csv") if "test" in found else ()
     steps = (
         ("check", *phases, *tests, *quick, "--no-estimate", "--image-size", "64"),
-        ("finetune", *phases, *tests, *quick, "--weights", "random", "--image-size", "64", "--epochs", "2",
-         "--freeze-until", "9"),
+        ("finetune", *phases, *quick, "--weights", "random", "--image-size", "64", "--epochs", "2",
+         "--freeze-until", "9", "--no-tensorboard"),
         ("extract", *quick),
         ("export", "ms-tcn", "features", "mstcn", "--allow-small-bundles", "--name-replacement", "_", "--val-to",
          "own" if tests else "test", "--skip-short"),
@@ -285,7 +281,6 @@ def test_a_miniature_goes_through_all_commands(name: str, tmp_path: Path, monkey
     for step in steps:
         result = CliRunner().invoke(app, step)
         assert result.exit_code == 0, f"{step}: {result.output}"
-    names = Path("phase_names.txt").read_text().splitlines()
     truth = Path("mstcn/groundTruth")
     for video, text in {video: text for videos in expected.values() for video, text in videos.items()}.items():
         labels = [label for label in cells(text) if label != "."]

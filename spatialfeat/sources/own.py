@@ -59,14 +59,20 @@ Length = Callable[[str], tuple[int | None, float | None]]
 class Reading:
     """What the options say of annotation tables; None: as the tables do.
 
-    unit: of positions. first_frame: the number of the video's first frame (or second). interval_end: inclusive or
-    exclusive. overlap: which of two phases counts: earlier or later start.
+    unit: of positions. first: the number of the video's first frame (or second). first_file: that of the first existing
+    frame, where rows count these. first_flag: what `first` is called. interval_end: inclusive or exclusive. overlap:
+    which of two phases counts, earlier or later.
     """
 
     unit: str | None = None
-    first_frame: int | None = None
+    first: int | None = None
+    first_file: int | None = None
+    first_flag: str = "--first-frame"
     interval_end: str | None = None
     overlap: str | None = None
+
+    def first_of(self, unit: str) -> int | None:
+        return self.first_file if self.first is None and unit == FRAME else self.first
 
 
 @dataclass(frozen=True)
@@ -247,8 +253,9 @@ def _is_time(table: Table, cell: str) -> bool:
 
 def _first_row(found: Mapping[str, _Rows], unit: str, reading: Reading) -> int:
     """The number of a video's first frame or second in dense tables."""
-    if reading.first_frame is not None:
-        return reading.first_frame
+    told = reading.first_of(unit)
+    if told is not None:
+        return told
     starts = [(own.table, own.rows[0][0], own.rows[0][1]) for own in found.values() if own.rows[0][1]]
     if not starts:
         return 0
@@ -257,8 +264,8 @@ def _first_row(found: Mapping[str, _Rows], unit: str, reading: Reading) -> int:
     if lowest == 0 or (unit != FRAME and any(_is_time(table, text) for table, _, text in starts)):
         return 0
     raise SpatialfeatError(
-        f"{where}: the first row is {unit} {float(lowest):g}. Either they are counted from 1 (pass --first-frame 1), "
-        f"or from 0 and the first rows are missing (pass --first-frame 0)"
+        f"{where}: the first row is {unit} {float(lowest):g}. Either they are counted from 1 (pass "
+        f"{reading.first_flag} 1), or from 0 and the first rows are missing (pass {reading.first_flag} 0)"
     )
 
 
@@ -280,7 +287,8 @@ def _interval_tracks(found: Mapping[str, _Rows], unit: str, reading: Reading) ->
     inclusive = _ends_are_inclusive(found, spans, unit, reading)
     first = 0
     if unit == FRAME:
-        first = reading.first_frame if reading.first_frame is not None else _first_of_intervals(found, spans)
+        told = reading.first_of(unit)
+        first = _first_of_intervals(found, spans, reading) if told is None else told
     tracks = {}
     for video, own in spans.items():
         table = found[video].table
@@ -288,7 +296,7 @@ def _interval_tracks(found: Mapping[str, _Rows], unit: str, reading: Reading) ->
             Span(span.start - first, span.end - first + (1 if inclusive else 0), span.phase, span.line) for span in own
         ]
         if any(span.start < 0 for span in shifted):
-            raise SpatialfeatError(f"{table.path}: {unit} 0 of {video}, but --first-frame says they count from {first}")
+            raise SpatialfeatError(f"{table.path}: {unit} 0 of {video}, but {reading.first_flag} says {first}")
         for earlier, later in overlapping(shifted):
             if reading.overlap is None:
                 raise SpatialfeatError(
@@ -340,11 +348,11 @@ def _ends_are_inclusive(
     )
 
 
-def _first_of_intervals(found: Mapping[str, _Rows], spans: Mapping[str, list[Span]]) -> int:
+def _first_of_intervals(found: Mapping[str, _Rows], spans: Mapping[str, list[Span]], reading: Reading) -> int:
     lowest, video, line = min((span.start, video, span.line) for video, own in spans.items() for span in own)
     if lowest == 0:
         return 0
     raise SpatialfeatError(
         f"{found[video].table.where(line)}: the lowest frame is {int(lowest)}: are a video's frames counted from 0 or "
-        "from 1? Pass --first-frame 0 or --first-frame 1"
+        f"from 1? Pass {reading.first_flag} 0 or {reading.first_flag} 1"
     )
