@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from drawn_videos import draw_video, labels_of, per_video, prepare, read_number
 from PIL import Image
@@ -397,3 +398,38 @@ def test_a_kill_between_a_video_and_its_move_loses_nothing(videos: Path, tmp_pat
     assert "2 videos already there" in result.output
     assert (out / "images" / "op1_000004.png").exists()
     assert len(labels_of_ids(out)) == 10
+
+
+def test_black_borders_are_cut_off_and_shown(tmp_path: Path) -> None:
+    frames = [np.full((96, 128, 3), 5, dtype=np.uint8) for _ in range(20)]
+    for frame in frames:
+        frame[16:80, 40:120] = 180
+    draw_video(tmp_path / "data" / "op1.mp4", 20, 10, size=(128, 96), frames=frames)
+    draw_video(tmp_path / "data" / "op2.mp4", 20, 10)
+    assert prepare("videos", tmp_path / "data", tmp_path / "out", "--crop-border").exit_code == 0
+    facts = json.loads((tmp_path / "out" / "prepare" / "op1" / "video.json").read_text())
+    assert facts["size"] == [128, 96]
+    assert Image.open(tmp_path / "out" / "images" / "op1_000001.png").size == tuple(facts["size_written"])
+    box = facts["crop_box"]
+    assert all(abs(box[name] - edge) <= 2 for name, edge in (("left", 40), ("top", 16), ("right", 120), ("bottom", 80)))
+    assert np.asarray(Image.open(tmp_path / "out" / "images" / "op1_000001.png").convert("L"))[4:-4, 4:-4].min() > 120
+    assert Image.open(tmp_path / "out" / "prepare" / "crop_boxes.png").size[0] > 1000
+    assert json.loads((tmp_path / "out" / "prepare" / "op2" / "video.json").read_text())["crop_box"] is None
+
+
+def test_without_pyav_videos_are_refused_with_what_to_install(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    result = prepare("videos", videos, tmp_path / "out")
+    assert result.exit_code == 2
+    assert "pip install 'spatialfeat[video]'" in result.output
+
+
+def test_a_table_named_for_another_video_is_not_taken(videos: Path, tmp_path: Path) -> None:
+    """op1 is no part of op10, and a common beginning is no match."""
+    table(tmp_path / "labels" / "op10.csv", frames_table(0))
+    table(tmp_path / "labels" / "op2_phases.csv", frames_table(0))
+    result = prepare("videos", videos, tmp_path / "out", "--annotations", tmp_path / "labels")
+    assert result.exit_code == 2
+    assert "nothing about op1;" in result.output

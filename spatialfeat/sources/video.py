@@ -297,7 +297,7 @@ def _compare_with_header(container: Any, stream: Any, facts: Facts, sample_s: Fr
 
 def _note_looks(stream: Any, frame: Any, facts: Facts) -> None:
     if frame.rotation:
-        facts.notes.append(f"turned by {round(frame.rotation) % 360} degrees, as players do")
+        facts.notes.append("turned upright, as players do")
     ratio = stream.sample_aspect_ratio
     if ratio and ratio != 1:
         facts.notes.append(f"its pixels are not square ({ratio}): kept as they are stored")
