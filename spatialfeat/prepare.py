@@ -224,7 +224,11 @@ def _data_set(config: PrepareConfig, data_set: DataSet) -> tuple[dict[str, _Foun
             f"DIR {config.data_dir}: no video of {data_set.title} with an annotation found; expected:\n"
             f"{data_set.layout}"
         )
-    return kept, {video: tracks[same_name_key(video)] for video in kept}, notes
+    found = {video: tracks[same_name_key(video)] for video in kept}
+    if len(data_set.first_phase) > 1:
+        # All files together show from where phases count, also those whose videos are not here.
+        found = {str(track.path): track for track in tracks.values()} | found
+    return kept, found, notes
 
 
 def _videos_of(data_set: DataSet, files: Mapping[str, Path]) -> dict[str, Path]:
@@ -426,7 +430,14 @@ def _prepare_all(config: PrepareConfig, plan: Plan) -> list[dict[str, Any]]:
     workers = max(1, min(config.workers or cores, len(todo)))
     seconds = {job.video: (_seconds(job) or 0.0) for job in todo}
     errors: list[SpatialfeatError] = []
-    with frame_bar(round(sum(seconds.values())), "prepare", unit=" s of video") as advance:
+    with frame_bar(round(sum(seconds.values())), "prepare", unit=" s of video") as show:
+        done = 0.0
+
+        def advance(seconds: float) -> None:
+            nonlocal done
+            show(int(done + seconds) - int(done))
+            done += seconds
+
         for job, outcome in prepare_videos(out, todo, workers=workers, cores=cores, advance=advance):
             if isinstance(outcome, SpatialfeatError):
                 errors.append(outcome)

@@ -104,6 +104,8 @@ DENSE = {
     "tabs": (frames_table(0).replace(",", "\t"), ()),
     "blanks": (frames_table(0, "").replace(",", " "), ("--unit", "frame")),
     "labels alone": ("".join(f"{int(frame >= 50)}\n" for frame in range(NUM_FRAMES)), ("--unit", "frame")),
+    "names alone": ("".join(f"{'ab'[frame >= 50]}\n" for frame in range(NUM_FRAMES)), ("--unit", "frame")),
+    "a header and names": ("Phase\n" + "a\n" * 50 + "b\n" * 60, ("--unit", "frame")),
     "seconds": ("second,phase\n0,0\n1,0\n2,1\n3,1\n4,1\n", ()),
     "seconds from 1": ("second,phase\n1,0\n2,0\n3,1\n4,1\n5,1\n", ("--first-frame", "1")),
     "clock": ("time,phase\n0:00:00,0\n0:00:01,0\n0:00:02,1\n0:00:03,1\n0:00:04,1\n", ()),
@@ -433,3 +435,11 @@ def test_a_table_named_for_another_video_is_not_taken(videos: Path, tmp_path: Pa
     result = prepare("videos", videos, tmp_path / "out", "--annotations", tmp_path / "labels")
     assert result.exit_code == 2
     assert "nothing about op1;" in result.output
+
+
+def test_lines_that_are_not_cut_into_columns_are_no_phases(videos: Path, tmp_path: Path) -> None:
+    text = "".join(f"{frame} first part{' two' * (frame % 2)}\n" for frame in range(210))
+    options = ("--annotations", table(tmp_path / "op1.csv", text), "--unit", "frame", "--leave-out", "op2")
+    result = prepare("videos", videos, tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert "line 210: 210 different phases, such as '0 first part'" in result.output

@@ -391,6 +391,16 @@ def test_autolaparo_is_refused_where_its_numbers_have_two_readings_or_none(
         assert part in result.output
 
 
+def test_all_label_files_of_autolaparo_tell_where_phases_begin(tmp_path: Path) -> None:
+    data = Miniature(tmp_path / "data")
+    data.video("01", "videos/01.mp4", 100)
+    for video, phases in (("01", "1123"), ("02", "4567")):  # Of the second there is no video.
+        data.text(f"labels/label_{video}.txt", "Frame\tPhase\n" + rows(list(phases), "\t", 1))
+    result = prepare("autolaparo", data.folder, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert per_video(labels_of(tmp_path / "out", "train")) == {"01": "0012"}
+
+
 def test_a_table_in_another_form_is_refused(tmp_path: Path) -> None:
     data = Miniature(tmp_path / "data")
     data.video("video01", "videos/video01.mp4", 30)

@@ -219,6 +219,9 @@ def overlapping(spans: Sequence[Span], *, closed: bool = False) -> Iterator[tupl
             yield earlier, later
 
 
+MOST_PHASES = 200
+"""More names than this are whole lines, whose columns were not told apart."""
+
 NO_PHASE = ("", "-1", "-100", "nan")
 """What people write where there is no phase."""
 
@@ -265,6 +268,11 @@ def name_phases(
         labels, names = _number_labels(numbers, places, names, first_phase, has_map=phase_map is not None)
     else:
         names = names or tuple(dict.fromkeys(places))
+        if len(names) > MOST_PHASES:
+            raise SpatialfeatError(
+                f"{places[names[-1]]}: {len(names)} different phases, such as {names[0][:40]!r} and "
+                f"{names[-1][:40]!r}; give the table a header, and separate its columns by commas or tabs"
+            )
         known = {spelling(name): label for label, name in enumerate(names)}
         for text, where in places.items():
             if spelling(text) not in known:

@@ -139,6 +139,8 @@ def read_own_tracks(
 def _rows_of(path: Path, text: str, videos: Sequence[str], *, alone: bool) -> dict[str, _Rows]:
     """{video: its rows} of one file: of a column `video`, or of the video that the file is named after."""
     table = read_table(path)
+    if table.header is not None and len(table.header) == 1 and _word(table.header[0]) not in _COLUMNS:
+        table = read_table(path, header=False)  # Phases alone: the first line is one, too.
     places, unit = _columns(table)
     is_dense = START not in places
 
@@ -157,13 +159,18 @@ def _rows_of(path: Path, text: str, videos: Sequence[str], *, alone: bool) -> di
     return {video: _Rows(table, rows, unit, is_dense) for video, rows in of_video.items()}
 
 
+def _word(title: str) -> str:
+    """`Start_Frame (s)` -> `startframes`."""
+    return re.sub("[^a-z]", "", title.lower())
+
+
 def _columns(table: Table) -> tuple[dict[str, int], str | None]:
     """({column: its place}, the unit if the header tells it)."""
     places: dict[str, int] = {}
     unit = None
     if table.header is not None:
         for place, title in enumerate(table.header):
-            word = re.sub("[^a-z]", "", title.lower())
+            word = _word(title)
             column = _COLUMNS.get(word) or (PHASE if word.startswith("phase") else None)
             if column is not None and column not in places:
                 places[column] = place

@@ -164,7 +164,7 @@ def sample_video(
                 assert shown is not None
                 sample = Sample(k, shown[0], shown[1])
                 if wanted(sample):
-                    picture = _picture(shown[2], short_side, box)
+                    picture = _picture(path, shown[2], short_side, box)
                     facts.size_written = picture.size
                     write(sample, picture)
                 k += 1
@@ -259,7 +259,7 @@ def _deinterlaced(frames: Iterator[tuple[int, Fraction, Any]], facts: Facts) -> 
         yield from ready()
 
 
-def _picture(frame: Any, short_side: int | None, box: Box | None) -> Image.Image:
+def _picture(path: Path, frame: Any, short_side: int | None, box: Box | None) -> Image.Image:
     """A frame as RGB, cut, shrunk and upright."""
     width, height = frame.width, frame.height
     if box is not None:
@@ -276,8 +276,8 @@ def _picture(frame: Any, short_side: int | None, box: Box | None) -> Image.Image
     turn = round(frame.rotation) % 360
     if turn and turn not in ROTATIONS:
         raise SpatialfeatError(
-            f"the video is to be turned by {turn} degrees, which is no quarter turn; turn it with ffmpeg, or leave it "
-            "out with --leave-out"
+            f"{path}: is to be shown turned by {turn} degrees, which is no quarter turn; turn it with ffmpeg, or leave "
+            "it out with --leave-out"
         )
     return picture.transpose(ROTATIONS[turn]) if turn else picture
 
@@ -309,7 +309,7 @@ def find_box(path: Path, picture_path: Path) -> Box | None:
     Writes a picture to `picture_path`: the brightest that was seen of each pixel, with the box.
     """
     with _opened(path) as (container, stream):
-        brightest, full = _brightest(container, stream)
+        brightest, full = _brightest(path, container, stream)
     lit = brightest.max(axis=2) > BLACK
     columns = np.flatnonzero(lit.mean(axis=0) > LIT_FRACTION)
     rows = np.flatnonzero(lit.mean(axis=1) > LIT_FRACTION)
@@ -336,7 +336,7 @@ def find_box(path: Path, picture_path: Path) -> Box | None:
     return box
 
 
-def _brightest(container: Any, stream: Any) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], tuple[int, int]]:
+def _brightest(path: Path, container: Any, stream: Any) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], tuple[int, int]]:
     """((H, W, 3) uint8, the brightest seen of every pixel; (W, H)), at LOOKS places, or in the first frames."""
     av = load_av()
     brightest: np.ndarray[Any, np.dtype[np.uint8]] | None = None
@@ -352,5 +352,5 @@ def _brightest(container: Any, stream: Any) -> tuple[np.ndarray[Any, np.dtype[np
         pixels = frame.to_ndarray(format="rgb24")
         brightest = pixels if brightest is None else np.maximum(brightest, pixels)
     if brightest is None:
-        raise SpatialfeatError("no frame can be decoded; get the video again, or leave it out with --leave-out")
+        raise SpatialfeatError(f"{path}: no frame can be decoded; get it again, or leave it out with --leave-out")
     return brightest, (brightest.shape[1], brightest.shape[0])
