@@ -189,7 +189,7 @@ def _columns(table: Table) -> tuple[dict[str, int], str | None]:
     is_whole = (
         PHASE in places and (START in places) == (END in places) and (START not in places or POSITION not in places)
     )
-    has_position = START in places or POSITION in places or (table.header is None and len(places) == 1)
+    has_position = is_interval or POSITION in places or len(table.rows[0][1]) == 1
     if not is_whole or not has_position:
         shown = table.separator.join(table.header or table.rows[0][1])
         raise SpatialfeatError(f"{table.path} line 1: {shown[:80]!r} does not tell which column is what; {FORM}")
