@@ -186,9 +186,8 @@ def _columns(table: Table) -> tuple[dict[str, int], str | None]:
             else (VIDEO, POSITION, PHASE)
         )
         places = {column: place for place, column in enumerate(forms.get(len(row), ()))}
-    is_whole = (
-        PHASE in places and (START in places) == (END in places) and (START not in places or POSITION not in places)
-    )
+    is_interval = START in places
+    is_whole = PHASE in places and is_interval == (END in places) and not (is_interval and POSITION in places)
     has_position = is_interval or POSITION in places or len(table.rows[0][1]) == 1
     if not is_whole or not has_position:
         shown = table.separator.join(table.header or table.rows[0][1])
