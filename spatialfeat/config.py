@@ -655,6 +655,7 @@ class PrepareConfig(Options):
         None,
         "Names of all phases, in label order: a text file with one per line, or NAME,NAME,...",
         ANNOTATIONS,
+        metavar="NAMES",
         parse=read_phase_names,
         unset="as the annotations have them, in order of appearance",
     )
@@ -692,7 +693,7 @@ class PrepareConfig(Options):
         Rule(lambda value: value == "original" or (value.isdigit() and int(value) >= 16), "be original, or 16 or more"),
     )
     image_format: str = option(
-        "png", "png, or jpeg (quality 95, a fifth of the size).", VIDEOS, one_of("png", "jpeg"), flag="format"
+        "png", "png, or jpeg (quality 95): smaller, but not exact.", VIDEOS, one_of("png", "jpeg"), flag="format"
     )
     crop_border: bool = option(
         False, "Cut off the black border of endoscopes: one box per video, shown in prepare/crop_boxes.png.", VIDEOS

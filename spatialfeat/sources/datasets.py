@@ -553,8 +553,8 @@ def prepare_help() -> str:
     """The text of `spatialfeat prepare --help`. The mark \\b keeps Typer from wrapping the lines below it."""
     entries = []
     for data_set in _DATA_SETS:
-        splits = [name for name in data_set.splits if "/" in name or name.startswith(("fold", "by", "as"))]
-        known = f"\n--split {', '.join(splits)}" if splits else ""
+        splits = [name for name in data_set.splits if name != "all"]
+        known = f"\n--split {', '.join(splits)}" if len(splits) > 1 else ""
         entries.append(f"\b\n{data_set.name}: {data_set.title}\n{indent(data_set.layout + known, '  ')}")
     return (
         "From videos or frames, and their annotations, to a folder for all other commands.\n\nSOURCE is the name of a "
