@@ -422,7 +422,7 @@ def _prepare_all(config: PrepareConfig, plan: Plan) -> list[dict[str, Any]]:
     for path in (out / RECORDS).iterdir():
         if path.is_dir() and not path.name.startswith(".") and path.name not in kept:
             remove_video(out, path.name)
-            (out / RECORDS / f"{path.name}.png").unlink(missing_ok=True)
+            path.with_name(f"{path.name}.png").unlink(missing_ok=True)
     todo = [job for job in plan.jobs if not is_done(out, job)]
     if len(todo) < len(plan.jobs):
         logger.info("%s already there", count_text(len(plan.jobs) - len(todo), "video"))

@@ -324,6 +324,10 @@ def test_run_again_it_does_what_is_missing_or_has_changed(videos: Path, tmp_path
     result = prepare(*command, "--fps", "2")
     assert result.exit_code == 2
     assert "was begun with fps 1.0, not 2.0" in result.output
+    # A video that is left out later goes from images/, too.
+    prepare(*command, "--leave-out", "op2")
+    assert {name[:3] for name in images(tmp_path / "out")} == {"op1"}
+    assert {frame_id[:3] for frame_id in labels_of(tmp_path / "out")} == {"op1"}
     (tmp_path / "foreign").mkdir()
     table(tmp_path / "foreign" / "notes.txt", "mine")
     result = prepare("videos", videos, tmp_path / "foreign", "--annotations", path)
