@@ -23,6 +23,7 @@ from spatialfeat.config import (
     InfoConfig,
     Option,
     Options,
+    PrepareConfig,
     SplitConfig,
     flag_of,
     options_of,
@@ -33,6 +34,7 @@ from spatialfeat.errors import AlreadyToldError, Interrupted, SpatialfeatError, 
 from spatialfeat.formats import export_help
 from spatialfeat.names import for_terminal
 from spatialfeat.signals import interruption_first, signals_as_exceptions
+from spatialfeat.sources.datasets import prepare_help
 
 SIGNAL_EXIT_CODE = 128
 """A program that ended on signal n exits with this + n, by the shells' convention: 130 after Ctrl-C."""
@@ -56,6 +58,13 @@ def _top(version: Annotated[bool, typer.Option("--version", help="Print the vers
     if version:
         typer.echo(f"spatialfeat {__version__}")
         raise typer.Exit
+
+
+def prepare(config: PrepareConfig) -> None:
+    """Exit code 0 once all videos are in OUT."""
+    from spatialfeat.prepare import prepare
+
+    prepare(config)
 
 
 def check(config: CheckConfig) -> None:
@@ -233,6 +242,12 @@ def main() -> None:
     app()
 
 
+add_command(
+    prepare,
+    PrepareConfig,
+    help=prepare_help(),  # With what is expected of every data set.
+    after_interruption="; finished videos are kept, run the same command again for the others",
+)
 add_command(check, CheckConfig)
 add_command(split, SplitConfig)
 add_command(finetune, FinetuneConfig, shares_work=True)

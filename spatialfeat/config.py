@@ -527,6 +527,8 @@ class WeightsSource:
     device: str = ExtractConfig.device
     precision: str = ExtractConfig.precision
     workers: int | None = None
+    cache_dir: Path | None = None
+    cache_limit_gb: float = CACHE_LIMIT_GB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -614,6 +616,8 @@ class EvaluateConfig(Options):
     device: str | None = _DEVICE.field(None, unset=WeightsSource.device)
     precision: str | None = _PRECISION.field(None, unset=WeightsSource.precision)
     workers: int | None = _WORKERS.field(None)
+    cache_dir: Path | None = _CACHE.field(None)
+    cache_limit_gb: float | None = _CACHE_LIMIT.field(None, unset=WeightsSource.cache_limit_gb)
     frames: bool = option(
         True,
         "Leave the frames of the most confident mistakes out of report.html, which shows them where the images are at "
@@ -753,6 +757,179 @@ class InfoConfig(Options):
     """
 
     path: Path = option(MISSING, "A folder of feature files, or one file.", DATA, metavar="PATH", is_argument=True)
+
+
+OWN_SOURCES = ("videos", "frames")
+"""SOURCE of `prepare` where it is not the name of a data set."""
+
+ANNOTATIONS, VIDEOS = "Annotations", "Videos"
+
+
+def _fraction(what: str) -> Rule:
+    return Rule(lambda value: 0 < value < 1, f"lie between 0 and 1: the part of the patients that is for {what}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig(Options):
+    """From videos or frames, and their annotations, to a folder for all other commands.
+
+    Its help on the command line is made from the table of data sets: see `sources.datasets`.
+    """
+
+    source: str = option(MISSING, "Name of a data set, videos, or frames.", DATA, metavar="SOURCE", is_argument=True)
+    data_dir: Path = option(MISSING, "Folder of the videos or frames.", DATA, metavar="DIR", is_argument=True)
+    out: Path = option(
+        MISSING, "New or empty folder, or one that an earlier run began.", OUTPUT, metavar="OUT", is_argument=True
+    )
+    annotations: str | None = option(
+        None,
+        "For videos and frames: a table `video,start,end,phase`; or a table `frame,phase` or `second,phase` per "
+        "video, as a folder or a pattern, e.g. 'labels/{video}.csv'. Names or numbers, any separator, with a header or "
+        "without.",
+        ANNOTATIONS,
+        unset="none: frames without labels, for extract",
+        metavar="FILE_OR_PATTERN",
+    )
+    unit: str | None = option(
+        None,
+        "What positions in annotations are: frame, second or ms.",
+        ANNOTATIONS,
+        one_of("frame", "second", "ms"),
+        unset="as the header or the form h:m:s says",
+    )
+    first_frame: int | None = option(
+        None,
+        "The number of a video's first frame, or second, in annotations; for frames, in the names of their files.",
+        ANNOTATIONS,
+        at_least(0),
+        unset="0 where that number occurs",
+    )
+    first_row: int | None = option(
+        None,
+        "For frames: that number in annotations, where it is another one than in the names of the files.",
+        ANNOTATIONS,
+        at_least(0),
+        unset="as --first-frame, where rows count the files",
+    )
+    interval_end: str | None = option(
+        None,
+        "Whether the end of an interval belongs to it: inclusive or exclusive.",
+        ANNOTATIONS,
+        one_of("inclusive", "exclusive"),
+        unset="as touching intervals show",
+    )
+    overlap: str | None = option(
+        None,
+        "Which of two intervals counts where they overlap: the one that starts earlier or later.",
+        ANNOTATIONS,
+        one_of("earlier", "later"),
+        unset="refused",
+    )
+    first_phase: int | None = option(
+        None,
+        "The number of the first phase, where phases are numbers.",
+        ANNOTATIONS,
+        at_least(0),
+        unset="0 where that number occurs",
+    )
+    phase_names: tuple[str, ...] | None = option(
+        None,
+        "Names of all phases, in label order: a text file with one per line, or NAME,NAME,...",
+        ANNOTATIONS,
+        metavar="NAMES",
+        parse=read_phase_names,
+        unset="as the annotations have them, in order of appearance",
+    )
+    phase_map: Path | None = option(
+        None, "Table FROM,TO: other names for phases, several to one, or none (TO empty).", ANNOTATIONS
+    )
+    unlabelled: str = option(
+        "drop", "Frames without a phase: drop, or keep with the label -100.", ANNOTATIONS, one_of("drop", "keep")
+    )
+    allow_length_difference: bool = option(
+        False, "Take a video that is longer or shorter than its annotation by more than a sample.", ANNOTATIONS
+    )
+    split: str | None = option(None, "Which of a data set's published splits.", DATA, unset="the first one it has")
+    val: float | None = option(
+        None,
+        "Part of the patients for validation, where nothing was published for it.",
+        DATA,
+        _fraction("validation"),
+        unset="none",
+    )
+    test: float | None = option(
+        None,
+        "Part of the patients for test, where nothing was published for it.",
+        DATA,
+        _fraction("test"),
+        unset="none",
+    )
+    seed: int = option(0, "Seed of --val and --test.", DATA, at_least(0))
+    leave_out: tuple[str, ...] = option((), "A video to leave out; repeat it for several.", DATA, metavar="VIDEO")
+    fps: float = option(1.0, "Samples per second of video.", VIDEOS, positive(" of samples per second, e.g. 1"))
+    short_side: str = option(
+        "256",
+        "Shrink frames to so many pixels on the shorter side, never enlarged; original keeps them.",
+        VIDEOS,
+        Rule(lambda value: value == "original" or (value.isdigit() and int(value) >= 16), "be original, or 16 or more"),
+    )
+    image_format: str = option(
+        "png", "png, or jpeg (quality 95): smaller, but not exact.", VIDEOS, one_of("png", "jpeg"), flag="format"
+    )
+    crop_border: bool = option(
+        False, "Cut off the black border of endoscopes: one box per video, shown in prepare/crop_boxes.png.", VIDEOS
+    )
+    allow_cut: bool = option(False, "Take a video that ends before its header says, as far as it goes.", VIDEOS)
+    source_fps: float | None = option(
+        None,
+        "For frames: how many of the existing frames make a second.",
+        VIDEOS,
+        positive(" of frames per second, e.g. 1"),
+        unset="as --fps, without annotations",
+    )
+    taken_at: str = option(
+        "start",
+        "For frames: where in its part of a second each was taken: start (every n-th frame), or middle (ffmpeg's "
+        "filter fps).",
+        VIDEOS,
+        one_of("start", "middle"),
+    )
+    annotation_fps: float | None = option(
+        None,
+        "For frames: frames per second of the video that the annotation counts.",
+        VIDEOS,
+        positive(" of frames per second, e.g. 25"),
+        unset="it counts the existing frames",
+    )
+    workers: int | None = option(
+        None, "Videos that are decoded at the same time.", DEVICE, at_least(1), unset="by the cores there are"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_own, is_frames = self.source in OWN_SOURCES, self.source == "frames"
+        only_annotated = ("unit", "first_row", "interval_end", "overlap", "first_phase", "phase_names", "phase_map")
+        only_frames = ("source_fps", "taken_at", "annotation_fps", "first_row")
+        without_effect = {
+            f"for {self.source}, whose annotations are known": ()
+            if is_own
+            else ("annotations", "unit", "first_frame", "interval_end", "overlap", "phase_names"),
+            "without --annotations": only_annotated if is_own and self.annotations is None else (),
+            f"for {self.source}, only for frames": () if is_frames else only_frames,
+            "for frames, which are linked as they are": ("short_side", "image_format", "crop_border", "allow_cut")
+            if is_frames
+            else (),
+            f"for {self.source}, only for a data set": ("split",) if is_own else (),
+        }
+        for reason, names in without_effect.items():
+            for name in names:
+                if getattr(self, name) != getattr(PrepareConfig, name):
+                    raise SpatialfeatError(f"{flag_of(PrepareConfig, name)}: has no meaning {reason}; leave it out")
+
+    @property
+    def short_side_px(self) -> int | None:
+        """None keeps the size."""
+        return None if self.short_side == "original" else int(self.short_side)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,8 +75,8 @@ def lasting_streams() -> Iterator[None]:
 
 
 @contextmanager
-def frame_bar(total: int, title: str) -> Iterator[Callable[..., None]]:
-    """A progress bar over `total` frames on standard error, also of several processes; in a log every half minute.
+def frame_bar(total: int, title: str, unit: str = " frames") -> Iterator[Callable[..., None]]:
+    """A progress bar on standard error, also of several processes; in a log every half minute. unit: what it counts.
 
     Yields `advance(num_frames, **facts)`: count so many more, show the facts behind the bar, and raise Interrupted if a
     signal has come.
@@ -86,7 +86,7 @@ def frame_bar(total: int, title: str) -> Iterator[Callable[..., None]]:
         bar: tqdm[Any] = tqdm(
             total=total,
             desc=title,
-            unit=" frames",
+            unit=unit,
             leave=False,
             mininterval=interval,
             dynamic_ncols=True,

@@ -13,6 +13,7 @@ from typing import Any
 from spatialfeat import __version__
 from spatialfeat.config import PREDICTIONS_NAME, EvaluateConfig, FeaturesSource, PredictionsSource, WeightsSource
 from spatialfeat.console import count_text
+from spatialfeat.data.cache import open_cache
 from spatialfeat.data.dataset import require_images
 from spatialfeat.data.frames import (
     NO_LABELLED_FRAME,
@@ -23,7 +24,7 @@ from spatialfeat.data.frames import (
     unlabelled_text,
 )
 from spatialfeat.data.ids import USUAL_RULE, IdRule
-from spatialfeat.data.transforms import Preprocessing
+from spatialfeat.data.transforms import Preprocessing, evaluation_transform
 from spatialfeat.device import (
     choose_precision,
     choose_workers,
@@ -149,7 +150,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
             facts=_report_facts(config, opened, sampling_fps, notices),
             frames=opened.tables[0] if config.frames and isinstance(config.source, WeightsSource) else None,
         )
-        record.finish(scores={evaluation.name: evaluation.metrics["pooled"] for evaluation in evaluations})
+        pooled = {evaluation.name: evaluation.metrics["pooled"] for evaluation in evaluations}
+        record.finish(scores=pooled, **opened.found)
     return EvaluationResult(evaluations, comparisons)
 
 
@@ -188,7 +190,12 @@ def _open_weights(source: WeightsSource, config: EvaluateConfig) -> OpenedSource
     epoch = read_json_object(description_path(source.weights)).get("epoch")
     device = select_device(source.device)
     precision = choose_precision(source.precision, device)
-    require_images([table])  # Last of the checks: it takes seconds, the others do not.
+    cache = open_cache(source.cache_dir, source.cache_limit_gb)
+    steps = evaluation_transform(checkpoint.preprocessing).fixed_steps
+    is_kept = None if cache is None else lambda table, name: cache.holds(table.images, name, steps)
+    require_images([table], is_kept=is_kept)  # Last of the checks: it takes seconds, the others do not.
+
+    found: dict[str, Any] = {}
 
     def predict() -> PredictionSets:
         use_true_float32()
@@ -198,7 +205,9 @@ def _open_weights(source: WeightsSource, config: EvaluateConfig) -> OpenedSource
         with translate_computing_faults(batch_size=source.batch_size, workers=workers):
             model = checkpoint.model.to(device)
             network = InferenceNetwork(model, checkpoint.preprocessing, precision, source.batch_size)
-            logits = predict_logits(network, table, workers=workers, title="evaluate")
+            logits = predict_logits(network, table, workers=workers, title="evaluate", cache=cache)
+        if cache is not None:
+            found["cache"] = cache.close()
         return {NETWORK_NAME: [FramePredictions.of_logits(table, logits)]}
 
     return OpenedSource(
@@ -212,6 +221,7 @@ def _open_weights(source: WeightsSource, config: EvaluateConfig) -> OpenedSource
             "weights_sha256": checkpoint.sha256,
             **({} if epoch is None else {"weights_epoch": epoch}),
         },
+        found=found,
     )
 
 

@@ -200,7 +200,9 @@ class _Extraction:
         """{video id: its first broken image}. Refuses a run in which no video is left."""
         of_table = [[video.rows for video in self.videos if video.table is table] for table in self.tables]
         rows = [np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64) for found in of_table]
-        broken = check_image_files(self.tables, rows=rows)
+        cache, steps = self.cache, evaluation_transform(self.checkpoint.preprocessing).fixed_steps
+        is_kept = None if cache is None else lambda table, name: cache.holds(table.images, name, steps)
+        broken = check_image_files(self.tables, rows=rows, is_kept=is_kept)
         reasons = {(id(table), row): describe_broken_image(table, row, reason) for table, row, reason in broken}
         failed: dict[str, str] = {}
         for video in self.videos:
@@ -252,10 +254,11 @@ class _Extraction:
                 translate_computing_faults(batch_size=config.batch_size, workers=workers),
                 frame_bar(len(dataset), "extract" + self.group.own_share_text) as advance,
             ):
+                batches = iter(loader)  # Decoding begins, while the network is made ready.
                 network = InferenceNetwork(
                     checkpoint.model.to(device), checkpoint.preprocessing, self.provenance.precision, config.batch_size
                 )
-                for outputs in run_inference(network, loader):
+                for outputs in run_inference(network, batches):
                     sink.take(outputs)
                     advance(len(outputs.positions) + len(outputs.failures))
         except (SpatialfeatError, KeyboardInterrupt):

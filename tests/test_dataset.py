@@ -12,6 +12,7 @@ from PIL import Image
 from tinydata import make_table, png_bytes, write_images
 
 from spatialfeat.data.dataset import FrameDataset, check_image_files, require_images
+from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.images import ImageFolder
 from spatialfeat.data.transforms import Preprocessing, evaluation_transform
 from spatialfeat.errors import SpatialfeatError
@@ -40,6 +41,21 @@ def test_all_broken_rows_in_order(tmp_path: Path) -> None:
     assert reasons[1] == "the file is empty"
     assert "cannot be decoded" in reasons[2]
     assert reasons[3] == "it is a GIF image, whatever its name says, not a PNG or JPEG image"
+
+
+def test_what_a_cache_has_is_not_opened(tmp_path: Path) -> None:
+    """But a file that is not there is missed all the same."""
+    table = make_table(tmp_path, ["1_1_1", "1_1_2", "1_1_3"])
+    write_images(table)
+    table.image_path(0).write_bytes(b"")
+    table.image_path(1).write_bytes(b"")
+    table.image_path(2).unlink()
+
+    def is_kept(asked: FrameTable, name: str) -> bool:
+        return asked is table and name in ("1_1_1", "1_1_3")
+
+    broken = check_image_files([table], is_kept=is_kept, progress=False)
+    assert [(row, reason) for _, row, reason in broken] == [(1, "the file is empty"), (2, "the file does not exist")]
 
 
 def test_the_message_names_row_file_reason_number_and_remedy(tmp_path: Path) -> None:

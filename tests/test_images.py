@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any, NoReturn
 
 import h5py
 import numpy as np
@@ -19,6 +20,7 @@ from torchvision import transforms
 from torchvision.models import resnet50
 
 from spatialfeat.config import ExtractConfig
+from spatialfeat.data import images as images_module
 from spatialfeat.data.images import (
     MAX_FILE_BYTES,
     MAX_PIXELS,
@@ -26,7 +28,9 @@ from spatialfeat.data.images import (
     ImageError,
     ImageFolder,
     content_digest,
+    decode_pixels,
     decode_rgb,
+    decoder_name,
     image_header,
 )
 from spatialfeat.extract import extract
@@ -278,6 +282,72 @@ def test_flipped_pixel_bytes_are_noticed() -> None:
     damaged[len(damaged) // 2] ^= 0xFF
     with pytest.raises(ImageError, match="cannot be decoded"):
         decode_rgb(bytes(damaged))
+
+
+def _with_chunks(before: bytes = b"", after: bytes = b"") -> bytes:
+    """A plain PNG with more chunks before and behind its pixels."""
+    whole = png_bytes()
+    first, last = whole.index(b"IDAT") - 4, len(whole) - 12
+    return whole[:first] + before + whole[first:last] + after + whole[last:]
+
+
+GAMMA, SIZE = _chunk(b"gAMA", (45455).to_bytes(4, "big")), _chunk(b"pHYs", bytes(9))
+UNUSUAL: dict[str, bytes] = {
+    "text": _with_chunks(_chunk(b"tEXt", b"Comment\0x")),
+    "transparent": _with_chunks(_chunk(b"tRNS", bytes(6))),
+    "behind": _with_chunks(after=GAMMA),
+    "checksum": _with_chunks(GAMMA[:-1] + bytes([GAMMA[-1] ^ 1])),
+    "length": _with_chunks(_chunk(b"gAMA", bytes(5))),
+    "overlong": _with_chunks(b"\xff" * 4 + GAMMA[4:]),
+    "appended": png_bytes() + b"x",
+    "no end": png_bytes()[:-12],
+    "interlaced": _interlaced(),
+    "16-bit": _sixteen_bit_rgb(),
+    "grey": _encode(_gradient("L")),
+    "alpha": _encode(_half_transparent()),
+    "empty": b"",
+    "header": png_bytes()[:30],
+    "text file": b"GIF89a",
+}
+PLAIN = {"rgb": png_bytes(), "large": png_bytes(size_px=(300, 200)), "harmless chunks": _with_chunks(GAMMA + SIZE)}
+
+
+def outcome(decode: Callable[[bytes], Any], content: bytes) -> object:
+    """The pixels, or the reason why there are none."""
+    try:
+        return np.asarray(decode(content)).tolist()
+    except ImageError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *UNUSUAL])
+def test_only_plain_files_go_to_the_fast_decoder_and_pillow_has_the_last_word(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, given = {**PLAIN, **UNUSUAL}[name], list[tuple[int, int]]()
+
+    def refuse(_content: bytes, shape: tuple[int, int], _mode: str) -> NoReturn:
+        given.append(shape)
+        raise Exception("CRC error")  # What kornia-rs raises.
+
+    monkeypatch.setattr(images_module, "_fast_decoder", lambda: refuse)
+    assert outcome(decode_pixels, content) == outcome(decode_rgb, content)
+    assert given == ([] if name in UNUSUAL else [(200, 300) if name == "large" else (7, 9)])
+
+
+def test_the_fast_decoder_gives_pillows_pixels_also_of_damaged_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("kornia_rs.io", reason="kornia-rs is not installed: pip install '.[fast]'")
+    assert decoder_name() == "kornia-rs"
+    contents = [*PLAIN.values(), *UNUSUAL.values()]
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        content = bytearray(PLAIN[str(rng.choice(["rgb", "harmless chunks"]))])
+        content[rng.integers(len(content))] = rng.integers(256)
+        contents.append(bytes(content[: rng.integers(len(content) + 1)] if rng.random() < 0.3 else content))
+    for content in contents:
+        assert outcome(decode_pixels, content) == outcome(decode_rgb, content)
+    pixels = decode_pixels(PLAIN["large"])
+    assert (pixels.shape, pixels.dtype, pixels.flags.writeable) == ((200, 300, 3), np.uint8, True)
 
 
 def test_the_names_of_a_folder(tmp_path: Path) -> None:

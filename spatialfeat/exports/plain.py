@@ -127,7 +127,7 @@ class Hdf5Export(ExportJob):
 
     def verify(self, target: Path) -> list[str]:
         with h5py.File(target, "r", locking=False) as file:
-            if set(file) != {video.video_id for video in self.videos}:
+            if set(file) != {file_name(video.video_id) for video in self.videos}:
                 return [f"{target.name}: holds {len(file)} groups for {len(self.videos)} videos"]
             return [
                 problem for video in self.videos for problem in self._problems(file[file_name(video.video_id)], video)

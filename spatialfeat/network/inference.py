@@ -13,6 +13,7 @@ from spatialfeat.console import frame_bar
 from spatialfeat.data.cache import FrameCache
 from spatialfeat.data.dataset import FrameBatch, FrameDataset, make_loader
 from spatialfeat.data.frames import FrameTable
+from spatialfeat.data.staging import staged
 from spatialfeat.data.transforms import evaluation_transform
 from spatialfeat.distributed import ProcessGroup
 from spatialfeat.errors import SpatialfeatError
@@ -45,9 +46,9 @@ class FrameOutputs(NamedTuple):
 def run_inference(network: InferenceNetwork, batches: Iterable[FrameBatch]) -> Iterator[FrameOutputs]:
     """Run the network over `batches`: one FrameOutputs per batch."""
     running: _Running | None = None
-    for batch in batches:
+    for batch, images, _ in staged(batches, network.device, network.preprocessing.crop_px):
         # A GPU works on this batch while the results of the one before are copied and written.
-        started = _Running(network, batch)
+        started = _Running(network, batch, images)
         if running is not None:
             yield running.outputs()
         running = started
@@ -95,12 +96,12 @@ def predict_logits(
 class _Running:
     """A batch that was handed to the device; on a GPU, its results are on their way."""
 
-    def __init__(self, network: InferenceNetwork, batch: FrameBatch) -> None:
+    def __init__(self, network: InferenceNetwork, batch: FrameBatch, images: torch.Tensor) -> None:
         self._batch = batch
         self._results: tuple[torch.Tensor, ...] = (torch.empty(0, 0), torch.empty(0, 0))
         self._copied: torch.cuda.Event | None = None
         if len(batch.positions):
-            results = network(batch.images.to(network.device, non_blocking=True))
+            results = network(images)
             self._results = tuple(result.to("cpu", non_blocking=True) for result in results)
             if network.device.type == "cuda":
                 self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -112,5 +113,4 @@ class _Running:
             self._copied.synchronize()
         features, logits = (result.numpy() for result in self._results)
         batch = self._batch
-        positions, labels = batch.positions.numpy(), batch.labels.numpy()
-        return FrameOutputs(features, logits, positions, labels, batch.digests, batch.failures)
+        return FrameOutputs(features, logits, batch.positions, batch.labels, batch.digests, batch.failures)

@@ -122,10 +122,15 @@ def save_figure(figure: Figure, png_path: Path) -> tuple[Path, Path]:
     # Arranging is the slow part: once is enough, and both files then look the same.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    write_atomically(png_path, lambda temporary: figure.savefig(temporary, dpi=DPI, format="png"))
+    save_png(figure, png_path)
     svg = svg_bytes(figure)
     write_atomically(svg_path, lambda temporary: temporary.write_bytes(svg))
     return png_path, svg_path
+
+
+def save_png(figure: Figure, png_path: Path) -> None:
+    """Write a figure of photographs, of which an SVG would be no smaller and no sharper."""
+    write_atomically(png_path, lambda temporary: figure.savefig(temporary, dpi=DPI, format="png"))
 
 
 def svg_bytes(figure: Figure) -> bytes:

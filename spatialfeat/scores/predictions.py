@@ -159,7 +159,7 @@ class OpenedSource:
 
     tables: the frames that are scored. phase_names: C names. predict: gives the sets of predictions; long work, if
     there is any, happens there. stored_fps: frames per second of the frame numbers, where the source knows it. data:
-    files that `run.json` gets hashes of. facts: more for `run.json`.
+    files that `run.json` gets hashes of. facts: more for `run.json`, and found: what `predict` adds to them.
     """
 
     tables: tuple[FrameTable, ...]
@@ -168,6 +168,7 @@ class OpenedSource:
     stored_fps: float | None = None
     data: tuple[Path, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
 
 
 def read_feature_predictions(
