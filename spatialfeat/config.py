@@ -380,13 +380,20 @@ class FeaturesSource:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionsSource:
-    """Predictions files, each `PATH` or `NAME=PATH`; csv holds the ground truth if the files do not."""
+    """CSVs of predictions, each `PATH` or `NAME=PATH`; csv holds the ground truth if the files do not."""
 
     predictions: tuple[str, ...]
     csv: Path | None = None
 
 
-Source = WeightsSource | FeaturesSource | PredictionsSource
+@dataclass(frozen=True, kw_only=True)
+class ResultsSource(FeaturesSource):
+    """Result files of temporal models, a folder each, or CSVs as above; the feature files hold the ground truth."""
+
+    predictions: tuple[str, ...]
+
+
+Source = WeightsSource | FeaturesSource | PredictionsSource | ResultsSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -408,13 +415,17 @@ class EvaluateConfig(Options):
     )
     img_dir: Path | None = _IMG_DIR.field(None, unset=WeightsSource.img_dir)
     features: Path | None = option(
-        None, "Folder of feature files: their logits and labels are scored, no image is decoded.", DATA
+        None,
+        "Folder of feature files: their logits are scored against their labels, and with --predictions what temporal "
+        "models made of them.",
+        DATA,
     )
     split: str | None = option(None, "Which feature files: train, val, test, or all.", DATA, unset=FeaturesSource.split)
     predictions: tuple[str, ...] = option(
         (),
         "CSV of predicted phases, PATH or NAME=PATH; repeat it to compare. Columns: img_id, frame_id or id; "
-        "predicted_label, prediction or predicted; true_label or label (or pass --csv).",
+        "predicted_label, prediction or predicted; true_label or label (or pass --csv). With --features also a folder "
+        "of result files, one per video, as MS-TCN and its relatives write them.",
         DATA,
         metavar="[NAME=]PATH",
     )
@@ -466,9 +477,7 @@ class EvaluateConfig(Options):
     @property
     def source(self) -> Source:
         """Where the predictions come from, with the defaults of its options."""
-        if self.predictions:
-            return PredictionsSource(predictions=self.predictions, csv=self.csv)
-        kind: type[Any] = WeightsSource if self.features is None else FeaturesSource
+        kind = self._kind_of_source()
         given = {field.name: getattr(self, field.name) for field in fields(kind)}
         found: Source = kind(**{name: value for name, value in given.items() if value is not None})
         return found
@@ -477,16 +486,19 @@ class EvaluateConfig(Options):
         """The same options with the source's defaults filled in, as `run.json` records them."""
         return replace(self, **asdict(self.source))
 
-    def _refuse_options_without_effect(self) -> None:
-        if self.predictions and self.features is not None:
-            raise SpatialfeatError("--predictions and --features are two sources; score one of them at a time")
+    def _kind_of_source(self) -> type[Any]:
         if self.predictions:
-            kind: type[Any] = PredictionsSource
-            reason = "with --predictions nothing is computed from images or features"
-        elif self.features is not None:
-            kind, reason = FeaturesSource, "with --features labels and logits come from the feature files"
-        else:
-            kind, reason = WeightsSource, "it chooses among the feature files of --features"
+            return PredictionsSource if self.features is None else ResultsSource
+        return WeightsSource if self.features is None else FeaturesSource
+
+    def _refuse_options_without_effect(self) -> None:
+        kind = self._kind_of_source()
+        reason = {
+            PredictionsSource: "with --predictions nothing is computed from images or features",
+            FeaturesSource: "with --features labels and logits come from the feature files",
+            ResultsSource: "with --features frames and true phases come from the feature files",
+            WeightsSource: "it chooses among the feature files of --features",
+        }[kind]
         sources = (WeightsSource, FeaturesSource, PredictionsSource)
         others = {field.name for source in sources for field in fields(source)} - {field.name for field in fields(kind)}
         surplus = [flag_of(EvaluateConfig, name) for name in sorted(others) if getattr(self, name) not in (None, ())]

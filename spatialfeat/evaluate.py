@@ -1,4 +1,4 @@
-"""`spatialfeat evaluate`: score the predictions of weights, of feature files, or of anybody's CSV, and compare them."""
+"""`spatialfeat evaluate`: score and compare predictions of weights, feature files, temporal models or anybody's CSV."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from spatialfeat import __version__
-from spatialfeat.config import PREDICTIONS_NAME, EvaluateConfig, FeaturesSource, PredictionsSource, WeightsSource
+from spatialfeat.config import (
+    PREDICTIONS_NAME,
+    EvaluateConfig,
+    FeaturesSource,
+    PredictionsSource,
+    ResultsSource,
+    WeightsSource,
+)
 from spatialfeat.console import count_text
 from spatialfeat.data.dataset import require_images
 from spatialfeat.data.frames import UNLABELLED, group_videos, read_frames
@@ -43,6 +50,7 @@ from spatialfeat.scores.predictions import (
     usual_step,
 )
 from spatialfeat.scores.relaxed import DEFAULT_WINDOW_S, cholec80_notice, relaxed_graph
+from spatialfeat.scores.results import read_results
 from spatialfeat.scores.summary import Evaluation, ScoreOptions, compare, score, write_comparisons, write_scores
 
 RESULT_PATTERNS = (
@@ -139,6 +147,8 @@ def open_source(config: EvaluateConfig) -> OpenedSource:
     source = config.source
     if isinstance(source, PredictionsSource):
         opened = read_prediction_files(source, config.num_classes, config.phase_names)
+    elif isinstance(source, ResultsSource):
+        opened = read_results(source, config.num_classes, config.phase_names)
     elif isinstance(source, FeaturesSource):
         opened = read_feature_predictions(source, config.num_classes, config.phase_names)
     else:
@@ -226,7 +236,7 @@ def _results_folder(out_dir: Path) -> Iterator[Path]:
 
 def _notices(config: EvaluateConfig, opened: OpenedSource, evaluation: Evaluation) -> list[str]:
     """What a reader of the scores should know, on the terminal and in the report."""
-    notices = []
+    notices = list(opened.notices)
     if isinstance(config.source, PredictionsSource) and config.source.csv is None:
         notices.append(
             f"the true phases are those in {opened.tables[0].source}: a frame that is missing from it is not noticed; "
@@ -257,6 +267,8 @@ def _report_facts(config: EvaluateConfig, sampling_fps: float | None, notices: l
         facts["true phases"] = source.csv or "from the predictions files"
     elif isinstance(source, FeaturesSource):
         facts["feature files"] = f"{source.features} (split: {source.split})"
+        if isinstance(source, ResultsSource):
+            facts["predictions"] = ", ".join(source.predictions)
     else:
         facts |= {"weights": source.weights, "frames": source.csv}
     facts["one video is"] = "a video" if config.group_by == "video" else "a patient, all segments in order"

@@ -20,17 +20,20 @@ from spatialfeat.errors import SpatialfeatError
 from spatialfeat.exports.source import FLOAT32, Advance, ExportJob, ExportVideo, name_some, npy_header
 from spatialfeat.exports.verify_mstcn import MIN_FRAMES, verify_mstcn
 from spatialfeat.features.schema import CHANNEL_TIME
-from spatialfeat.names import name_problem, natural_key, same_name_key
+from spatialfeat.names import (
+    ID_BREAKS,
+    PHASE_BREAKS,
+    breaks_in,
+    name_problem,
+    natural_key,
+    same_name_key,
+    without_breaks,
+)
 
 RESERVED_NAMES = ("gtea", "50salads", "breakfast")
 
 IGNORED_PHASE = "background"
 """MS-TCN's own evaluation leaves runs of this name out of edit score and F1."""
-
-ID_BREAKS = "./\\"
-"""Bundles are split at the first dot, results are named by what follows the last slash."""
-
-PHASE_BREAKS = "#"
 
 Bundles = dict[str, list[ExportVideo]]
 """{bundle's name, e.g. "train.split1": its videos}."""
@@ -129,7 +132,7 @@ class MsTcnExport(ExportJob):
             self.notices.append(f"phase {IGNORED_PHASE}: MS-TCN's evaluation leaves it out of edit score and F1")
         if self.config.unlabelled == "background" and any(video.num_unlabelled for video in self.videos):
             name = self.config.background_name
-            if name in phases or not name or _breaks(name, PHASE_BREAKS):
+            if name in phases or not name or breaks_in(name, PHASE_BREAKS):
                 raise SpatialfeatError(
                     f"--background-name {name!r}: must be a new name without space or '#', beside {', '.join(phases)}"
                 )
@@ -257,28 +260,22 @@ def _readable_names(
 
     Raises SpatialfeatError, naming the place, if there is no replacement for it, or two names would become one.
     """
-    if replacement is not None and (not replacement or _breaks(replacement, breaks)):
+    if replacement is not None and (not replacement or breaks_in(replacement, breaks)):
         raise SpatialfeatError(f"{option} {replacement!r}: must itself be allowed in a name, e.g. _ or -")
     readable: list[str] = []
     for place, name in zip(places, names, strict=True):
-        result = name
-        for character in _breaks(name, breaks):
-            if replacement is None:
-                raise SpatialfeatError(
-                    f"{place} {name!r} holds a space or one of {breaks}, at which readers of this format cut it; "
-                    f"pass {option} _ to replace such characters"
-                )
-            result = result.replace(character, replacement)
+        cut = breaks_in(name, breaks)
+        if cut and replacement is None:
+            raise SpatialfeatError(
+                f"{place} {name!r} holds a space or one of {breaks}, at which readers of this format cut it; "
+                f"pass {option} _ to replace such characters"
+            )
+        result = without_breaks(name, breaks, replacement or "")
         if result in readable:
             other = names[readable.index(result)]
             raise SpatialfeatError(f"{place}s {other!r} and {name!r} would both be {result}; pass another {option}")
         readable.append(result)
     return readable
-
-
-def _breaks(text: str, breaks: str) -> list[str]:
-    """The characters at which readers cut `text`, or that cannot be seen."""
-    return [sign for sign in text if sign.isspace() or sign in breaks or not sign.isprintable()]
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
