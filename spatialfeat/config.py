@@ -128,7 +128,7 @@ def read_phase_names(text: str) -> tuple[str, ...]:
 
 
 DATA, NETWORK, TRAINING, SCORES, DEVICE, OUTPUT = "Data", "Network", "Training", "Scores", "Device", "Output"
-PLANNED, MS_TCN = "Planned training, for the estimate", "Format ms-tcn"
+PLANNED, MS_TCN, TECNO = "Planned training, for the estimate", "Format ms-tcn", "Format tecno"
 
 # Options of several commands. One that has no default of its own somewhere is None there, with `unset`.
 _TRAIN_CSV = Option("Training frames: CSV with columns id,label.", DATA)
@@ -555,7 +555,12 @@ class ExportConfig(Options):
     id_replacement: str | None = option(None, "Put this for a dot, slash or space in a video's id.", MS_TCN)
     name_replacement: str | None = option(None, "Put this for a space or # in a phase's name.", MS_TCN)
     skip_short: bool = option(False, "Leave out videos of fewer than two frames.", MS_TCN)
-    allow_small_bundles: bool = option(False, "Write bundles of one video, too.", MS_TCN)
+    allow_small_bundles: bool = option(False, "Write train and test bundles of one video, too.", MS_TCN)
+    keep_anyway: bool = option(
+        False,
+        "Let --unlabelled keep write frames without a label, at which TeCNO itself stops: for readers of your own.",
+        TECNO,
+    )
     pseudonymize: Path | None = _PSEUDONYMIZE.field(None)
 
     def __post_init__(self) -> None:
@@ -571,6 +576,11 @@ class ExportConfig(Options):
                 raise SpatialfeatError(
                     f"{flag_of(ExportConfig, name)}: has no meaning for {self.format}, only for {able}; leave it out"
                 )
+        if self.format == "tecno" and self.unlabelled == "keep" and not self.keep_anyway:
+            raise SpatialfeatError(
+                "--unlabelled keep: TeCNO's metrics stop at the label -100; pass --unlabelled drop, or --keep-anyway "
+                "too if these pickles are for a reader of your own"
+            )
         if self.folds is not None and self.val_to != ExportConfig.val_to:
             raise SpatialfeatError("--val-to: has no meaning with --folds, which says where each video belongs")
         if self.background_name != ExportConfig.background_name and self.unlabelled != "background":

@@ -62,6 +62,7 @@ class MsTcnExport(ExportJob):
         names = _readable_names(ids, places, ID_BREAKS, config.id_replacement, "--id-replacement")
         self.names = dict(zip(self.videos, names, strict=True))
         self.phases = self._phases()
+        self._warn_of_one_phase()
 
     def write(self, target: Path, advance: Advance) -> None:
         for folder in ("features", "groundTruth", "splits"):
@@ -91,14 +92,28 @@ class MsTcnExport(ExportJob):
         ]
 
     def next_step(self) -> str:
-        name = shlex.quote(self.config.out.absolute().name)
+        name, out = shlex.quote(self.config.out.absolute().name), shlex.quote(str(self.config.out.absolute()))
+        features = shlex.quote(str(self.config.features_dir.absolute()))
         num_splits = sum(bundle.startswith("test.") for bundle in self.bundles)
-        others = f"\n  and the same with --split=2 to --split={num_splits}" if num_splits > 1 else ""
+        others, results = "", f"--predictions MS-TCN=results/{name}/split_1"
+        if num_splits > 1:
+            others = f", also with --split=2 to --split={num_splits}"
+            results = f"--predictions MS-TCN=results/{name}/all --split all"
+        gather = f"  mkdir results/{name}/all; cp results/{name}/split_*/* results/{name}/all\n" if others else ""
         return (
-            f"  put {self.config.out} as data/{name} into a checkout of MS-TCN, and there run\n"
+            f"  in a checkout of MS-TCN, which needs Python 2, run{others}\n"
+            "  mkdir -p data\n"
+            f"  cp -r {out} data/{name}\n"
             f"  python main.py --action=train --dataset={name} --split=1\n"
             f"  python main.py --action=predict --dataset={name} --split=1\n"
-            f"  python eval.py --dataset={name} --split=1{others}"
+            f"{gather}"
+            f"  spatialfeat evaluate {results} --features {features}\n"
+            "  MS-TCN++: its commit aef4e46 (the one after it does not start), and to both commands of main.py\n"
+            "    --num_epochs=100 --num_layers_PG=11 --num_layers_R=10 --num_R=3\n"
+            "  ASFormer: needs scipy, seaborn and NumPy before 1.24, whose old names it uses\n"
+            '  DiffAct: reads datasets/ in place of data/, and a JSON of options with "sample_rate": 1\n'
+            f"  LTContext, FACT: take class 0, here {self.phases[0]}, for background unless told\n"
+            "  every command in full: docs/temporal.md"
         )
 
     def _long_enough(self, videos: list[ExportVideo]) -> list[ExportVideo]:
@@ -117,12 +132,37 @@ class MsTcnExport(ExportJob):
         for name, bundle in self.bundles.items():
             if not bundle:
                 raise SpatialfeatError(f"splits/{name}.bundle would be empty; move videos into it")
-            if len(bundle) == 1 and not self.config.allow_small_bundles:
-                elsewhere = "--val-to train, " if name.startswith("val.") else ""
+            if len(bundle) == 1 and name.startswith("val."):
+                self.warnings.append(
+                    f"splits/{name}.bundle names one video only, {bundle[0].video_id}; MS-TCN does not read it, but a "
+                    "program that does may not read a list of one: --val-to train puts the video to the others"
+                )
+            elif len(bundle) == 1 and not self.config.allow_small_bundles:
                 raise SpatialfeatError(
                     f"splits/{name}.bundle would name one video only, {bundle[0].video_id}; some programs of the MS-TCN"
-                    f" family cannot read a list of one: move videos into it, or pass {elsewhere}--allow-small-bundles"
+                    " family cannot read a list of one: move videos into it, or pass --allow-small-bundles"
                 )
+
+    def _warn_of_one_phase(self) -> None:
+        """DiffAct looks for the first change of phase; the usual eval.py for a segment that is not background."""
+        way_out = (
+            "" if self.config.group_by == "patient" else "; --group-by patient joins it to the patient's other videos"
+        )
+        one_phase = [
+            video.video_id for video in self.videos if video.num_labelled and len(np.unique(video.labels())) == 1
+        ]
+        if one_phase:
+            self.warnings.append(
+                f"one phase only in video {name_some(one_phase)}: DiffAct stops at a video without a change of phase"
+                f"{way_out}"
+            )
+        tested = {video for name, bundle in self.bundles.items() if name.startswith("test.") for video in bundle}
+        empty = [video.video_id for video in self.videos if video in tested and not video.num_labelled]
+        if empty:
+            self.warnings.append(
+                f"no label at all in test video {name_some(empty)}: DiffAct and the usual eval.py stop at a video that "
+                f"is all {self.phases[-1]}{way_out}"
+            )
 
     def _phases(self) -> list[str]:
         stored = self.provenance.phase_names

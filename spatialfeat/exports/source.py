@@ -236,7 +236,7 @@ class ExportJob(ABC):
 
     Attributes:
         videos: those that are written; a subclass may leave some out.
-        notices: what the user should know.
+        notices: what the user should know. warnings: where a program that reads this format would stop.
         provenance, num_channels, num_phases: those of all videos.
     """
 
@@ -245,6 +245,7 @@ class ExportJob(ABC):
         self.config = config
         self.videos = [video for video in videos if video.num_frames]
         self.notices = list(notices)
+        self.warnings: list[str] = []
         self.provenance = videos[0].files[0].provenance
         self.num_channels = videos[0].files[0].num_channels
         self.num_phases = videos[0].files[0].num_phases
