@@ -501,10 +501,55 @@ class EvaluateConfig(Options):
         }[kind]
         sources = (WeightsSource, FeaturesSource, PredictionsSource)
         others = {field.name for source in sources for field in fields(source)} - {field.name for field in fields(kind)}
-        surplus = [flag_of(EvaluateConfig, name) for name in sorted(others) if getattr(self, name) not in (None, ())]
-        if surplus:
-            does, it = ("does", "it") if len(surplus) == 1 else ("do", "them")
-            raise SpatialfeatError(f"{', '.join(surplus)} {does} nothing here: {reason}; leave {it} out")
+        _refuse_surplus(self, others, reason)
+
+
+def _refuse_surplus(config: Options, names: set[str], reason: str) -> None:
+    """Refuse the options of these fields where they are given: they would do nothing."""
+    surplus = [flag_of(type(config), name) for name in sorted(names) if getattr(config, name) not in (None, ())]
+    if surplus:
+        does, it = ("does", "it") if len(surplus) == 1 else ("do", "them")
+        raise SpatialfeatError(f"{', '.join(surplus)} {does} nothing here: {reason}; leave {it} out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(Options):
+    """Predict phases of videos without labels.
+
+    Writes predictions.csv, with a phase and the network's confidence in it for every frame, and ribbons of the phases
+    along time. From images, or from feature files, whose logits say the same. Labels, where there are any, are not
+    used: `spatialfeat evaluate` scores predictions.
+    """
+
+    # As in EvaluateConfig, an option that only images or only feature files have is None unless given.
+    weights: Path | None = _WEIGHTS.field(None, heading=DATA, unset=WeightsSource.weights)
+    img_dir: Path | None = _IMG_DIR.field(None, unset=WeightsSource.img_dir)
+    csv: Path | None = option(None, "Frames to predict, column id.", DATA, unset="all frames of the folder")
+    features: Path | None = option(
+        None, "Folder of feature files, or one of them: their logits are used, no image is decoded.", DATA
+    )
+    split: str | None = option(None, "Which feature files: train, val, test, or all.", DATA, unset="all")
+    num_classes: int | None = option(None, "Expected number of phases.", DATA, unset="as weights or feature files have")
+    phase_names: tuple[str, ...] | None = _PHASE_NAMES.field(None)
+    group_by: str = option(
+        "video", "What gets a ribbon: video, or patient (all segments in order).", DATA, one_of(*GROUPINGS)
+    )
+    fps: float | None = _FPS.field(
+        None, help="Frames per second of the frame numbers, for the time axis.", unset="as feature files say, else 1"
+    )
+    batch_size: int | None = _BATCH_SIZE.field(None, unset=WeightsSource.batch_size)
+    device: str | None = _DEVICE.field(None, unset=WeightsSource.device)
+    precision: str | None = _PRECISION.field(None, unset=WeightsSource.precision)
+    workers: int | None = _WORKERS.field(None)
+    out_dir: Path = option(Path("predictions"), "Folder for predictions.csv and ribbons.", OUTPUT, flag="out")
+
+    def __post_init__(self) -> None:
+        if self.features is not None:
+            others = {field.name for field in fields(WeightsSource)}
+            _refuse_surplus(self, others, "with --features logits come from the feature files")
+        else:
+            _refuse_surplus(self, {"split"}, "it chooses among the feature files of --features")
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from spatialfeat import __version__
@@ -21,23 +18,14 @@ from spatialfeat.config import (
 from spatialfeat.console import count_text
 from spatialfeat.data.dataset import require_images
 from spatialfeat.data.frames import UNLABELLED, group_videos, read_frames
-from spatialfeat.device import (
-    choose_precision,
-    choose_workers,
-    describe_arithmetic,
-    describe_device,
-    prepare_processor,
-    select_device,
-    use_true_float32,
-)
-from spatialfeat.errors import SpatialfeatError, translate_computing_faults, translate_os_errors
-from spatialfeat.files import move_into, prepare_output_dir, read_json_object, working_folder
-from spatialfeat.network.inference import predict_logits
-from spatialfeat.network.resnet import InferenceNetwork
+from spatialfeat.device import choose_precision, describe_arithmetic, describe_device, select_device
+from spatialfeat.errors import SpatialfeatError
+from spatialfeat.files import prepare_output_dir
+from spatialfeat.network.inference import compute_logits
 from spatialfeat.network.weights import MORE_CLASSES, load_checkpoint
 from spatialfeat.reports.report import write_report
 from spatialfeat.reports.tables import comparison_table, score_tables
-from spatialfeat.runrecord import RECORD_NAME, RunRecord
+from spatialfeat.runrecord import RunRecord, results_folder
 from spatialfeat.scores.predictions import (
     NETWORK_NAME,
     EvaluatedVideo,
@@ -66,8 +54,6 @@ RESULT_PATTERNS = (
     "ribbons/*.[ps][nv]g",
 )
 """What an evaluation leaves in its folder, beside a folder per set where there are several."""
-
-WORKING_NAME = ".evaluation.partial"
 
 FEW_PATIENTS = 10
 """With fewer, percentiles of resampled patients are little more than the worst and the best of them."""
@@ -98,7 +84,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     graph = None if config.relaxed is None else relaxed_graph(config.relaxed, opened.phase_names)
     prepare_output_dir(config.out_dir)
     with (
-        _results_folder(config.out_dir) as results_dir,
+        results_folder(config.out_dir, "evaluate", RESULT_PATTERNS) as results_dir,
         RunRecord(results_dir, "evaluate", config.resolved(), opened.data, **opened.facts) as record,
     ):
         sets = opened.predict()
@@ -176,14 +162,16 @@ def _open_weights(source: WeightsSource, config: EvaluateConfig) -> OpenedSource
     require_images([table])  # Last of the checks: it takes seconds, the others do not.
 
     def predict() -> PredictionSets:
-        use_true_float32()
-        prepare_processor()
         logger.info("evaluating %s: %d frames on %s", source.csv, len(table), describe_arithmetic(device, precision))
-        workers = choose_workers(source.workers, device)
-        with translate_computing_faults(batch_size=source.batch_size, workers=workers):
-            model = checkpoint.model.to(device)
-            network = InferenceNetwork(model, checkpoint.preprocessing, precision, source.batch_size)
-            logits = predict_logits(network, table, workers=workers, title="evaluate")
+        logits = compute_logits(
+            checkpoint,
+            table,
+            device=device,
+            precision=precision,
+            batch_size=source.batch_size,
+            workers=source.workers,
+            title="evaluate",
+        )
         return {NETWORK_NAME: [FramePredictions.of_logits(table, logits)]}
 
     return OpenedSource(
@@ -211,27 +199,6 @@ def find_rates(
     if given_fps is None and stored_fps is not None:
         return stored_fps / step, stored_fps
     return given_fps, (1.0 if given_fps is None else given_fps) * step
-
-
-@contextmanager
-def _results_folder(out_dir: Path) -> Iterator[Path]:
-    """A hidden folder for the results; they move to `out_dir` when all are there, so a failure leaves earlier ones.
-
-    Of a failed evaluation only the record moves, and only where there is none of a complete run.
-    """
-    with working_folder(out_dir / WORKING_NAME, out_dir) as results_dir, translate_os_errors(out_dir):
-        earlier = read_json_object(out_dir / RECORD_NAME)
-        try:
-            yield results_dir
-        except BaseException:
-            if (results_dir / RECORD_NAME).exists() and earlier.get("status") != "complete":
-                (results_dir / RECORD_NAME).replace(out_dir / RECORD_NAME)
-            raise
-        if earlier.get("command") == "evaluate":
-            # Pictures of other videos or sets would look like those of this evaluation.
-            for path in (path for pattern in RESULT_PATTERNS for path in out_dir.glob(pattern)):
-                path.unlink()
-        move_into(results_dir, out_dir, last=RECORD_NAME)
 
 
 def _notices(config: EvaluateConfig, opened: OpenedSource, evaluation: Evaluation) -> list[str]:

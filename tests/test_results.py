@@ -338,6 +338,39 @@ def test_results_per_patient_follow_the_order_of_segments(tmp_path: Path) -> Non
     assert said_of(by_patient) == {"1": [2, 2, 1, 0, 1], "2": [0, 1]}
 
 
+def test_the_pituitary_studys_csv_names_frames_by_their_place(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """PATIENT_idxN, sorted as text, so that idx10 is before idx2; the labels in it tell a shift."""
+    labels = {"1_9": [0, 0, 0, 0, 1, 1, MISSING], "1_10": [1, 2, 2, 2, 2], "2_1": [0, 1]}
+    features = make_features(tmp_path / "features", labels)
+    truth = {"1": [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2], "2": [0, 1]}
+    said = {"1": [0, 0, 0, 1, 1, 1, 1, 2, 2, 1, 2], "2": [0, 0]}
+    rows = sorted(
+        (f"{patient}_idx{index}", true, said[patient][index])
+        for patient, values in truth.items()
+        for index, true in enumerate(values)
+    )
+    assert rows[2][0] == "1_idx10"
+    csv = write_rows(tmp_path / "framewise.csv", "frame_id,true_label,predicted_label", rows)
+    with caplog.at_level("INFO", logger="spatialfeat"):
+        result = scored(features, csv, tmp_path / "out")
+    assert said_of(result) == {"1_9": [0, 0, 0, 1, 1, 1, MISSING], "1_10": [1, 2, 2, 1, 2], "2_1": [0, 0]}
+    assert "as many frames as have a label" in caplog.text
+    cases = [
+        ([*rows, rows[0]], "a frame of patient 1 is there twice.*framewise.csv, which has every frame once"),
+        (rows[:-2], "has 0 of 2 frames of patient 2; the study predicts no patient that is shorter"),
+        ([row for row in rows if row[0] != "1_idx3"], "has 10 of 12 frames of patient 1"),
+        ([*rows, ("3_idx0", 0, 0)], "patient 3 is not in .*features; check --split"),
+        (
+            [("1_idx0", 1, 0), *(row for row in rows if row[0] != "1_idx0")],
+            "row 2: the true phase is 1, but 0 for 1_9_0",
+        ),
+    ]
+    for wrong, message in cases:
+        write_rows(csv, "frame_id,true_label,predicted_label", wrong)
+        with pytest.raises(SpatialfeatError, match=message):
+            scored(features, csv, tmp_path / "again")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -14,9 +14,11 @@ from spatialfeat.data.cache import FrameCache
 from spatialfeat.data.dataset import FrameBatch, FrameDataset, make_loader
 from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.transforms import evaluation_transform
+from spatialfeat.device import choose_workers, prepare_processor, use_true_float32
 from spatialfeat.distributed import ProcessGroup
-from spatialfeat.errors import SpatialfeatError
+from spatialfeat.errors import SpatialfeatError, translate_computing_faults
 from spatialfeat.network.resnet import InferenceNetwork
+from spatialfeat.network.weights import Checkpoint
 
 NOT_FINITE = "the network's output is NaN or infinite; use other weights, or a finer --precision"
 
@@ -90,6 +92,25 @@ def predict_logits(
             logits[outputs.positions] = outputs.logits
             advance(len(outputs.positions) * size)
     return group.sum(logits) if group else logits  # Every row is zero in all processes but one.
+
+
+def compute_logits(
+    checkpoint: Checkpoint,
+    table: FrameTable,
+    *,
+    device: torch.device,
+    precision: str,
+    batch_size: int,
+    workers: int | None,
+    title: str,
+) -> NDArray[np.float32]:
+    """`predict_logits` of a weights file's network, with the processor prepared for it and faults as messages."""
+    use_true_float32()
+    prepare_processor()
+    num_workers = choose_workers(workers, device)
+    with translate_computing_faults(batch_size=batch_size, workers=num_workers):
+        network = InferenceNetwork(checkpoint.model.to(device), checkpoint.preprocessing, precision, batch_size)
+        return predict_logits(network, table, workers=num_workers, title=title)
 
 
 class _Running:

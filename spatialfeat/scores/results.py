@@ -9,6 +9,9 @@ A file is named by its video (or by its patient, where patients were exported) a
 * `VIDEO.npy`, or `VIDEO/pred.npy` as LTContext writes it: phases (T,), or scores (C, T) or (T, C).
 
 A phase is written as its name or its number. What could be read in two ways is refused.
+
+A CSV of all videos, as `predictions` reads it, may also name its frames `PATIENT_idxN`: the N-th of the patient from 0,
+as the temporal study of the pituitary data does.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ import numpy.typing as npt
 from spatialfeat.config import ResultsSource
 from spatialfeat.console import count_text
 from spatialfeat.data.frames import UNLABELLED, FrameTable
-from spatialfeat.data.tables import read_rows
+from spatialfeat.data.tables import read_rows, require_columns
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
 from spatialfeat.features.folder import patients_of
@@ -55,6 +58,7 @@ DROPPED = "export --unlabelled drop"
 
 _WHOLE_NUMBER = re.compile(r"[+-]?\d{1,9}(?:\.0*)?(?:[eE][+-]?\d{1,2})?")
 _SEPARATORS = r"[\s,;]+"
+_POSITION = r"^(?P<patient>.+)_idx(?P<position>[0-9]{1,9})$"
 
 
 def read_results(source: ResultsSource, num_classes: int | None, phase_names: tuple[str, ...] | None) -> OpenedSource:
@@ -76,15 +80,14 @@ def read_results(source: ResultsSource, num_classes: int | None, phase_names: tu
                 "name"
             )
     sets = {NETWORK_NAME: [feature_predictions(source.features, files, table)]}
-    folder_reader = _FolderReader(files, table)
+    reader = _Reader(files, table)
     data: list[Path] = []
     for name, path in paths.items():
         if path.is_dir():
-            results = folder_reader.read(path, name)
-            sets[name], data = [results], data + folder_reader.paths
+            results = reader.read(path, name)
+            sets[name], data = [results], data + reader.paths
         else:
-            file = PredictionFile.read(path, files[0].num_phases)
-            sets[name], data = [FramePredictions(table, file.predicted[file.rows_of(table)])], [*data, path]
+            sets[name], data = [reader.read_csv(path, name)], [*data, path]
     return OpenedSource(
         tables=(table,),
         phase_names=phase_names or files[0].phase_names,
@@ -92,7 +95,7 @@ def read_results(source: ResultsSource, num_classes: int | None, phase_names: tu
         stored_fps=files[0].fps,
         data=tuple(data),
         facts=feature_facts(files),
-        notices=tuple(folder_reader.notices),
+        notices=tuple(reader.notices),
     )
 
 
@@ -113,8 +116,8 @@ class _Content:
     ids: npt.NDArray[np.str_] | None = None
 
 
-class _FolderReader:
-    """Reads folders of result files of the same videos.
+class _Reader:
+    """Reads folders of result files, and CSVs, of the same videos.
 
     notices: what the user should know of all folders read so far. paths: the files read of the last one.
     """
@@ -154,6 +157,57 @@ class _FolderReader:
         self._notice(folder, name, dropped, strange)
         whole = all(content.values.ndim == 2 for content in contents)
         return FramePredictions(self._table, predicted, self._probabilities(predicted, scores) if whole else None)
+
+    def read_csv(self, path: Path, name: str) -> FramePredictions:
+        """The predictions of a CSV of all videos."""
+        rows = read_rows(path, "frame_id,true_label,predicted_label", [])
+        id_column = next((column for column in ID_COLUMNS if column in rows.columns), None)
+        fields = rows.columns[id_column].str.extract(_POSITION) if id_column else None
+        if fields is None or fields.isna().to_numpy().any():
+            file = PredictionFile.read(path, len(self._phase_names))
+            return FramePredictions(self._table, file.predicted[file.rows_of(self._table)])
+        require_columns(path, rows.columns, ["true_label", "predicted_label"], "frame_id,true_label,predicted_label")
+        num_phases, patients = len(self._phase_names), self._patients()
+        values = rows.phases("predicted_label", num_phases, name="predicted_label")
+        truth = rows.phases("true_label", num_phases, also=UNLABELLED)
+        unknown = sorted(set(fields["patient"]) - {patient.name for patient in patients})
+        if unknown:
+            raise SpatialfeatError(f"{path}: patient {_some(unknown)} is not in {self._table.source}; check --split")
+        predicted = np.full(len(self._table), UNLABELLED, dtype=np.int64)
+        dropped: dict[str, bool] = {}
+        for patient in patients:
+            order = np.flatnonzero((fields["patient"] == patient.name).to_numpy())
+            positions = fields["position"].to_numpy()[order].astype(np.int64)
+            order = order[np.argsort(positions, kind="stable")]
+            if len(set(positions.tolist())) < len(positions):
+                raise SpatialfeatError(
+                    f"{path}: a frame of patient {patient.name} is there twice, as windows overlap; pass "
+                    "predictions_tcn_framewise.csv, which has every frame once"
+                )
+            if not len(order) or positions.max() != len(order) - 1:
+                lack = f"{len(order)} of {count_text(len(patient.rows), 'frame')}"
+                raise SpatialfeatError(
+                    f"{path}: has {lack} of patient {patient.name}; the study predicts no patient that is shorter than "
+                    "its window: lower window_size there"
+                )
+            frames = self._rows_of_frames(patient, _Content(path, order), (len(order),))
+            labels = self._table.labels
+            dropped[patient.name] = len(frames) < len(patient.rows)
+            wrong = np.flatnonzero(truth[order] != labels[frames])
+            if len(wrong):
+                raise SpatialfeatError(
+                    f"{rows.where(int(order[wrong[0]]))}: the true phase is {truth[order[wrong[0]]]}, but "
+                    f"{labels[frames[wrong[0]]]} for {self._table.ids[frames[wrong[0]]]} in {self._table.source}; "
+                    f"{len(wrong)} of {len(order)} frames of patient {patient.name} differ"
+                )
+            predicted[frames] = values[order]
+        some_unlabelled = {
+            patient.name: dropped[patient.name]
+            for patient in patients
+            if (self._table.labels[patient.rows] == UNLABELLED).any()
+        }
+        self._notice(path, name, some_unlabelled, ())
+        return FramePredictions(self._table, predicted)
 
     def _match(self, folder: Path, found: Mapping[str, list[Path]], name: str) -> list[tuple[_Sequence, Path]]:
         """Every sequence that has a label, or a result, with its file."""

@@ -107,6 +107,21 @@ def score(
     )
 
 
+def unscored(name: str, videos: Sequence[EvaluatedVideo], phase_names: Sequence[str]) -> Evaluation:
+    """Predictions without any truth: what pictures along time need, and no scores."""
+    num_phases = len(phase_names)
+    nothing = Tallies(
+        video_ids=(),
+        patient_ids=(),
+        counts=np.zeros((0, num_phases, num_phases), dtype=np.int64),
+        edit=np.zeros(0),
+        matches=np.zeros((0, len(IOU_PERCENTS), 3), dtype=np.int64),
+    )
+    return Evaluation(
+        name=name, videos=tuple(videos), tallies=nothing, metrics={"phase_names": list(phase_names)}, per_video=[]
+    )
+
+
 def _metrics(
     tallies: Tallies, videos: Sequence[EvaluatedVideo], phase_names: Sequence[str], options: ScoreOptions
 ) -> dict[str, Any]:
