@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -65,6 +66,7 @@ def test_what_mstcn_and_its_relatives_write_is_scored_beside_the_resnet(tmp_path
     features = make_features(tmp_path / "features")
     results = write_results(tmp_path / "results", suffix=suffix)
     (results / "1_1.txt_stage0.png").write_bytes(b"a picture of ASFormer's")
+    os.mkfifo(results / "1_1.npy")  # Reading it would wait for ever.
     result = scored(features, results, tmp_path / "out")
     assert [evaluation.name for evaluation in result.evaluations] == ["ResNet-50", "TCN"]
     assert said_of(result) == SAID
@@ -288,6 +290,10 @@ def test_what_could_be_read_in_two_ways_is_refused(tmp_path: Path) -> None:
         (lambda path: np.save(path, np.array([0, 1, 3])), r"1_1.npy: 3 for frame 1_1_000003 is no phase"),
         (lambda path: np.save(path, np.array([None, 1, 2], dtype=object)), "1_1.npy: is no array that NumPy can load"),
         (lambda path: path.write_bytes(b"broken"), "1_1.npy: is no array that NumPy can load"),
+        (
+            lambda path: (np.savez(path.with_suffix(".npz"), a=[0]), path.with_suffix(".npz").rename(path)),
+            "1_1.npy: is no array that NumPy can load .an archive of several",
+        ),
         (lambda path: path.with_suffix("").write_text("### Score: ###\n3"), "1_1: has a line ### ... but none"),
         (lambda path: path.with_suffix("").write_text("0\n\n2"), "1_1: line 2 is empty"),
         (lambda path: path.with_suffix("").write_text(""), "1_1: holds no phase"),

@@ -375,7 +375,7 @@ def _list_results(folder: Path) -> dict[str, list[Path]]:
         if path.is_dir():
             if (path / FOLDER_RESULT).is_file():
                 found.setdefault(path.name, []).append(path / FOLDER_RESULT)
-        else:
+        elif path.is_file():
             suffix = path.suffix if path.suffix in SUFFIXES else ""
             found.setdefault(path.name.removesuffix(suffix), []).append(path)
     return found
@@ -440,7 +440,9 @@ def _read_content(path: Path) -> _Content:
 def _read_npy(path: Path) -> npt.NDArray[Any]:
     try:
         values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        if not isinstance(values, np.ndarray):
+            raise ValueError("an archive of several")
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise SpatialfeatError(f"{path}: is no array that NumPy can load ({error}); save it with np.save") from error
     if values.dtype.kind == "S":
         values = values.astype(str)
