@@ -134,6 +134,6 @@ def test_results_of_all_splits_are_gathered_to_be_scored(features_dir: Path, cap
     with caplog.at_level("INFO", logger="spatialfeat"):
         run(features_dir, BY_PATIENT)
     text = caplog.text.partition("Next:")[2]
-    assert "also with --split=2 to --split=2" in text
+    assert "run, also with --split=2\n" in text
     assert "mkdir results/surgery/all; cp results/surgery/split_*/* results/surgery/all" in text
     assert f"--predictions MS-TCN=results/surgery/all --split all --features {features_dir}" in text

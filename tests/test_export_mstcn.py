@@ -346,3 +346,7 @@ def test_the_next_step_has_every_command(
         "LTContext, FACT: take class 0, here access, for background unless told",
     ):
         assert line in text, line
+    with caplog.at_level("INFO", logger="spatialfeat"):
+        run(tmp_path / "features", tmp_path / "hidden", pseudonymize=tmp_path / "map.csv")
+    # The names in the tree are not those of the feature files.
+    assert "export features that `spatialfeat extract --pseudonymize` has named alike" in caplog.text

@@ -97,9 +97,14 @@ class MsTcnExport(ExportJob):
         num_splits = sum(bundle.startswith("test.") for bundle in self.bundles)
         others, results = "", f"--predictions MS-TCN=results/{name}/split_1"
         if num_splits > 1:
-            others = f", also with --split=2 to --split={num_splits}"
+            others = ", also with --split=2" + (f" to --split={num_splits}" if num_splits > 2 else "")
             results = f"--predictions MS-TCN=results/{name}/all --split all"
         gather = f"  mkdir results/{name}/all; cp results/{name}/split_*/* results/{name}/all\n" if others else ""
+        scoring = f"  spatialfeat evaluate {results} --features {features}"
+        if self.config.pseudonymize is not None:
+            scoring = (
+                "  to score the results, export features that `spatialfeat extract --pseudonymize` has named alike"
+            )
         return (
             f"  in a checkout of MS-TCN, which needs Python 2, run{others}\n"
             "  mkdir -p data\n"
@@ -107,7 +112,7 @@ class MsTcnExport(ExportJob):
             f"  python main.py --action=train --dataset={name} --split=1\n"
             f"  python main.py --action=predict --dataset={name} --split=1\n"
             f"{gather}"
-            f"  spatialfeat evaluate {results} --features {features}\n"
+            f"{scoring}\n"
             "  MS-TCN++: its commit aef4e46 (the one after it does not start), and to both commands of main.py\n"
             "    --num_epochs=100 --num_layers_PG=11 --num_layers_R=10 --num_R=3\n"
             "  ASFormer: needs scipy, seaborn and NumPy before 1.24, whose old names it uses\n"
