@@ -156,4 +156,5 @@ def test_what_the_pituitary_study_needs_is_printed(tmp_path: Path, caplog: pytes
     assert "copy its temporal_study.py and your best_spatial_study_weights.pth into this folder" in text
     assert "windows take 300 frames of a patient" in text
     assert "leaves out, without a word, patients with fewer frames: 2 (299)." in text
-    assert "combined_ResNet_DB.csv" in text
+    assert ".view(B_ * T_, C_) mixes phases and time" in text
+    assert "docs/temporal.md, with combined_ResNet_DB.csv for its ribbons" in text

@@ -92,7 +92,10 @@ class NpyExport(ExportJob):
         short = [f"{patient} ({count})" for patient, count in frames.items() if count < STUDY_WINDOW]
         if short:
             lines.append(f"It leaves out, without a word, patients with fewer frames: {name_some(short)}.")
-        lines.append("combined_ResNet_DB.csv for its ribbons, and how to score its results: docs/temporal.md")
+        lines.append(
+            "Its .view(B_ * T_, C_) mixes phases and time; what to write there, and its other programs, are in"
+        )
+        lines.append("docs/temporal.md, with combined_ResNet_DB.csv for its ribbons and how to score its results.")
         return "\n".join(f"  {line}" for line in lines)
 
 
