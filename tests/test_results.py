@@ -346,7 +346,7 @@ def test_results_per_patient_follow_the_order_of_segments(tmp_path: Path) -> Non
 
 def test_the_pituitary_studys_csv_names_frames_by_their_place(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """PATIENT_idxN, sorted as text, so that idx10 is before idx2; the labels in it tell a shift."""
-    labels = {"1_9": [0, 0, 0, 0, 1, 1, MISSING], "1_10": [1, 2, 2, 2, 2], "2_1": [0, 1]}
+    labels = {"1_9": [0, 0, 0, 0, 1, 1, MISSING], "1_10": [1, 2, 2, 2, 2], "2_1": [0, 1], "4_1": [MISSING]}
     features = make_features(tmp_path / "features", labels)
     truth = {"1": [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2], "2": [0, 1]}
     said = {"1": [0, 0, 0, 1, 1, 1, 1, 2, 2, 1, 2], "2": [0, 0]}
@@ -359,7 +359,12 @@ def test_the_pituitary_studys_csv_names_frames_by_their_place(tmp_path: Path, ca
     csv = write_rows(tmp_path / "framewise.csv", "frame_id,true_label,predicted_label", rows)
     with caplog.at_level("INFO", logger="spatialfeat"):
         result = scored(features, csv, tmp_path / "out")
-    assert said_of(result) == {"1_9": [0, 0, 0, 1, 1, 1, MISSING], "1_10": [1, 2, 2, 1, 2], "2_1": [0, 0]}
+    assert said_of(result) == {
+        "1_9": [0, 0, 0, 1, 1, 1, MISSING],
+        "1_10": [1, 2, 2, 1, 2],
+        "2_1": [0, 0],
+        "4_1": [MISSING],
+    }
     assert "as many frames as have a label" in caplog.text
     cases = [
         ([*rows, rows[0]], "a frame of patient 1 is there twice.*framewise.csv, which has every frame once"),

@@ -143,7 +143,7 @@ class _Reader:
         strange: set[str] = set()
         for (sequence, _), content in zip(pairs, contents, strict=True):
             values = self._by_frame(content)
-            rows = self._rows_of_frames(sequence, content, values.shape)
+            rows = self._rows_of_frames(sequence, content.path, len(values))
             labels = self._table.labels[sequence.rows]
             if (labels == UNLABELLED).any():
                 dropped[sequence.name] = len(rows) < len(labels)
@@ -184,13 +184,15 @@ class _Reader:
                     f"{path}: a frame of patient {patient.name} is there twice, as windows overlap; pass "
                     "predictions_tcn_framewise.csv, which has every frame once"
                 )
+            if not len(order) and not self._lacking([patient], ()):
+                continue
             if not len(order) or positions.max() != len(order) - 1:
                 lack = f"{len(order)} of {count_text(len(patient.rows), 'frame')}"
                 raise SpatialfeatError(
                     f"{path}: has {lack} of patient {patient.name}; the study predicts no patient that is shorter than "
                     "its window: lower window_size there"
                 )
-            frames = self._rows_of_frames(patient, _Content(path, order), (len(order),))
+            frames = self._rows_of_frames(patient, path, len(order))
             labels = self._table.labels
             dropped[patient.name] = len(frames) < len(patient.rows)
             wrong = np.flatnonzero(truth[order] != labels[frames])
@@ -280,17 +282,17 @@ class _Reader:
             raise SpatialfeatError(f"{path}: holds a score that is not finite; predict the video again")
         return values.T if values.shape[0] == num_phases else values
 
-    def _rows_of_frames(self, sequence: _Sequence, content: _Content, shape: tuple[int, ...]) -> IntArray:
+    def _rows_of_frames(self, sequence: _Sequence, path: Path, num_frames: int) -> IntArray:
         """Where the file's frames are in the table: all of the video, or exactly those with a label."""
         rows = sequence.rows
         labelled: IntArray = rows[self._table.labels[rows] != UNLABELLED]
-        if shape[0] == len(rows):
+        if num_frames == len(rows):
             return rows
-        if shape[0] == len(labelled):
+        if num_frames == len(labelled):
             return labelled
         also = f", {len(labelled)} of them labelled" if len(labelled) < len(rows) else ""
         raise SpatialfeatError(
-            f"{content.path}: has {count_text(shape[0], 'frame')}, but {sequence.name} in "
+            f"{path}: has {count_text(num_frames, 'frame')}, but {sequence.name} in "
             f"{self._table.source} has {count_text(len(rows), 'frame')}{also}; predict from an export of these features"
         )
 
