@@ -194,7 +194,8 @@ class _Reader:
                 )
             frames = self._rows_of_frames(patient, path, len(order))
             labels = self._table.labels
-            dropped[patient.name] = len(frames) < len(patient.rows)
+            if (labels[patient.rows] == UNLABELLED).any():
+                dropped[patient.name] = len(frames) < len(patient.rows)
             wrong = np.flatnonzero(truth[order] != labels[frames])
             if len(wrong):
                 raise SpatialfeatError(
@@ -203,12 +204,7 @@ class _Reader:
                     f"{len(wrong)} of {len(order)} frames of patient {patient.name} differ"
                 )
             predicted[frames] = values[order]
-        some_unlabelled = {
-            patient.name: dropped[patient.name]
-            for patient in patients
-            if (self._table.labels[patient.rows] == UNLABELLED).any()
-        }
-        self._notice(path, name, some_unlabelled, ())
+        self._notice(path, name, dropped, ())
         return FramePredictions(self._table, predicted)
 
     def _match(self, folder: Path, found: Mapping[str, list[Path]], name: str) -> list[tuple[_Sequence, Path]]:
