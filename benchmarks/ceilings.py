@@ -29,11 +29,11 @@ from spatialfeat.data.transforms import Preprocessing, evaluation_transform, tra
 from spatialfeat.device import DTYPES, prepare_processor, usable_cores, use_true_float32
 from spatialfeat.network.resnet import InferenceNetwork
 from spatialfeat.network.weights import load_checkpoint
-from spatialfeat.training.trainer import TrainingStep
+from spatialfeat.training.trainer import TrainingStep, make_optimizer
 
 PREPROCESSING = Preprocessing()
 NUM_BATCHES_IN_MEMORY = 4
-WARM_UP_CALLS = 2
+WARM_UP_CALLS = 4
 MIN_CALLS = 3
 
 
@@ -56,7 +56,7 @@ def training_rate(
     model.freeze(freeze_until)
     step = TrainingStep(
         model,
-        torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-4),
+        make_optimizer(model, 1e-4),
         nn.CrossEntropyLoss(),
         preprocessing=PREPROCESSING,
         precision=precision,

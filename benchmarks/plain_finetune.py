@@ -24,16 +24,22 @@ NORMALIZE = (
     transforms.ToTensor(),
     transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
 )
-TRAIN_TRANSFORM = transforms.Compose(
-    [
-        transforms.RandomResizedCrop(224),
-        transforms.RandomHorizontalFlip(),
-        transforms.RandomRotation(10),
-        transforms.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
-        *NORMALIZE,
-    ]
-)
-VAL_TRANSFORM = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), *NORMALIZE])
+
+
+def train_transform(size: int) -> transforms.Compose:
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(size),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomRotation(10),
+            transforms.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
+            *NORMALIZE,
+        ]
+    )
+
+
+def val_transform(size: int) -> transforms.Compose:
+    return transforms.Compose([transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size), *NORMALIZE])
 
 
 class Frames(Dataset):
@@ -82,6 +88,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--freeze-until", type=int, default=6)
     parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -101,8 +108,9 @@ def main() -> None:
         "num_workers": options.workers,
         "pin_memory": options.device != "cpu",
     }
-    train_loader = DataLoader(Frames(options.train_csv, options.img_dir, TRAIN_TRANSFORM), shuffle=True, **loading)
-    val_loader = DataLoader(Frames(options.val_csv, options.img_dir, VAL_TRANSFORM), **loading)
+    train_frames = Frames(options.train_csv, options.img_dir, train_transform(options.image_size))
+    val_frames = Frames(options.val_csv, options.img_dir, val_transform(options.image_size))
+    train_loader, val_loader = DataLoader(train_frames, shuffle=True, **loading), DataLoader(val_frames, **loading)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=options.lr)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=3)
 

@@ -16,6 +16,7 @@ from spatialfeat.checks.rows import check_labels, phase_counts, read_tables, spl
 from spatialfeat.checks.videos import check_videos, video_facts
 from spatialfeat.config import CheckConfig
 from spatialfeat.data.frames import FrameTable
+from spatialfeat.data.patients import ids_as_read
 from spatialfeat.device import choose_precision, select_device
 from spatialfeat.files import prepare_output_dir, write_atomically, write_json
 from spatialfeat.names import natural_key
@@ -49,7 +50,9 @@ def examine(
     counts = phase_counts(tables, config.num_classes)
     videos_of_tables = [video_facts(table) for table in tables]
     videos = sorted(chain(*videos_of_tables), key=lambda video: natural_key(video.video_id))
-    findings = [*findings, *check_labels(counts, config.phase_names, findings), *check_videos(videos, config.fps)]
+    asked = any(finding.code == "one-frame-videos" for finding in findings)
+    findings = [*findings, *check_labels(counts, config.phase_names, findings)]
+    findings += check_videos(videos, config.fps, asked_about_single_frames=asked)
     scan, about_images = check_images(config, tables, findings)
     findings += about_images
     estimate = None
@@ -59,6 +62,7 @@ def examine(
     return CheckReport(
         config=config,
         findings=sorted(findings, key=lambda finding: list(CODES).index(finding.code)),
+        ids=ids_as_read(tables),
         splits=[split_facts(table, own, config.fps) for table, own in zip(tables, videos_of_tables, strict=True)],
         videos=videos,
         phase_counts=counts,

@@ -24,6 +24,8 @@ from spatialfeat.config import (
     Option,
     Options,
     PredictConfig,
+    PrepareConfig,
+    SplitConfig,
     flag_of,
     options_of,
 )
@@ -33,6 +35,7 @@ from spatialfeat.errors import AlreadyToldError, Interrupted, SpatialfeatError, 
 from spatialfeat.formats import export_help
 from spatialfeat.names import for_terminal
 from spatialfeat.signals import interruption_first, signals_as_exceptions
+from spatialfeat.sources.datasets import prepare_help
 
 SIGNAL_EXIT_CODE = 128
 """A program that ended on signal n exits with this + n, by the shells' convention: 130 after Ctrl-C."""
@@ -58,6 +61,13 @@ def _top(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
+def prepare(config: PrepareConfig) -> None:
+    """Exit code 0 once all videos are in OUT."""
+    from spatialfeat.prepare import prepare
+
+    prepare(config)
+
+
 def check(config: CheckConfig) -> None:
     """Exit code 1 when the check finds an error."""
     from spatialfeat.check import check
@@ -70,6 +80,13 @@ def check(config: CheckConfig) -> None:
     typer.echo(f"\nAll of it: {config.out_dir / 'check.json'}{also}")
     if report.failed:
         raise typer.Exit(1)
+
+
+def split(config: SplitConfig) -> None:
+    """Exit code 0 once the splits stand under their name."""
+    from spatialfeat.split import split
+
+    split(config)
 
 
 def finetune(config: FinetuneConfig) -> None:
@@ -233,7 +250,14 @@ def main() -> None:
     app()
 
 
+add_command(
+    prepare,
+    PrepareConfig,
+    help=prepare_help(),  # With what is expected of every data set.
+    after_interruption="; finished videos are kept, run the same command again for the others",
+)
 add_command(check, CheckConfig)
+add_command(split, SplitConfig)
 add_command(finetune, FinetuneConfig, shares_work=True)
 add_command(evaluate, EvaluateConfig)
 add_command(

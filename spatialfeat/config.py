@@ -6,9 +6,13 @@ imported, so that `spatialfeat --help` answers at once.
 
 from __future__ import annotations
 
+import json
+import os
+import pkgutil
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,10 @@ PREDICTIONS_NAME = "predictions_resnet.csv"
 
 GROUPINGS = ("video", "patient")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+RESIZINGS = ("short-side", "squash")
+IMAGENET = "imagenet"
+"""The word that stands for torchvision's ImageNet weights in `--weights`."""
+ID_FORMS = ("auto", "patient-segment-frame", "video-frame")
 VAL_TARGETS = ("own", "train", "test", "drop")
 
 CHILDREN = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool", "fc")
@@ -34,6 +42,9 @@ CACHE_SIZE_RATIO = 320 / 224
 
 CHOLEC80_GRAPH = "cholec80"
 """The word that stands for the built-in transition graph in `--relaxed`."""
+
+DEFAULT_TEST_SHARE = 0.2
+"""What `split` gives to the test set."""
 
 DEFAULT_NUM_PHASES = 7
 """The specification's number of phases, where neither weights, feature files nor options say it."""
@@ -114,36 +125,150 @@ def flag_of(kind: type[Options], name: str) -> str:
 
 
 def read_phase_names(text: str) -> tuple[str, ...]:
-    """Names from a text file, one per line, or from a list with commas."""
-    if "," in text and not Path(text).is_file():
+    """Names from a list with commas, a text file, the JSON beside weights, or feature files (a folder, or one).
+
+    A text file has one name per line, or lines `number name` as MS-TCN's mapping.txt has.
+    """
+    if "," in text and not os.path.exists(text):  # noqa: PTH110  # A path would not take a text of any length.
         return tuple(name.strip() for name in text.split(","))
+    path = Path(text)
+    if path.is_dir() or path.suffix == ".h5":
+        stored: tuple[str, ...] = pkgutil.resolve_name("spatialfeat.features.folder:stored_phase_names")(path)
+        return stored
     try:
-        lines = Path(text).read_text(encoding="utf-8").splitlines()
+        content = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise SpatialfeatError(
             f"--phase-names {text}: cannot be read ({reason}); pass a text file, one name per line, or NAME,NAME,..."
         ) from error
-    return tuple(line.strip() for line in lines if line.strip())
+    return _names_beside_weights(text, content) if path.suffix == ".json" else _names_of_lines(text, content)
+
+
+def _names_beside_weights(text: str, content: str) -> tuple[str, ...]:
+    try:
+        names = json.loads(content)["phase_names"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise SpatialfeatError(f"--phase-names {text}: holds no list phase_names; pass the JSON file beside weights")
+    return tuple(names)
+
+
+def _names_of_lines(text: str, content: str) -> tuple[str, ...]:
+    lines = {number: line.strip() for number, line in enumerate(content.splitlines(), start=1) if line.strip()}
+    numbered = {number: re.fullmatch(r"([0-9]{1,9})[\s,;]+(.+)", line) for number, line in lines.items()}
+    if not any(numbered.values()):
+        return tuple(lines.values())
+    names: dict[int, str] = {}
+    for number, match in numbered.items():
+        if match is None or int(match[1]) in names:
+            what = "has no number before the name, as others have" if match is None else f"has number {match[1]} again"
+            raise SpatialfeatError(
+                f"--phase-names {text} line {number}: {lines[number][:80]!r} {what}; number every line or none"
+            )
+        names[int(match[1])] = match[2]
+    if sorted(names) != list(range(len(names))):
+        raise SpatialfeatError(
+            f"--phase-names {text}: its lines are numbered {min(names)} to {max(names)}; number {len(names)} phases "
+            f"from 0 to {len(names) - 1}, each once"
+        )
+    return tuple(names[number] for number in range(len(names)))
+
+
+def read_colours(flag: str, text: str) -> tuple[float, float, float]:
+    """`0.485,0.456,0.406`: three numbers on the scale 0 to 1, for red, green and blue."""
+    try:
+        red, green, blue = map(float, text.split(","))
+    except ValueError as error:
+        raise SpatialfeatError(f"{flag} {text}: must be three numbers R,G,B, e.g. 0.485,0.456,0.406") from error
+    lowest = 1e-6 if flag == "--std" else 0  # What is divided by must not be 0.
+    if not all(lowest <= value <= 1 for value in (red, green, blue)):
+        raise SpatialfeatError(
+            f"{flag} {text}: must lie between {lowest:g} and 1, where 1 is the brightest value; divide numbers on the "
+            "scale 0 to 255 by 255"
+        )
+    return red, green, blue
+
+
+ID_GROUPS = ({"patient", "segment", "frame"}, {"video", "frame"}, {"patient", "video", "frame"})
+"""The named groups that a pattern of ids may have."""
+
+MAX_PATTERN_CHARACTERS = 1000
+
+
+def check_id_pattern(pattern: str) -> None:
+    """Refuse what is no regular expression with the groups of an id."""
+    try:
+        groups = set(re.compile(pattern).groupindex) if len(pattern) <= MAX_PATTERN_CHARACTERS else set()
+    except (re.error, RecursionError, OverflowError) as error:
+        raise SpatialfeatError(f"--id-pattern {pattern[:80]}: is no regular expression ({error})") from error
+    if groups not in ID_GROUPS:
+        raise SpatialfeatError(
+            f"--id-pattern {pattern[:80]}: must name the groups patient, segment and frame, or video and frame, e.g. "
+            r"'(?P<video>.+)_(?P<frame>\d+)'"
+        )
+
+
+def _check_id_options(form: str | None, pattern: str | None) -> None:
+    if pattern is not None:
+        check_id_pattern(pattern)
+    if form is not None and pattern is not None:
+        raise SpatialfeatError("--id-form and --id-pattern: say in one way how ids are read; leave one of the two out")
 
 
 DATA, NETWORK, TRAINING, SCORES, DEVICE, OUTPUT = "Data", "Network", "Training", "Scores", "Device", "Output"
 PLANNED, MS_TCN, TECNO = "Planned training, for the estimate", "Format ms-tcn", "Format tecno"
+SPLITS = "Splits"
 
 # Options of several commands. One that has no default of its own somewhere is None there, with `unset`.
 _TRAIN_CSV = Option("Training frames: CSV with columns id,label.", DATA)
 _VAL_CSV = Option("Validation frames.", DATA)
 _TEST_CSV = Option("Test frames.", DATA, unset=f"{TEST_CSV} if it is there")
-_IMG_DIR = Option("Folder with the frames, {id}.png.", DATA)
+_IMG_DIR = Option("Folder with the frames, {id}.png or {id}.jpg.", DATA)
+_ID_FORM = Option(
+    "How ids are read: patient-segment-frame, video-frame, or auto, where a last-but-one number is a segment if the "
+    "patient before it holds a digit.",
+    DATA,
+    one_of(*ID_FORMS),
+    unset="auto",
+)
+_ID_PATTERN = Option(
+    "Read ids by a regular expression that matches them as a whole, with the named groups patient, segment, frame; or "
+    r"video, frame: '(?P<video>.+)_(?P<frame>\d+)'.",
+    DATA,
+    metavar="REGEX",
+)
+_AS_TRAINED = "as the weights were trained, else auto"
 _NUM_CLASSES = Option("Number of phases; labels are 0..N-1.", DATA, at_least(2))
 _PHASE_NAMES = Option(
-    "Phase names in label order: a text file, one per line, or NAME,NAME,...",
+    "Phase names in label order: NAME,NAME,...; a text file, one per line or `number name` as in mapping.txt; the JSON "
+    "beside weights; or feature files. Labels in CSVs may then be names.",
     DATA,
     metavar="NAMES",
     parse=read_phase_names,
 )
 _FPS = Option("Frames per second of the frame numbers.", DATA, positive(" of frames per second, e.g. 1"))
 _WEIGHTS = Option("Fine-tuned ResNet-50 weights (a plain state dict).", NETWORK)
+_PREPROCESSING = Option(
+    "For weights from elsewhere: short-side (resize to 256, crop 224), squash (both sides to 224), or a JSON file with "
+    "all of it, such as the one beside the weights of another study.",
+    NETWORK,
+    metavar="HOW",
+    unset="as the JSON beside the weights says, else short-side",
+)
+_MEAN = Option(
+    "Mean of red, green and blue, 0 to 1, for weights from elsewhere.",
+    NETWORK,
+    metavar="R,G,B",
+    parse=partial(read_colours, "--mean"),
+    unset="the same, else ImageNet's",
+)
+_STD = replace(
+    _MEAN,
+    help="Standard deviation of red, green and blue, 0 to 1, for weights from elsewhere.",
+    parse=partial(read_colours, "--std"),
+)
 _BATCH_SIZE = Option("Frames per batch.", DEVICE, at_least(1))
 _EPOCHS = Option("Most epochs to train.", TRAINING, at_least(1))
 _PATIENCE = Option("Stop after so many epochs without a better validation accuracy.", TRAINING, at_least(1))
@@ -202,6 +327,8 @@ class FinetuneConfig(Options):
     val_csv: Path = _VAL_CSV.field(VAL_CSV)
     test_csv: Path | None = _TEST_CSV.field(None)
     img_dir: Path = _IMG_DIR.field(Path("images"))
+    id_form: str | None = _ID_FORM.field(None)
+    id_pattern: str | None = _ID_PATTERN.field(None)
     num_classes: int = _NUM_CLASSES.field(DEFAULT_NUM_PHASES)
     phase_names: tuple[str, ...] | None = _PHASE_NAMES.field(None)
     weights: str = option("imagenet", "Start from: imagenet, random, or the path of a ResNet-50 state dict.", NETWORK)
@@ -257,6 +384,7 @@ class FinetuneConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_id_options(self.id_form, self.id_pattern)
         if self.cache_size_px is not None and self.cache_dir is None:
             raise SpatialfeatError("--cache-size: has no meaning without --cache")
         if self.cache_size_px is not None and self.cache_size_px < self.image_size_px:
@@ -290,7 +418,19 @@ class ExtractConfig(Options):
         metavar="[SPLIT=]PATH",
         unset="the specification's three files",
     )
-    img_dir: Path = _IMG_DIR.field(FinetuneConfig.img_dir)
+    read_csvs: bool = option(
+        True,
+        "Leave the specification's CSVs aside, also where they lie here: all images of --img-dir, unlabelled.",
+        DATA,
+        flag="no-csv",
+    )
+    img_dir: Path = _IMG_DIR.field(
+        FinetuneConfig.img_dir,
+        help="Folder with the frames, {id}.png or {id}.jpg. Without a CSV: all frames in it, or in one folder per "
+        "video in it; of bare frame numbers the folder's name is the video.",
+    )
+    id_form: str | None = _ID_FORM.field(None, unset=_AS_TRAINED)
+    id_pattern: str | None = _ID_PATTERN.field(None)
     group_by: str = option(
         "video", "One file per: video, or patient (all segments in order).", DATA, one_of(*GROUPINGS)
     )
@@ -302,9 +442,21 @@ class ExtractConfig(Options):
         metavar="I/N",
         unset="all videos",
     )
-    weights: Path = _WEIGHTS.field(Path(WEIGHTS_NAME))
-    num_classes: int | None = option(None, "Expected number of phases.", NETWORK, unset="as the weights have")
+    weights: Path = _WEIGHTS.field(
+        Path(WEIGHTS_NAME),
+        help="ResNet-50 weights, fine-tuned or from elsewhere, or imagenet; without a classifier of phases, the files "
+        "have no logits.",
+    )
+    num_classes: int | None = option(
+        None,
+        "Expected number of phases.",
+        NETWORK,
+        unset=f"as the weights have, else as there are names, else {DEFAULT_NUM_PHASES}",
+    )
     phase_names: tuple[str, ...] | None = _PHASE_NAMES.field(None, heading=NETWORK)
+    preprocessing: str | None = _PREPROCESSING.field(None)
+    mean: tuple[float, float, float] | None = _MEAN.field(None)
+    std: tuple[float, float, float] | None = _STD.field(None)
     batch_size: int = _BATCH_SIZE.field(32)
     device: str = _DEVICE.field("auto")
     precision: str = _PRECISION.field("fp32")
@@ -325,6 +477,9 @@ class ExtractConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_id_options(self.id_form, self.id_pattern)
+        if self.csvs and not self.read_csvs:
+            raise SpatialfeatError("--csv and --no-csv: leave one of the two out")
         parse_shard(self.shard)
 
 
@@ -362,12 +517,19 @@ class WeightsSource:
     """Frames that are predicted with a weights file, and the defaults of the options that only this source has."""
 
     weights: Path = ExtractConfig.weights
-    csv: Path = TEST_CSV
+    csv: Path | None = TEST_CSV
     img_dir: Path = ExtractConfig.img_dir
+    preprocessing: str | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    id_form: str | None = None
+    id_pattern: str | None = None
     batch_size: int = ExtractConfig.batch_size
     device: str = ExtractConfig.device
     precision: str = ExtractConfig.precision
     workers: int | None = None
+    cache_dir: Path | None = None
+    cache_limit_gb: float = CACHE_LIMIT_GB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,6 +546,8 @@ class PredictionsSource:
 
     predictions: tuple[str, ...]
     csv: Path | None = None
+    id_form: str | None = None
+    id_pattern: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -414,6 +578,8 @@ class EvaluateConfig(Options):
         unset=WeightsSource.csv,
     )
     img_dir: Path | None = _IMG_DIR.field(None, unset=WeightsSource.img_dir)
+    id_form: str | None = _ID_FORM.field(None, unset=_AS_TRAINED)
+    id_pattern: str | None = _ID_PATTERN.field(None)
     features: Path | None = option(
         None,
         "Folder of feature files: their logits are scored against their labels, and with --predictions what temporal "
@@ -436,6 +602,9 @@ class EvaluateConfig(Options):
     group_by: str = option(
         "video", "What counts as one video: video, or patient (all segments in order).", SCORES, one_of(*GROUPINGS)
     )
+    preprocessing: str | None = _PREPROCESSING.field(None)
+    mean: tuple[float, float, float] | None = _MEAN.field(None)
+    std: tuple[float, float, float] | None = _STD.field(None)
     relaxed: str | None = option(
         None, "Add relaxed-boundary scores: cholec80, or a CSV with columns from,to of allowed transitions.", SCORES
     )
@@ -443,7 +612,7 @@ class EvaluateConfig(Options):
         None,
         "Seconds at both ends of a phase in which --relaxed forgives.",
         SCORES,
-        Rule(lambda value: 0 <= value < float("inf"), "be a number of seconds, 0 or more"),
+        positive(" of seconds, e.g. 10"),
         unset="10",
     )
     fps: float | None = option(
@@ -459,11 +628,14 @@ class EvaluateConfig(Options):
     device: str | None = _DEVICE.field(None, unset=WeightsSource.device)
     precision: str | None = _PRECISION.field(None, unset=WeightsSource.precision)
     workers: int | None = _WORKERS.field(None)
+    cache_dir: Path | None = _CACHE.field(None)
+    cache_limit_gb: float | None = _CACHE_LIMIT.field(None, unset=WeightsSource.cache_limit_gb)
     out_dir: Path = option(Path("evaluation"), "Folder for scores, pictures and report.html.", OUTPUT, flag="out")
 
     def __post_init__(self) -> None:
         self._refuse_options_without_effect()
         super().__post_init__()
+        _check_id_options(self.id_form, self.id_pattern)
         if self.relaxed_window is not None and self.relaxed is None:
             raise SpatialfeatError(
                 "--relaxed-window does nothing without --relaxed; pass --relaxed cholec80 or --relaxed GRAPH.csv"
@@ -477,9 +649,7 @@ class EvaluateConfig(Options):
     @property
     def source(self) -> Source:
         """Where the predictions come from, with the defaults of its options."""
-        kind = self._kind_of_source()
-        given = {field.name: getattr(self, field.name) for field in fields(kind)}
-        found: Source = kind(**{name: value for name, value in given.items() if value is not None})
+        found: Source = _with_defaults(self._kind_of_source(), self)
         return found
 
     def resolved(self) -> EvaluateConfig:
@@ -504,6 +674,12 @@ class EvaluateConfig(Options):
         _refuse_surplus(self, others, reason)
 
 
+def _with_defaults(kind: type[Any], config: Options) -> Any:
+    """The source of this kind, of the options that were given and its own defaults."""
+    given = {field.name: getattr(config, field.name) for field in fields(kind)}
+    return kind(**{name: value for name, value in given.items() if value is not None})
+
+
 def _refuse_surplus(config: Options, names: set[str], reason: str) -> None:
     """Refuse the options of these fields where they are given: they would do nothing."""
     surplus = [flag_of(type(config), name) for name in sorted(names) if getattr(config, name) not in (None, ())]
@@ -525,6 +701,8 @@ class PredictConfig(Options):
     weights: Path | None = _WEIGHTS.field(None, heading=DATA, unset=WeightsSource.weights)
     img_dir: Path | None = _IMG_DIR.field(None, unset=WeightsSource.img_dir)
     csv: Path | None = option(None, "Frames to predict, column id.", DATA, unset="all frames of the folder")
+    id_form: str | None = _ID_FORM.field(None, unset=_AS_TRAINED)
+    id_pattern: str | None = _ID_PATTERN.field(None)
     features: Path | None = option(
         None, "Folder of feature files, or one of them: their logits are used, no image is decoded.", DATA
     )
@@ -537,10 +715,15 @@ class PredictConfig(Options):
     fps: float | None = _FPS.field(
         None, help="Frames per second of the frame numbers, for the time axis.", unset="as feature files say, else 1"
     )
+    preprocessing: str | None = _PREPROCESSING.field(None)
+    mean: tuple[float, float, float] | None = _MEAN.field(None)
+    std: tuple[float, float, float] | None = _STD.field(None)
     batch_size: int | None = _BATCH_SIZE.field(None, unset=WeightsSource.batch_size)
     device: str | None = _DEVICE.field(None, unset=WeightsSource.device)
     precision: str | None = _PRECISION.field(None, unset=WeightsSource.precision)
     workers: int | None = _WORKERS.field(None)
+    cache_dir: Path | None = _CACHE.field(None)
+    cache_limit_gb: float | None = _CACHE_LIMIT.field(None, unset=WeightsSource.cache_limit_gb)
     out_dir: Path = option(Path("predictions"), "Folder for predictions.csv and ribbons.", OUTPUT, flag="out")
 
     def __post_init__(self) -> None:
@@ -550,6 +733,15 @@ class PredictConfig(Options):
         else:
             _refuse_surplus(self, {"split"}, "it chooses among the feature files of --features")
         super().__post_init__()
+        _check_id_options(self.id_form, self.id_pattern)
+
+    @property
+    def source(self) -> WeightsSource | FeaturesSource:
+        """Where the predictions come from, with the defaults of its options; `csv` None is all frames of the folder."""
+        if self.features is not None:
+            return FeaturesSource(features=self.features, split=self.split or "all")
+        found: WeightsSource = _with_defaults(WeightsSource, self)
+        return replace(found, csv=self.csv)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -591,7 +783,8 @@ class ExportConfig(Options):
     folds: Path | None = option(
         None,
         "CSV with columns video,fold or patient,fold, instead of the splits in the feature files. Split k tests on "
-        "fold k and trains on the others.",
+        "fold k and trains on the others. Honest only if the network that made the features was trained on none of "
+        "these videos; else extract once per fold: docs/training.md.",
         MS_TCN,
     )
     background_name: str = option(
@@ -645,6 +838,179 @@ class InfoConfig(Options):
     path: Path = option(MISSING, "A folder of feature files, or one file.", DATA, metavar="PATH", is_argument=True)
 
 
+OWN_SOURCES = ("videos", "frames")
+"""SOURCE of `prepare` where it is not the name of a data set."""
+
+ANNOTATIONS, VIDEOS = "Annotations", "Videos"
+
+
+def _fraction(what: str) -> Rule:
+    return Rule(lambda value: 0 < value < 1, f"lie between 0 and 1: the part of the patients that is for {what}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig(Options):
+    """From videos or frames, and their annotations, to a folder for all other commands.
+
+    Its help on the command line is made from the table of data sets: see `sources.datasets`.
+    """
+
+    source: str = option(MISSING, "Name of a data set, videos, or frames.", DATA, metavar="SOURCE", is_argument=True)
+    data_dir: Path = option(MISSING, "Folder of the videos or frames.", DATA, metavar="DIR", is_argument=True)
+    out: Path = option(
+        MISSING, "New or empty folder, or one that an earlier run began.", OUTPUT, metavar="OUT", is_argument=True
+    )
+    annotations: str | None = option(
+        None,
+        "For videos and frames: a table `video,start,end,phase`; or a table `frame,phase` or `second,phase` per "
+        "video, as a folder or a pattern, e.g. 'labels/{video}.csv'. Names or numbers, any separator, with a header or "
+        "without.",
+        ANNOTATIONS,
+        unset="none: frames without labels, for extract",
+        metavar="FILE_OR_PATTERN",
+    )
+    unit: str | None = option(
+        None,
+        "What positions in annotations are: frame, second or ms.",
+        ANNOTATIONS,
+        one_of("frame", "second", "ms"),
+        unset="as the header or the form h:m:s says",
+    )
+    first_frame: int | None = option(
+        None,
+        "The number of a video's first frame, or second, in annotations; for frames, in the names of their files.",
+        ANNOTATIONS,
+        at_least(0),
+        unset="0 where that number occurs",
+    )
+    first_row: int | None = option(
+        None,
+        "For frames: that number in annotations, where it is another one than in the names of the files.",
+        ANNOTATIONS,
+        at_least(0),
+        unset="as --first-frame, where rows count the files",
+    )
+    interval_end: str | None = option(
+        None,
+        "Whether the end of an interval belongs to it: inclusive or exclusive.",
+        ANNOTATIONS,
+        one_of("inclusive", "exclusive"),
+        unset="as touching intervals show",
+    )
+    overlap: str | None = option(
+        None,
+        "Which of two intervals counts where they overlap: the one that starts earlier or later.",
+        ANNOTATIONS,
+        one_of("earlier", "later"),
+        unset="refused",
+    )
+    first_phase: int | None = option(
+        None,
+        "The number of the first phase, where phases are numbers.",
+        ANNOTATIONS,
+        at_least(0),
+        unset="0 where that number occurs",
+    )
+    phase_names: tuple[str, ...] | None = option(
+        None,
+        "Names of all phases, in label order: a text file with one per line, or NAME,NAME,...",
+        ANNOTATIONS,
+        metavar="NAMES",
+        parse=read_phase_names,
+        unset="as the annotations have them, in order of appearance",
+    )
+    phase_map: Path | None = option(
+        None, "Table FROM,TO: other names for phases, several to one, or none (TO empty).", ANNOTATIONS
+    )
+    unlabelled: str = option(
+        "drop", "Frames without a phase: drop, or keep with the label -100.", ANNOTATIONS, one_of("drop", "keep")
+    )
+    allow_length_difference: bool = option(
+        False, "Take a video that is longer or shorter than its annotation by more than a sample.", ANNOTATIONS
+    )
+    split: str | None = option(None, "Which of a data set's published splits.", DATA, unset="the first one it has")
+    val: float | None = option(
+        None,
+        "Part of the patients for validation, where nothing was published for it.",
+        DATA,
+        _fraction("validation"),
+        unset="none",
+    )
+    test: float | None = option(
+        None,
+        "Part of the patients for test, where nothing was published for it.",
+        DATA,
+        _fraction("test"),
+        unset="none",
+    )
+    seed: int = option(0, "Seed of --val and --test.", DATA, at_least(0))
+    leave_out: tuple[str, ...] = option((), "A video to leave out; repeat it for several.", DATA, metavar="VIDEO")
+    fps: float = option(1.0, "Samples per second of video.", VIDEOS, positive(" of samples per second, e.g. 1"))
+    short_side: str = option(
+        "256",
+        "Shrink frames to so many pixels on the shorter side, never enlarged; original keeps them.",
+        VIDEOS,
+        Rule(lambda value: value == "original" or (value.isdigit() and int(value) >= 16), "be original, or 16 or more"),
+    )
+    image_format: str = option(
+        "png", "png, or jpeg (quality 95): smaller, but not exact.", VIDEOS, one_of("png", "jpeg"), flag="format"
+    )
+    crop_border: bool = option(
+        False, "Cut off the black border of endoscopes: one box per video, shown in prepare/crop_boxes.png.", VIDEOS
+    )
+    allow_cut: bool = option(False, "Take a video that ends before its header says, as far as it goes.", VIDEOS)
+    source_fps: float | None = option(
+        None,
+        "For frames: how many of the existing frames make a second.",
+        VIDEOS,
+        positive(" of frames per second, e.g. 1"),
+        unset="as --fps, without annotations",
+    )
+    taken_at: str = option(
+        "start",
+        "For frames: where in its part of a second each was taken: start (every n-th frame), or middle (ffmpeg's "
+        "filter fps).",
+        VIDEOS,
+        one_of("start", "middle"),
+    )
+    annotation_fps: float | None = option(
+        None,
+        "For frames: frames per second of the video that the annotation counts.",
+        VIDEOS,
+        positive(" of frames per second, e.g. 25"),
+        unset="it counts the existing frames",
+    )
+    workers: int | None = option(
+        None, "Videos that are decoded at the same time.", DEVICE, at_least(1), unset="by the cores there are"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_own, is_frames = self.source in OWN_SOURCES, self.source == "frames"
+        only_annotated = ("unit", "first_row", "interval_end", "overlap", "first_phase", "phase_names", "phase_map")
+        only_frames = ("source_fps", "taken_at", "annotation_fps", "first_row")
+        without_effect = {
+            f"for {self.source}, whose annotations are known": ()
+            if is_own
+            else ("annotations", "unit", "first_frame", "interval_end", "overlap", "phase_names"),
+            "without --annotations": only_annotated if is_own and self.annotations is None else (),
+            f"for {self.source}, only for frames": () if is_frames else only_frames,
+            "for frames, which are linked as they are": ("short_side", "image_format", "crop_border", "allow_cut")
+            if is_frames
+            else (),
+            f"for {self.source}, only for a data set": ("split",) if is_own else (),
+        }
+        for reason, names in without_effect.items():
+            for name in names:
+                if getattr(self, name) != getattr(PrepareConfig, name):
+                    raise SpatialfeatError(f"{flag_of(PrepareConfig, name)}: has no meaning {reason}; leave it out")
+
+    @property
+    def short_side_px(self) -> int | None:
+        """None keeps the size."""
+        return None if self.short_side == "original" else int(self.short_side)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CheckConfig(Options):
     """Check a data set before a night of training.
@@ -665,6 +1031,8 @@ class CheckConfig(Options):
         metavar="[SPLIT=]PATH",
     )
     img_dir: Path = _IMG_DIR.field(FinetuneConfig.img_dir)
+    id_form: str | None = _ID_FORM.field(None)
+    id_pattern: str | None = _ID_PATTERN.field(None)
     num_classes: int = _NUM_CLASSES.field(FinetuneConfig.num_classes)
     phase_names: tuple[str, ...] | None = _PHASE_NAMES.field(None)
     fps: float = _FPS.field(ExtractConfig.fps)
@@ -705,6 +1073,65 @@ class CheckConfig(Options):
         """The fine-tuning that these options stand for. Raises SpatialfeatError where finetune would refuse them."""
         shared = {field.name for field in fields(FinetuneConfig)} & {field.name for field in fields(self)}
         return FinetuneConfig(**{name: getattr(self, name) for name in shared - {"out_dir"}})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig(Options):
+    """Divide one CSV by patient, for training, validation and test.
+
+    Patients stay whole, phases are balanced. Writes train_ResNet_DB.csv, val_ResNet_DB.csv and test_ResNet_DB.csv to
+    OUT; with --folds to OUT/fold1, OUT/fold2, ..., where each patient is tested in one fold. finetune and extract run
+    in these folders. Shows what came out as a table and a picture.
+    """
+
+    csv: Path = option(MISSING, "Frames of all patients, columns id,label.", DATA, metavar="CSV", is_argument=True)
+    out: Path = option(MISSING, "Must not exist, or be an empty folder.", OUTPUT, metavar="OUT", is_argument=True)
+    phase_names: tuple[str, ...] | None = _PHASE_NAMES.field(
+        None,
+        help="Phase names in label order: a text file, one per line, or NAME,NAME,... Also written to phase_names.txt.",
+    )
+    img_dir: Path | None = option(
+        None,
+        "Folder with the frames. A relative link to it, images, comes to lie beside the CSVs.",
+        DATA,
+        unset="images beside CSV, if it is there",
+    )
+    id_form: str | None = _ID_FORM.field(None)
+    id_pattern: str | None = _ID_PATTERN.field(None)
+    val: float = option(
+        0.2,
+        "Share of the labelled frames for validation.",
+        SPLITS,
+        Rule(lambda value: 0 < value < 1, "lie between 0 and 1, e.g. 0.2"),
+    )
+    test: float | None = option(
+        None,
+        "Share for the test; 0: no test set.",
+        SPLITS,
+        Rule(lambda value: 0 <= value < 1, "be at least 0 (no test set) and less than 1, e.g. 0.2"),
+        unset=f"{DEFAULT_TEST_SHARE}; with --folds, one fold",
+    )
+    folds: int | None = option(
+        None, "Cross-validation with so many folds instead of one division.", SPLITS, at_least(2), unset="none"
+    )
+    seed: int = option(0, "Another seed gives another division, if there is one that is as good.", SPLITS, at_least(0))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_id_options(self.id_form, self.id_pattern)
+        if self.folds is not None and self.test is not None:
+            raise SpatialfeatError(f"--test: has no meaning with --folds {self.folds}, each of which is tested on once")
+        shares = self.shares
+        if shares["train"] <= 1e-9:
+            named = f"--folds {self.folds}" if self.folds else f"--test {shares['test']:g}"
+            raise SpatialfeatError(f"--val {self.val:g} and {named}: leave nothing to train on; lower them")
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """{split: its share of the labelled frames}, of one fold where there are several; no test if there is none."""
+        test = 1 / self.folds if self.folds else DEFAULT_TEST_SHARE if self.test is None else self.test
+        shares = {"train": 1 - self.val - test, "val": self.val, "test": test}
+        return {split: share for split, share in shares.items() if split != "test" or share}
 
 
 def default_phase_names(num_phases: int) -> tuple[str, ...]:

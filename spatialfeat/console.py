@@ -14,12 +14,15 @@ from tqdm import tqdm
 
 from spatialfeat.distributed import name_rank, own_rank
 from spatialfeat.names import for_terminal
-from spatialfeat.signals import raise_if_interrupted
+from spatialfeat.signals import raise_if_interrupted, signals_held
 
 SECONDS_BETWEEN_LOG_FILE_UPDATES = 30
 
 WIDTH = 100
 """Columns of wrapped text."""
+
+MOST_PHASES = 60
+"""Tables and pictures show so many phases: there are as many different looks, and a picture still fits a page."""
 
 NO_BREAK = "\xa0"
 """A blank at which `wrap` does not end a line."""
@@ -72,22 +75,23 @@ def lasting_streams() -> Iterator[None]:
 
 
 @contextmanager
-def frame_bar(total: int, title: str) -> Iterator[Callable[..., None]]:
-    """A progress bar over `total` frames on standard error, also of several processes; in a log every half minute.
+def frame_bar(total: int, title: str, unit: str = " frames") -> Iterator[Callable[..., None]]:
+    """A progress bar on standard error, also of several processes; in a log every half minute. unit: what it counts.
 
     Yields `advance(num_frames, **facts)`: count so many more, show the facts behind the bar, and raise Interrupted if a
     signal has come.
     """
     interval = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LOG_FILE_UPDATES
-    bar: tqdm[Any] = tqdm(
-        total=total,
-        desc=title,
-        unit=" frames",
-        leave=False,
-        mininterval=interval,
-        dynamic_ncols=True,
-        disable=own_rank() > 0,
-    )
+    with signals_held():  # tqdm shows a bar before it has all that closing it needs.
+        bar: tqdm[Any] = tqdm(
+            total=total,
+            desc=title,
+            unit=unit,
+            leave=False,
+            mininterval=interval,
+            dynamic_ncols=True,
+            disable=own_rank() > 0,
+        )
 
     def advance(num_frames: int, **facts: str) -> None:
         raise_if_interrupted()
@@ -183,3 +187,24 @@ def wrap(text: str, first: str = "", rest: str | None = None) -> list[str]:
         break_on_hyphens=False,
     )
     return [line.replace(NO_BREAK, " ") for line in lines] or [first.rstrip()]
+
+
+def shown_phases(*frames: Sequence[int]) -> list[int]:
+    """The phases that tables and pictures show, in order: all, or of more than 60 the most frequent that occur.
+
+    A picture of the 1,000 classes of foreign weights would take gigabytes, and nobody could read it.
+
+    Args:
+        frames: how often each phase occurs; where the first ones are equal, the next ones decide.
+    """
+    phases = range(len(frames[0]))
+    if len(phases) <= MOST_PHASES:
+        return list(phases)
+    counts = {phase: tuple(counted[phase] for counted in frames) for phase in phases}
+    most = sorted((phase for phase in phases if any(counts[phase])), key=lambda phase: counts[phase], reverse=True)
+    return sorted(most[:MOST_PHASES])
+
+
+def omission(num_shown: int, num_phases: int) -> str:
+    """`12 of 1000 phases are shown, those that occur most`; "" if all are."""
+    return "" if num_shown == num_phases else f"{num_shown} of {num_phases} phases are shown, those that occur most"

@@ -22,6 +22,9 @@ MAX_WORKERS = 16
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Precision by name, as options and files say it."""
 
+GAIN_ON_GPU = "the network alone, measured on an H100: 2.2 times as fast to train, 3.9 times to extract"
+"""bf16 against float32 without TF32, batches of 32 to train and of 256 to extract."""
+
 FREED_MEMORY_TO_KEEP = 1 << 30
 CGROUPS = Path("/sys/fs/cgroup")
 """Where Linux says what a container may use."""
@@ -141,7 +144,30 @@ def describe_arithmetic(device: torch.device, precision: str) -> str:
     fastest = choose_precision("auto", device)
     if precision == "fp32" != fastest:
         text += f"; --precision auto would take {fastest}, which is faster and slightly less exact"
+        text += f" ({GAIN_ON_GPU})" if device.type == "cuda" else ""
     return text
+
+
+def records_graphs(device: torch.device) -> bool:
+    """Whether training steps and evaluation are recorded as CUDA graphs: on GPUs, unless the environment says no."""
+    return _choice("SPATIALFEAT_CUDA_GRAPHS", ("1", "0"), "1") == "1" and device.type == "cuda"
+
+
+def augments_on_device(device: torch.device) -> bool:
+    """Whether training frames are augmented in batches on the device, or one by one in the decoding processes.
+
+    On a GPU the first, on a CPU the second, unless the environment says otherwise; the same up to rounding.
+    """
+    usual = "device" if device.type == "cuda" else "workers"
+    return _choice("SPATIALFEAT_AUGMENT", ("device", "workers"), usual) == "device"
+
+
+def _choice(name: str, values: tuple[str, ...], usual: str) -> str:
+    """A switch for comparisons, from the environment."""
+    value = os.environ.get(name, usual)
+    if value not in values:
+        raise SpatialfeatError(f"environment variable {name}={value}: must be {' or '.join(values)}; unset it")
+    return value
 
 
 def usable_cores() -> int:

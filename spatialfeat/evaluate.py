@@ -16,13 +16,20 @@ from spatialfeat.config import (
     WeightsSource,
 )
 from spatialfeat.console import count_text
-from spatialfeat.data.dataset import require_images
-from spatialfeat.data.frames import UNLABELLED, group_videos, read_frames
-from spatialfeat.device import choose_precision, describe_arithmetic, describe_device, select_device
+from spatialfeat.data.frames import (
+    NO_LABELLED_FRAME,
+    UNLABELLED,
+    doubtful_fps,
+    group_videos,
+    read_frames,
+    unlabelled_text,
+)
+from spatialfeat.data.ids import USUAL_RULE, IdRule
+from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import prepare_output_dir
-from spatialfeat.network.inference import compute_logits
-from spatialfeat.network.weights import MORE_CLASSES, load_checkpoint
+from spatialfeat.network.inference import TableInference
+from spatialfeat.network.weights import MORE_CLASSES, described_id_rule, load_checkpoint, warn_of_many_classes
 from spatialfeat.reports.report import write_report
 from spatialfeat.reports.tables import comparison_table, score_tables
 from spatialfeat.runrecord import RunRecord, results_folder
@@ -37,7 +44,7 @@ from spatialfeat.scores.predictions import (
     read_prediction_files,
     usual_step,
 )
-from spatialfeat.scores.relaxed import DEFAULT_WINDOW_S, cholec80_notice, relaxed_graph
+from spatialfeat.scores.relaxed import DEFAULT_WINDOW_S, cholec80_notice, relaxed_graph, window_frames
 from spatialfeat.scores.results import read_results
 from spatialfeat.scores.summary import Evaluation, ScoreOptions, compare, score, write_comparisons, write_scores
 
@@ -82,6 +89,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     """
     opened = open_source(config)
     graph = None if config.relaxed is None else relaxed_graph(config.relaxed, opened.phase_names)
+    _refuse_empty_window(config, config.fps)
     prepare_output_dir(config.out_dir)
     with (
         results_folder(config.out_dir, "evaluate", RESULT_PATTERNS) as results_dir,
@@ -92,10 +100,11 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
             sets[NETWORK_NAME][0].write_csv(results_dir / PREDICTIONS_NAME)
         videos = {name: evaluated_videos(parts, config.group_by) for name, parts in sets.items()}
         sampling_fps, numbering_fps = find_rates(next(iter(videos.values())), config.fps, opened.stored_fps)
+        _refuse_empty_window(config, sampling_fps)
         options = ScoreOptions(
             group_by=config.group_by,
             relaxed=graph,
-            window_s=DEFAULT_WINDOW_S if config.relaxed_window is None else config.relaxed_window,
+            window_s=config.relaxed_window or DEFAULT_WINDOW_S,
             sampling_fps=sampling_fps,
             num_samples=config.bootstrap,
             seed=config.seed,
@@ -124,7 +133,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
             title=f"Evaluation of {', '.join(evaluation.name for evaluation in evaluations)}",
             facts=_report_facts(config, sampling_fps, notices),
         )
-        record.finish(scores={evaluation.name: evaluation.metrics["pooled"] for evaluation in evaluations})
+        pooled = {evaluation.name: evaluation.metrics["pooled"] for evaluation in evaluations}
+        record.finish(scores=pooled, **opened.found)
     return EvaluationResult(evaluations, comparisons)
 
 
@@ -141,45 +151,41 @@ def open_source(config: EvaluateConfig) -> OpenedSource:
         opened = _open_weights(source, config)
     group_videos(opened.tables, config.group_by)  # Raises for a video or patient that is written in two ways.
     if all((table.labels == UNLABELLED).all() for table in opened.tables):
-        raise SpatialfeatError(
-            f"{opened.tables[0].source}: has no labelled frame; scores need the true phases of some frames"
-        )
+        raise SpatialfeatError(f"{opened.tables[0].source}: {NO_LABELLED_FRAME}")
     return opened
 
 
 def _open_weights(source: WeightsSource, config: EvaluateConfig) -> OpenedSource:
-    checkpoint = load_checkpoint(source.weights, num_classes=config.num_classes, phase_names=config.phase_names)
+    assert source.csv is not None  # Only `predict` does without.
+    checkpoint = load_checkpoint(
+        source.weights,
+        num_classes=config.num_classes,
+        phase_names=config.phase_names,
+        preprocessing=Preprocessing.of_options(source.preprocessing, source.mean, source.std),
+    )
     table = read_frames(
         source.csv,
         source.img_dir,
         split="evaluation",
+        id_rule=IdRule.given(source.id_form, source.id_pattern) or described_id_rule(source.weights) or USUAL_RULE,
         num_classes=checkpoint.num_classes,
-        allow_unlabelled=True,
+        phase_names=checkpoint.phase_names,
         more_classes=MORE_CLASSES,
     )
-    device = select_device(source.device)
-    precision = choose_precision(source.precision, device)
-    require_images([table])  # Last of the checks: it takes seconds, the others do not.
+    warn_of_many_classes(checkpoint, [table])
+    inference = TableInference(checkpoint, table, source)  # Last of the checks: it takes seconds, the others do not.
 
     def predict() -> PredictionSets:
-        logger.info("evaluating %s: %d frames on %s", source.csv, len(table), describe_arithmetic(device, precision))
-        logits = compute_logits(
-            checkpoint,
-            table,
-            device=device,
-            precision=precision,
-            batch_size=source.batch_size,
-            workers=source.workers,
-            title="evaluate",
-        )
-        return {NETWORK_NAME: [FramePredictions.of_logits(table, logits)]}
+        logger.info("evaluating %s: %d frames on %s", source.csv, len(table), inference.arithmetic)
+        return {NETWORK_NAME: [FramePredictions.of_logits(table, inference.logits("evaluate"))]}
 
     return OpenedSource(
         tables=(table,),
         phase_names=checkpoint.phase_names,
         predict=predict,
         data=(source.csv,),
-        facts={"device": describe_device(device), "precision": precision, "weights_sha256": checkpoint.sha256},
+        facts=inference.facts,
+        found=inference.found,
     )
 
 
@@ -201,6 +207,16 @@ def find_rates(
     return given_fps, (1.0 if given_fps is None else given_fps) * step
 
 
+def _refuse_empty_window(config: EvaluateConfig, sampling_fps: float | None) -> None:
+    """A window of no frame forgives nothing: most likely the rate is wrong."""
+    window_s = config.relaxed_window or DEFAULT_WINDOW_S
+    if config.relaxed is not None and sampling_fps is not None and window_frames(window_s, sampling_fps) == 0:
+        raise SpatialfeatError(
+            f"--relaxed {config.relaxed}: a window of {window_s:g} s holds no frame at {sampling_fps:g} scored frames "
+            "per second; pass the right --fps, or a longer --relaxed-window"
+        )
+
+
 def _notices(config: EvaluateConfig, opened: OpenedSource, evaluation: Evaluation) -> list[str]:
     """What a reader of the scores should know, on the terminal and in the report."""
     notices = list(opened.notices)
@@ -209,6 +225,10 @@ def _notices(config: EvaluateConfig, opened: OpenedSource, evaluation: Evaluatio
             f"the true phases are those in {opened.tables[0].source}: a frame that is missing from it is not noticed; "
             "pass --csv to check that all are there"
         )
+    notices += [f"{text}: in no score" for table in opened.tables if (text := unlabelled_text(table))]
+    if opened.stored_fps is not None and config.fps is None:
+        doubt = doubtful_fps([int(usual_step(evaluation.videos))], opened.stored_fps)
+        notices += [f"{doubt}, or --fps 1 to evaluate"] if doubt else []
     relaxed = cholec80_notice(config.relaxed, opened.phase_names)
     if relaxed is not None:
         notices.append(relaxed)

@@ -11,7 +11,7 @@ from spatialfeat.config import ExportConfig
 from spatialfeat.console import count_text, frame_bar
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.exports.source import ExportJob, open_videos
-from spatialfeat.files import atomic_folder, atomic_path, require_room
+from spatialfeat.files import atomic_folder, atomic_path, require_new_folder, require_room
 from spatialfeat.formats import FORMATS, ExportFormat
 
 logger = logging.getLogger(__name__)
@@ -77,9 +77,8 @@ def _check_place(config: ExportConfig, form: ExportFormat) -> Path:
         )
     if form.suffixes and out.exists():
         raise SpatialfeatError(f"OUT {config.out}: exists already; remove it or choose another name")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        what = "is not empty" if out.is_dir() else "is a file"
-        raise SpatialfeatError(f"OUT {config.out}: {what}; remove it or choose another folder")
+    if not form.suffixes:
+        require_new_folder(config.out)
     return out
 
 

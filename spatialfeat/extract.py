@@ -10,13 +10,32 @@ from pathlib import Path
 
 import numpy as np
 
-from spatialfeat.config import ExtractConfig, parse_shard
+from spatialfeat.config import IMAGENET, ExtractConfig, parse_shard
 from spatialfeat.console import count_text, frame_bar
 from spatialfeat.data.cache import open_cache, total_use
-from spatialfeat.data.dataset import FrameDataset, check_image_files, describe_broken_image, make_loader
-from spatialfeat.data.frames import UNNAMED_SPLIT, FrameTable, group_videos, list_frames, named_csvs, read_frames
+from spatialfeat.data.dataset import (
+    FrameDataset,
+    check_image_files,
+    describe_broken_image,
+    make_loader,
+    where_missing_may_be,
+)
+from spatialfeat.data.frames import (
+    UNLABELLED,
+    UNNAMED_SPLIT,
+    FrameTable,
+    count_gaps,
+    doubtful_fps,
+    group_videos,
+    list_frames,
+    named_csvs,
+    read_frames,
+    unlabelled_text,
+)
+from spatialfeat.data.ids import USUAL_RULE, IdRule
+from spatialfeat.data.patients import show_reading
 from spatialfeat.data.pseudonyms import Pseudonyms, pseudonymized
-from spatialfeat.data.transforms import evaluation_transform
+from spatialfeat.data.transforms import Preprocessing, evaluation_transform
 from spatialfeat.device import (
     choose_precision,
     choose_workers,
@@ -34,7 +53,7 @@ from spatialfeat.files import prepare_output_dir, require_room
 from spatialfeat.network.backbone import RESNET50
 from spatialfeat.network.inference import run_inference
 from spatialfeat.network.resnet import InferenceNetwork
-from spatialfeat.network.weights import MORE_CLASSES, load_checkpoint
+from spatialfeat.network.weights import MORE_CLASSES, described_id_rule, load_checkpoint, warn_of_many_classes
 from spatialfeat.runrecord import RunRecord
 
 logger = logging.getLogger(__name__)
@@ -75,13 +94,23 @@ class _Extraction:
 
     def __init__(self, config: ExtractConfig, group: ProcessGroup) -> None:
         self.config, self.group = config, group
-        csvs = named_csvs(config.csvs)
+        csvs = named_csvs(config.csvs) if config.read_csvs else []
         self.csv_paths = [path for _, path in csvs]
-        self.tables = [] if csvs else [_all_images(config.img_dir)]  # Before the weights, which take seconds.
-        self.checkpoint = load_checkpoint(
-            config.weights, num_classes=config.num_classes, phase_names=config.phase_names
-        )
+        given = IdRule.given(config.id_form, config.id_pattern)
+        self.id_rule = given or described_id_rule(config.weights) or USUAL_RULE
+        self.tables = [] if csvs else [self._all_images()]  # Before the weights, which take seconds.
+        # ImageNet weights are downloaded once.
+        with group.main_first() if config.weights == Path(IMAGENET) else nullcontext():
+            self.checkpoint = load_checkpoint(
+                config.weights,
+                num_classes=config.num_classes,
+                phase_names=config.phase_names,
+                preprocessing=Preprocessing.of_options(config.preprocessing, config.mean, config.std),
+                needs_classifier=False,
+            )
         self.tables += [self._read_table(split, path) for split, path in csvs]
+        show_reading(self.tables)
+        warn_of_many_classes(self.checkpoint, self.tables)
         self.pseudonyms: Pseudonyms | None = None
         if config.pseudonymize is not None:
             self.tables, self.pseudonyms = pseudonymized(self.tables, config.pseudonymize, config.out_dir)
@@ -99,6 +128,7 @@ class _Extraction:
             layout=config.layout,
             group_by=config.group_by,
             fps=config.fps,
+            id_rule=str(self.tables[0].id_rule),
         )
         self.cache = open_cache(config.cache_dir, config.cache_limit_gb)
 
@@ -117,7 +147,7 @@ class _Extraction:
             elsewhere=self.elsewhere,
         )
         if to_compute:
-            num_values = sum(map(len, to_compute)) * (RESNET50.num_features + self.checkpoint.num_classes)
+            num_values = sum(map(len, to_compute)) * (RESNET50.num_features + self.checkpoint.num_logits)
             num_bytes = num_values * np.dtype(np.float32).itemsize
             require_room(config.out_dir, num_bytes, "the feature files take")
         skipped = [video.video_id for video in done]
@@ -131,7 +161,9 @@ class _Extraction:
             self._announce()
             chosen = set(to_compute)
             share = share_out([video for video in self.videos if video.video_id in chosen], group.size)[group.rank]
-            sink = FeatureSink(share, config.out_dir, self.provenance, pseudonymized=private)
+            sink = FeatureSink(
+                share, config.out_dir, self.provenance, pseudonymized=private, weights_origin=self.checkpoint.origin
+            )
             if share:
                 self._compute(sink)
             written, failed = set[str](), dict[str, str]()
@@ -157,25 +189,41 @@ class _Extraction:
             path,
             self.config.img_dir,
             split=split,
+            id_rule=self.id_rule,
             num_classes=self.checkpoint.num_classes,
+            phase_names=self.checkpoint.phase_names,
             labels_required=False,
-            more_classes=MORE_CLASSES,
+            more_classes=MORE_CLASSES if self.checkpoint.num_logits else "pass --num-classes",
         )
 
     def _videos_with_broken_images(self) -> dict[str, str]:
         """{video id: its first broken image}. Refuses a run in which no video is left."""
         of_table = [[video.rows for video in self.videos if video.table is table] for table in self.tables]
         rows = [np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64) for found in of_table]
-        broken = check_image_files(self.tables, rows=rows)
+        cache, steps = self.cache, evaluation_transform(self.checkpoint.preprocessing).fixed_steps
+        is_kept = None if cache is None else lambda table, name: cache.holds(table.images, name, steps)
+        broken = check_image_files(self.tables, rows=rows, is_kept=is_kept)
         reasons = {(id(table), row): describe_broken_image(table, row, reason) for table, row, reason in broken}
         failed: dict[str, str] = {}
         for video in self.videos:
             found = [reasons[key] for row in video.rows.tolist() if (key := (id(video.table), row)) in reasons]
             if found:
                 failed[video.video_id] = found[0] + (f" ({len(found)} such images)" if len(found) > 1 else "")
+        where = where_missing_may_be(broken)
         if failed and len(failed) == len(self.videos):
-            raise SpatialfeatError(f"{next(iter(failed.values()))}; no video is left to extract: check --img-dir")
+            first = describe_broken_image(*broken[0])
+            others = f" ({len(broken)} of {sum(map(len, self.videos))} images are broken)" if len(broken) > 1 else ""
+            raise SpatialfeatError(f"{first}{others}; no video is left to extract: {where or 'check --img-dir'}")
+        if where:
+            logger.warning("of the missing images: %s", where)
         return failed
+
+    def _all_images(self) -> FrameTable:
+        """Without any CSV: all frames of the folder, unlabelled."""
+        table = list_frames(self.config.img_dir, split=UNNAMED_SPLIT, id_rule=self.id_rule)
+        count, where = len(table), self.config.img_dir
+        logger.info("no CSV: extracting all %d images of %s, unlabelled, as split %r", count, where, UNNAMED_SPLIT)
+        return table
 
     def _start_record(self) -> RunRecord:
         return RunRecord(
@@ -206,10 +254,11 @@ class _Extraction:
                 translate_computing_faults(batch_size=config.batch_size, workers=workers),
                 frame_bar(len(dataset), "extract" + self.group.own_share_text) as advance,
             ):
+                batches = iter(loader)  # Decoding begins, while the network is made ready.
                 network = InferenceNetwork(
                     checkpoint.model.to(device), checkpoint.preprocessing, self.provenance.precision, config.batch_size
                 )
-                for outputs in run_inference(network, loader):
+                for outputs in run_inference(network, batches):
                     sink.take(outputs)
                     advance(len(outputs.positions) + len(outputs.failures))
         except (SpatialfeatError, KeyboardInterrupt):
@@ -224,6 +273,16 @@ class _Extraction:
         where = f"shard {self.config.shard}: " if self.config.shard else ""
         arithmetic = describe_arithmetic(self.group.device, self.provenance.precision)
         logger.info("%s%s, %s; computing on %s%s", where, what, frames, arithmetic, self.group.processes_text)
+        for table in self.tables:
+            if self.csv_paths and (text := unlabelled_text(table)):
+                logger.info("%s: kept, with label %d", text, UNLABELLED)
+        steps = (
+            count_gaps(video.table.segments[video.rows], video.table.frame_numbers[video.rows])[0]
+            for video in self.videos
+            if len(video) > 1
+        )
+        if doubt := doubtful_fps(steps, self.config.fps):
+            logger.warning("%s", doubt)
 
     def _report(self, result: ExtractResult) -> None:
         logger.info("%s written to %s", count_text(len(result.written), "feature file"), self.config.out_dir)
@@ -231,10 +290,3 @@ class _Extraction:
             logger.info("%d already there, made by the same weights, options and frames", len(result.skipped))
         for video_id, reason in result.failed.items():
             logger.error("video %s has no feature file: %s", video_id, reason)
-
-
-def _all_images(img_dir: Path) -> FrameTable:
-    """Without any CSV: all frames of the folder, unlabelled."""
-    table = list_frames(img_dir, split=UNNAMED_SPLIT)
-    logger.info("no CSV: extracting all %d images of %s, unlabelled, as split %r", len(table), img_dir, UNNAMED_SPLIT)
-    return table

@@ -183,21 +183,33 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def move_aside(out_dir: Path, names: Sequence[str]) -> None:
-    """Move those of `names` that are in `out_dir` into a new folder `previous1`, `previous2`, ... beside them.
+def text_sha256s(path: Path) -> frozenset[str]:
+    """SHA-256 of a text file's bytes as they are, with LF, and with CRLF as line ends: what counts as the same text."""
+    content = path.read_bytes()
+    lf = content.replace(b"\r\n", b"\n")
+    return frozenset(hashlib.sha256(form).hexdigest() for form in (content, lf, lf.replace(b"\n", b"\r\n")))
+
+
+ASIDE_NAME = "previous"
+"""`previous1`, `previous2`, ...: folders of results that were moved aside."""
+
+
+def move_aside(out_dir: Path, names: Sequence[str]) -> Path | None:
+    """Move those of `names` that are in `out_dir` into a new folder beside them. Returns it, None if none is there.
 
     A night of work is not overwritten by the first minutes of another run, and results of two runs are never mixed.
     """
     found = [name for name in names if (out_dir / name).exists()]
     if not found:
-        return
+        return None
     number = 1
-    while (aside_dir := out_dir / f"previous{number}").exists():
+    while (aside_dir := out_dir / f"{ASIDE_NAME}{number}").exists():
         number += 1
     aside_dir.mkdir()
     for name in found:
         (out_dir / name).replace(aside_dir / name)
     logger.info("results of an earlier run are now in %s", aside_dir)
+    return aside_dir
 
 
 def prepare_output_dir(out_dir: Path) -> None:
@@ -214,6 +226,13 @@ def prepare_output_dir(out_dir: Path) -> None:
         raise SpatialfeatError(
             f"--out {out_dir}: cannot write there ({error.strerror}); choose a folder that you may write to"
         ) from error
+
+
+def require_new_folder(out: Path) -> None:
+    """Refuse a positional OUT that is a file, or a folder that is not empty: nothing there is overwritten."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        what = "is not empty" if out.is_dir() else "is a file"
+        raise SpatialfeatError(f"OUT {out}: {what}; remove it or choose another folder")
 
 
 def require_room(out_dir: Path, num_bytes: int, what: str, option: str = "--out") -> None:

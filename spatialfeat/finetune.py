@@ -14,13 +14,17 @@ from spatialfeat.console import count_text
 from spatialfeat.data.cache import open_cache, total_use
 from spatialfeat.data.dataset import require_images
 from spatialfeat.data.frames import FrameTable
+from spatialfeat.data.images import decoder_name
+from spatialfeat.data.transforms import evaluation_transform, training_transform
 from spatialfeat.device import (
+    augments_on_device,
     choose_precision,
     choose_workers,
     describe_arithmetic,
     describe_device,
     library_versions,
     prepare_processor,
+    records_graphs,
     seed_everything,
     use_true_float32,
 )
@@ -44,6 +48,8 @@ from spatialfeat.training.files import (
     StudyFiles,
     TrainingState,
     find_study,
+    holds_unfinished_study,
+    resume_options,
     study_bytes,
     study_identity,
 )
@@ -112,7 +118,12 @@ class _Study:
         if group.is_main:
             prepare_output_dir(config.out_dir)
         precision = choose_precision(config.precision, group.device)
-        self.config = config = replace(config, precision=precision, cache_size_px=config.training_frames_px)
+        self.config = config = replace(
+            config,
+            precision=precision,
+            cache_size_px=config.training_frames_px,
+            test_csv=self.data.test.source if self.data.test else None,
+        )
         self.workers = choose_workers(config.workers, group.device, processes=group.local_size)
         self.identity = study_identity(config, self.data)
         self.environment = {"device": describe_device(group.device) + group.processes_text, **library_versions()}
@@ -130,9 +141,24 @@ class _Study:
         """The last checks, which one process makes for all; then the way is cleared for the results."""
         config = self.config
         require_room(config.out_dir, study_bytes(model, config.freeze_until), "state and weights take")
-        require_images(self.data.tables)  # Last of the checks: it takes seconds, the others do not.
+        self._require_images()  # Last of the checks: it takes seconds, the others do not.
         self._announce(state)
         self._move_aside(state)
+
+    def _require_images(self) -> None:
+        """The quick look at every image that is not in the cache as training or evaluation wants it."""
+        config, cache, train = self.config, self.cache, self.data.train
+        if cache is None:
+            require_images(self.data.tables)
+            return
+        preprocessing = RESNET50.preprocessing(config.image_size_px)
+        training = training_transform(preprocessing, config.training_frames_px).fixed_steps
+        evaluation = evaluation_transform(preprocessing).fixed_steps
+
+        def is_kept(table: FrameTable, name: str) -> bool:
+            return cache.holds(table.images, name, training if table is train else evaluation)
+
+        require_images(self.data.tables, is_kept=is_kept)
 
     def run(self, model: PhaseResNet50, state: TrainingState | None) -> FinetuneResult:
         """Train and test; of several processes, the main one keeps the record."""
@@ -154,6 +180,8 @@ class _Study:
                 [table.source for table in self.data.tables],
                 device=self.environment["device"],
                 workers=self.workers,
+                augmentation="device" if augments_on_device(self.group.device) else "workers",
+                cuda_graphs=records_graphs(self.group.device),
                 **resumed,
             ) as record,
             translate_lost_contact(),
@@ -246,7 +274,8 @@ class _Study:
         logger.info("fine-tuning a ResNet-50 on %s frames, %d phases", frames, config.num_classes)
         arithmetic = describe_arithmetic(self.group.device, config.precision)
         logger.info("computing on %s%s", arithmetic, self.group.processes_text)
-        logger.info("%s, seed %d", count_text(self.workers, "decoding worker"), config.seed)
+        workers = count_text(self.workers, "decoding worker")
+        logger.info("%s (PNG by %s), seed %d", workers, decoder_name(), config.seed)
         if state is not None:
             logger.info("resuming after epoch %d of at most %d", len(state.history), config.epochs)
             return
@@ -269,12 +298,15 @@ class _Study:
             return
         if not any((out_dir / name).exists() for name in RESULT_NAMES if name != RECORD_NAME):
             return  # A run that was stopped in its first epoch leaves a record only, which is not worth a folder.
-        is_complete = read_json_object(out_dir / RECORD_NAME).get("status") == "complete"
-        if (out_dir / STATE_NAME).exists() and not is_complete:
+        is_unfinished = holds_unfinished_study(out_dir)
+        aside_dir = move_aside(out_dir, RESULT_NAMES)
+        if is_unfinished and aside_dir is not None:
             logger.warning(
-                "%s holds an unfinished study, which is moved aside; --resume would have gone on with it", out_dir
+                "%s holds an unfinished study, which is moved aside; --resume would have gone on with it, and still "
+                "does with %s",
+                out_dir,
+                resume_options(aside_dir),
             )
-        move_aside(out_dir, RESULT_NAMES)
 
 
 @contextmanager

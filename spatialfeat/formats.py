@@ -89,7 +89,7 @@ OUT/
 OUT                                attributes: format, schema, phase_names, fps, weights_sha256, ...
   {video}/                         attributes: video_id, patient_id, split, source
     features                       (T, 2048) float32
-    logits                         (T, C) float32
+    logits                         (T, C) float32; not there if the feature files have none
     labels                         (T,) int64, -100 where unlabelled
     frame_ids                      (T,) UTF-8
     segment, frame                 (T,) int64""",

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from spatialfeat.console import NO_BREAK, align, clock_text, count_text, size_text, wrap
-from spatialfeat.data.frames import UNLABELLED, count_gaps, patients_in_several_splits
+from spatialfeat.console import MOST_PHASES, NO_BREAK, align, clock_text, count_text, shown_phases, size_text, wrap
+from spatialfeat.data.frames import UNLABELLED, count_gaps, doubtful_fps
+from spatialfeat.data.ids import AUTO
+from spatialfeat.data.patients import patients_in_several_splits
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
 from spatialfeat.features.folder import (
@@ -22,7 +24,7 @@ from spatialfeat.features.folder import (
     ordered_splits,
     repeated_videos,
 )
-from spatialfeat.features.schema import Provenance
+from spatialfeat.features.schema import WEIGHTS_ORIGIN, Provenance
 from spatialfeat.files import parse_json_object
 from spatialfeat.names import natural_key
 
@@ -95,6 +97,17 @@ class FolderSummary:
             f"patient {patient} is in the splits {' and '.join(sorted(splits))}: scores on them are too good"
             for patient, splits in shared.items()
         ] + [f"{name} is unfinished: an extraction is running, or was cut off" for name in unfinished]
+        self.notes += _rate_notes(self.videos)
+
+
+def _rate_notes(videos: Sequence[VideoSummary]) -> list[str]:
+    """What is doubtful about the rates that the files say."""
+    rates = sorted({video.file.fps for video in videos})
+    doubts = (
+        doubtful_fps((video.frame_step for video in videos if video.file.fps == fps and len(video.file) > 1), fps)
+        for fps in rates
+    )
+    return [doubt for doubt in doubts if doubt]
 
 
 def describe(path: Path) -> FolderSummary | VideoSummary:
@@ -189,15 +202,25 @@ def _provenance_lines(files: Sequence[FeatureFile]) -> list[str]:
     first = provenances[0]
     lines = wrap(" and ".join(values("fps", "{:g}")), "fps: ")
     if len(values("phase_names")) == 1:
-        names = (_unbroken(f"{index} {name}") for index, name in enumerate(first.phase_names))
+        names = [_unbroken(f"{index} {name}") for index, name in enumerate(first.phase_names[:MOST_PHASES])]
+        names += ["..."] if len(first.phase_names) > MOST_PHASES else []
         lines += wrap(", ".join(names), "phases: ")
     lines += wrap(" and ".join(values("group_by")), "one file per: ")
     lines += wrap(" and ".join(values("layout")), "layout: ")
+    if values("id_rule") != [AUTO]:
+        lines += wrap(" and ".join(values("id_rule")), "ids are read by: ")
     if len(values("backbone")) == len(values("layer")) == 1:
-        lines += wrap(f"{first.backbone}, layer {first.layer}", "network: ")
+        lines += wrap(f"{first.backbone}, layer {first.layer}{_weights_text(files)}", "network: ")
     if len(values("preprocessing")) == 1:
         lines += wrap(_readable(first.preprocessing), "preprocessing: ")
     return lines
+
+
+def _weights_text(files: Sequence[FeatureFile]) -> str:
+    """What there is to know of the weights: that they were not fine-tuned, that they had no classifier."""
+    origins = {file.attributes.get(WEIGHTS_ORIGIN, "") for file in files}
+    text = f"; {origins.pop()}" if len(origins) == 1 and origins != {""} else ""
+    return text if any(file.has_logits for file in files) else f"{text}; without logits"
 
 
 def _video_lines(video: VideoSummary) -> list[str]:
@@ -209,6 +232,7 @@ def _video_lines(video: VideoSummary) -> list[str]:
         f"video {file.video_id}, patient {file.patient_id}, split {file.split}, {size_text(video.size_bytes)}",
         f"{len(file)} frames in {segments}, {clock_text(video.duration_s)} at {file.fps:g} fps, {gaps} "
         f"(usual step {video.frame_step})",
+        *(line for note in _rate_notes([video]) for line in wrap(note, "note: ")),
         "",
         "datasets",
     ]
@@ -222,8 +246,11 @@ def _video_lines(video: VideoSummary) -> list[str]:
 
 
 def _phase_lines(video: VideoSummary) -> list[str]:
-    phases = enumerate(zip(video.file.phase_names, video.frames_per_phase.tolist(), strict=True))
-    rows = [(str(index), name, count) for index, (name, count) in phases]
+    names, frames = video.file.phase_names, video.frames_per_phase.tolist()
+    shown = shown_phases(frames)
+    rows = [(str(phase), names[phase], frames[phase]) for phase in shown]
+    if len(shown) < len(names):
+        rows.append(("", f"{len(names) - len(shown)} others", sum(frames) - sum(frames[phase] for phase in shown)))
     if video.num_unlabelled:
         rows.append(("", "unlabelled", video.num_unlabelled))
     wide = max(len(name) for _, name, _ in rows)

@@ -15,7 +15,10 @@ FORMULA_SIGNS = "=+-@\uff1d\uff0b\uff0d\uff20"
 """With these a spreadsheet takes a cell for a formula and runs it; the last four are their full-width forms."""
 
 PLAIN_NAME = rf"[A-Za-z0-9_][A-Za-z0-9_-]{{0,{MAX_NAME_BYTES - 1}}}"
-"""Almost all ids are of this form, which needs no closer look by `name_problem`."""
+"""Almost all names are of this form, which needs no closer look by `name_problem`."""
+
+PLAIN_ID = rf"(?=.{{1,{MAX_NAME_BYTES}}}\Z){PLAIN_NAME}(?:/{PLAIN_NAME})*"
+"""The same for ids, which may name folders."""
 
 # Control characters, invisible ones (some turn the direction of writing), half characters, line and paragraph ends.
 _UNSEEN_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -62,6 +65,25 @@ def name_problem(text: str) -> str | None:
     if len(text.encode("utf-8")) > MAX_NAME_BYTES:
         return f"is longer than {MAX_NAME_BYTES} bytes"
     return None
+
+
+def id_problem(text: str) -> str | None:
+    """Why `text` cannot be an id, or None if it can: a name, or folders and a name, `video01/000031`."""
+    if "/" not in text or text.startswith("/"):
+        return name_problem(text)
+    for part in text.split("/"):
+        problem = name_problem(part)
+        if problem is not None:
+            return f"has the part {part[:80]!r}, which {problem}"
+    return f"is longer than {MAX_NAME_BYTES} bytes" if len(text.encode("utf-8")) > MAX_NAME_BYTES else None
+
+
+def file_name(text: str) -> str:
+    """The id of a video as the name of a file, without suffix: `centre1+video01` for `centre1/video01`.
+
+    Two ids never get one name: no part of an id begins with `+`, and a `+` inside is doubled.
+    """
+    return text.replace("+", "++").replace("/", "+")
 
 
 def label_problem(text: str) -> str | None:

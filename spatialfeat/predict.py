@@ -12,17 +12,17 @@ import pandas as pd
 
 from spatialfeat.config import ExtractConfig, FeaturesSource, PredictConfig, WeightsSource
 from spatialfeat.console import align, clock_text, count_text
-from spatialfeat.data.dataset import require_images
-from spatialfeat.data.frames import UNLABELLED, UNNAMED_SPLIT, FrameTable, group_videos, list_frames, read_frames
-from spatialfeat.device import choose_precision, describe_arithmetic, describe_device, select_device
+from spatialfeat.data.frames import UNLABELLED, UNNAMED_SPLIT, group_videos, list_frames, read_frames
+from spatialfeat.data.ids import USUAL_RULE, IdRule
+from spatialfeat.data.patients import show_reading
+from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.files import prepare_output_dir, write_csv
-from spatialfeat.network.inference import compute_logits
-from spatialfeat.network.weights import MORE_CLASSES, load_checkpoint
+from spatialfeat.network.inference import TableInference
+from spatialfeat.network.weights import MORE_CLASSES, described_id_rule, load_checkpoint, warn_of_many_classes
 from spatialfeat.reports.report import write_ribbons
 from spatialfeat.reports.ribbons import Timeline, timelines
 from spatialfeat.runrecord import RunRecord, results_folder
 from spatialfeat.scores.predictions import (
-    ALL_SPLITS,
     NETWORK_NAME,
     EvaluatedVideo,
     FramePredictions,
@@ -52,7 +52,11 @@ def predict(config: PredictConfig) -> list[EvaluatedVideo]:
         SpatialfeatError: anything that the user can fix, before the first frame is computed where possible. An image
             that cannot be read ends the run, and nothing is kept: a frame that is left out would shift those after it.
     """
-    opened = _open_weights(config) if config.features is None else _open_features(config, config.features)
+    source = config.source
+    if isinstance(source, FeaturesSource):
+        opened = read_feature_predictions(source, config.num_classes, config.phase_names)
+    else:
+        opened = _open_weights(source, config)
     group_videos(opened.tables, config.group_by)  # Raises for a video or patient that is written in two ways.
     num_labelled = sum(int((table.labels != UNLABELLED).sum()) for table in opened.tables)
     if num_labelled:
@@ -70,60 +74,51 @@ def predict(config: PredictConfig) -> list[EvaluatedVideo]:
         logger.info("\n%s", "\n".join(_summary(videos, lines)))
         logger.info("\nwriting ribbons to %s", config.out_dir)
         write_ribbons(results_dir, [unscored(NETWORK_NAME, videos, opened.phase_names)], lines)
-        record.finish(videos=[video.video_id for video in videos], num_frames=sum(map(len, opened.tables)))
+        num_frames = sum(map(len, opened.tables))
+        record.finish(videos=[video.video_id for video in videos], num_frames=num_frames, **opened.found)
     logger.info("phases and confidences: %s", config.out_dir / CSV_NAME)
     return list(videos)
 
 
-def _open_features(config: PredictConfig, features: Path) -> OpenedSource:
-    source = FeaturesSource(features=features, split=config.split or ALL_SPLITS)
-    return read_feature_predictions(source, config.num_classes, config.phase_names)
-
-
-def _open_weights(config: PredictConfig) -> OpenedSource:
-    img_dir = config.img_dir or WeightsSource.img_dir
+def _open_weights(source: WeightsSource, config: PredictConfig) -> OpenedSource:
+    given = IdRule.given(source.id_form, source.id_pattern)
+    id_rule = given or described_id_rule(source.weights) or USUAL_RULE
     # Before the weights, which take seconds.
-    table = list_frames(img_dir, split=UNNAMED_SPLIT) if config.csv is None else _read_csv(config.csv, img_dir, None)
+    table = None if source.csv else list_frames(source.img_dir, split=UNNAMED_SPLIT, id_rule=id_rule)
     checkpoint = load_checkpoint(
-        config.weights or WeightsSource.weights, num_classes=config.num_classes, phase_names=config.phase_names
+        source.weights,
+        num_classes=config.num_classes,
+        phase_names=config.phase_names,
+        preprocessing=Preprocessing.of_options(source.preprocessing, source.mean, source.std),
     )
-    if config.csv is not None:
-        table = _read_csv(config.csv, img_dir, checkpoint.num_classes)
-    device = select_device(config.device or WeightsSource.device)
-    precision = choose_precision(config.precision or WeightsSource.precision, device)
-    require_images([table])
+    if table is None:
+        assert source.csv is not None
+        table = read_frames(
+            source.csv,
+            source.img_dir,
+            split=UNNAMED_SPLIT,
+            id_rule=id_rule,
+            num_classes=checkpoint.num_classes,
+            phase_names=checkpoint.phase_names,
+            labels_required=False,
+            more_classes=MORE_CLASSES,
+        )
+    show_reading([table])
+    warn_of_many_classes(checkpoint, [table])
+    inference = TableInference(checkpoint, table, source)
 
     def predict() -> PredictionSets:
         frames = count_text(len(table), "frame")
-        logger.info("predicting %s: %s on %s", table.source, frames, describe_arithmetic(device, precision))
-        logits = compute_logits(
-            checkpoint,
-            table,
-            device=device,
-            precision=precision,
-            batch_size=config.batch_size or WeightsSource.batch_size,
-            workers=config.workers,
-            title="predict",
-        )
-        return {NETWORK_NAME: [FramePredictions.of_logits(table, logits)]}
+        logger.info("predicting %s: %s on %s", table.source, frames, inference.arithmetic)
+        return {NETWORK_NAME: [FramePredictions.of_logits(table, inference.logits("predict"))]}
 
     return OpenedSource(
         tables=(table,),
         phase_names=checkpoint.phase_names,
         predict=predict,
-        data=() if config.csv is None else (config.csv,),
-        facts={"device": describe_device(device), "precision": precision, "weights_sha256": checkpoint.sha256},
-    )
-
-
-def _read_csv(csv: Path, img_dir: Path, num_classes: int | None) -> FrameTable:
-    return read_frames(
-        csv,
-        img_dir,
-        split=UNNAMED_SPLIT,
-        num_classes=num_classes,
-        labels_required=False,
-        more_classes=MORE_CLASSES,
+        data=(source.csv,) if source.csv else (),
+        facts=inference.facts,
+        found=inference.found,
     )
 
 

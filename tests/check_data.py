@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class DataSet:
 
     folder: Path
     rows: dict[str, list[list[str]]]
+    patients: dict[str, list[str]] = field(default_factory=dict)
+    """{split: the column patient}, of those that have one."""
 
     @property
     def img_dir(self) -> Path:
@@ -55,6 +57,9 @@ class DataSet:
     def write_csvs(self) -> None:
         for split, rows in self.rows.items():
             write_csv(self.csv(split), [(row[0], row[1]) for row in rows])
+            if split in self.patients:
+                lines = zip(self.csv(split).read_text().splitlines(), ["patient", *self.patients[split]], strict=True)
+                self.csv(split).write_text("".join(f"{line},{patient}\n" for line, patient in lines))
 
     def add_video(self, split: str, video: str, *, frames: range = range(1, NUM_FRAMES + 1), seed: int = 900) -> None:
         """More frames with their images, labelled 0, 0, ..., 1, ..., 2."""

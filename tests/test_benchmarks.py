@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from dataclasses import replace
 from datetime import date
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import bench_extract
 import bench_finetune
+import bench_gpu
+import bench_seeds
 import conftest
 import numpy as np
 import plain_extract
@@ -282,6 +285,51 @@ def test_curves_are_apart_when_the_ways_differ_by_more_than_the_seeds() -> None:
     assert gap.within_noise
     (gap,) = compare_curves(plain, [[Epoch(1.5, 0, 0, 0)], [Epoch(1.5, 0, 0, 0)]], "train_loss")
     assert not gap.within_noise
+
+
+def test_the_seeds_table_has_differences_with_their_errors(frames: FrameSet) -> None:
+    # Means 3 and 2; variances 2/3 and 10/3 of 4 values each.
+    one, other = [2.0, 3.0, 3.0, 4.0], [0.0, 1.0, 3.0, 4.0]
+    assert bench_seeds.Difference.of(one, other) == pytest.approx((1.0, ((2 / 3) / 4 + (10 / 3) / 4) ** 0.5))
+    plain = [[Epoch(1.0, 2.0, 0.5, 1)], [Epoch(1.2, 2.0, 0.5, 1)]]
+    ours = [[Epoch(1.1, 2.0, 0.75, 1)], [Epoch(1.3, 2.0, 0.75, 1)]]
+    curves = {bench_seeds.PLAIN: plain, bench_seeds.WORKERS: ours, bench_seeds.DEVICE: plain}
+    table = cells_of(bench_seeds.report(curves, "machine", frames).rpartition("\n\n")[2])
+    assert table[2] == ["train_loss", "1", "1.100", "+0.100 +- 0.141", "+0.000 +- 0.141"]
+    assert table[4] == ["val_acc", "1", "0.500", "+0.250 +- 0.000", "+0.000 +- 0.000"]
+
+
+def test_the_gpu_table_tells_what_it_measured_and_what_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frames: FrameSet
+) -> None:
+    """The parts themselves are rehearsed by `bench_gpu.py --device cpu --quick`."""
+    calls: list[str] = []
+
+    class Bench:
+        def __init__(self, _plan: object, _work: Path, results: bench_gpu.Results) -> None:
+            self._results = results
+
+        def parts(self) -> list[tuple[str, object]]:
+            def measure() -> None:
+                calls.append("first")
+                self._results.add("finetune bf16: later epoch", "456x256", 2412.4, training=2600)
+                self._results.add("extract bf16: steady", "456x256", None, frames=8)
+                monkeypatch.setattr(bench_gpu.time, "monotonic", lambda: 1e9)
+
+            def fail() -> None:
+                raise RuntimeError("no kernel image\nmore for programmers")
+
+            return [("broken", fail), ("first", measure), ("second", measure)]
+
+    monkeypatch.setattr(bench_gpu, "Bench", Bench)
+    results = bench_gpu.measure(replace(bench_gpu.REHEARSAL), tmp_path, tmp_path / "table", minutes=5)
+    assert calls == ["first"]
+    text = (tmp_path / "table.md").read_text()
+    assert "| finetune bf16: later epoch | 456x256 |    2,412 | training 2600 |" in text
+    assert "not told" in text
+    assert "Not measured: second." in text
+    assert "**FAILED**: broken (RuntimeError: ['no kernel image'])." in text
+    assert json.loads((tmp_path / "table.json").read_text())["rows"] == results.rows
 
 
 def test_tables_line_up() -> None:

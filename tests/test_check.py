@@ -15,8 +15,10 @@ from check_data import CPU, NUM_FRAMES, SIZE_PX, SPEEDS, DataSet, codes, found, 
 from PIL import Image
 from tinydata import png_bytes
 
-from spatialfeat.checks.estimate import Speeds
+from spatialfeat.checks.estimate import Speeds, estimate_runs
 from spatialfeat.checks.findings import CODES, ERROR, MAX_PLACES, Finding
+from spatialfeat.checks.report import render
+from spatialfeat.checks.rows import read_tables
 
 
 @pytest.fixture
@@ -58,6 +60,23 @@ def respelt_video(data: DataSet) -> None:
     data.add_video("val", "011_1")
 
 
+@plants("two-patients", 1, "train.csv row 3: video 11_1 is of patient P2, but of P1 in", "a video is of one patient")
+def patient_column(data: DataSet) -> None:
+    data.patients = {"train": ["P1", "P2", *["P1"] * 7, *["P3"] * 9]}
+
+
+@plants("many-videos", 1, "patient op2024 has 10 videos, in train and test, so that", "--id-form")
+def year_before_a_number(data: DataSet) -> None:
+    for number in range(10):
+        data.add_video("train" if number < 9 else "test", f"op2024_{number}", seed=2000 + 10 * number)
+
+
+@plants("one-frame-videos", 20, "20 of 26 videos have one frame each, such as video frame000000: is", "--id-pattern")
+def frame_number_in_front(data: DataSet) -> None:
+    for number in range(20):
+        data.add_video("train", f"frame{number:06d}", frames=range(1, 2), seed=3000 + number)
+
+
 @plants("frame-in-two-splits", 1, "val.csv row 20: id 11_1_0001 is also in", "remove these rows from")
 def shared_frame(data: DataSet) -> None:
     data.rows["val"].append(data.rows["train"][0])
@@ -79,13 +98,25 @@ def counted_from_one(data: DataSet) -> None:
         row[1] = str(int(row[1]) + 1)
 
 
+@plants("no-labels", 1, "val.csv: has no labelled frame", "need the true phases of some frames")
+def no_label_at_all(data: DataSet) -> None:
+    for row in data.rows["val"]:
+        row[1] = ""
+
+
+@plants("unlabelled", 3, "3 of 18 train frames in", "nothing, if these frames belong to no phase")
+def some_unlabelled(data: DataSet) -> None:
+    for row, text in zip(data.rows["train"], ("-1", "", "-100", "faulty"), strict=False):
+        row[1] = text
+
+
 @plants("no-label-zero", 1, "the labels found run from 1 to 2", "subtract 1 from every label")
 def no_zero(data: DataSet) -> None:
     for rows in data.rows.values():
         rows[:] = [row for row in rows if row[1] != "0"]
 
 
-@plants("no-image-folder", 1, "nowhere: cannot be read", "pass the folder of the PNG files")
+@plants("no-image-folder", 1, "nowhere: cannot be read", "pass the folder of the images")
 def no_folder(data: DataSet) -> dict[str, Any]:
     return {"img_dir": data.folder / "nowhere"}
 
@@ -225,7 +256,9 @@ def name(data: DataSet) -> None:
 
 
 NEEDING_AN_ESTIMATE = {"disk-too-small", "memory-too-small", "gpu-memory-too-small"}
-WITHOUT_PLACES = {"unreadable-csv", "no-image-folder", "no-test-csv", "no-label-zero", "several-sizes"}
+WITHOUT_PLACES = {
+    "unreadable-csv", "no-image-folder", "no-test-csv", "no-label-zero", "several-sizes", "no-labels", "unlabelled",
+}  # fmt: skip
 """The message says all."""
 
 
@@ -249,6 +282,29 @@ def test_a_planted_fault_is_found(code: str, data: DataSet, monkeypatch: pytest.
 def test_every_code_has_a_test() -> None:
     assert set(PLANTS) | NEEDING_AN_ESTIMATE == set(CODES)
     assert NEEDING_AN_ESTIMATE.isdisjoint(PLANTS)
+
+
+def test_operations_of_numbers_behind_a_word_are_patients_of_their_own(data: DataSet) -> None:
+    for rows in data.rows.values():
+        rows.clear()
+    for number in range(1, 13):
+        split = ("train", "train", "val", "test")[number % 4]
+        data.add_video(split, f"video_{number:02d}", seed=4000 + 20 * number)
+    report = data.report()
+    assert not report.failed
+    assert sum(split.num_patients for split in report.splits) == 12
+    assert report.ids[0] == "video_01_0001: patient video_01, frame 1"
+
+
+@pytest.mark.parametrize(("options", "failed"), [({}, False), ({"id_form": "patient-segment-frame"}, True)])
+def test_many_videos_of_one_patient_are_a_question_unless_it_was_said(
+    data: DataSet, options: dict[str, Any], failed: bool
+) -> None:
+    year_before_a_number(data)
+    report = data.report(**options)
+    assert report.failed is failed
+    assert ("many-videos" in codes(report)) is not failed
+    assert ("patient-in-two-splits" in codes(report)) is failed
 
 
 def test_nothing_is_said_of_a_clean_data_set(data: DataSet) -> None:
@@ -331,3 +387,27 @@ def test_a_batch_that_is_too_large_for_the_gpu(data: DataSet, monkeypatch: pytes
     assert "lower --batch-size" in finding.remedy
     assert report.failed
     assert report.estimate is None
+
+
+def test_a_folder_without_a_readable_image_says_so(data: DataSet) -> None:
+    for path in data.img_dir.iterdir():
+        path.write_bytes(b"no picture")
+    report = data.report(estimate=True)
+    text = render(report)
+    assert "54 images, none of which can be decoded" in text
+    assert "0 B" not in text
+    assert codes(report) == {"unreadable-image"}
+    assert report.estimate is None
+
+
+def test_unlabelled_frames_are_not_trained_on_but_extracted(data: DataSet) -> None:
+    config = data.config()
+    labelled, _ = read_tables(config)
+    for rows in data.rows.values():
+        rows[0][1] = "-1"
+    data.write_csvs()
+    tables, _ = read_tables(config)
+    before, after = (estimate_runs(config.study(), some, 6, SPEEDS, CPU) for some in (labelled, tables))
+    assert before.epoch_s is not None
+    assert after.epoch_s == pytest.approx(before.epoch_s * 17 / 18)
+    assert (after.extract_s, after.extract_disk_bytes) == (before.extract_s, before.extract_disk_bytes)

@@ -29,7 +29,8 @@ def privacy_codes(folder: Path, *videos: str) -> list[str]:
         (["video01", "video02", "video80"], []),
         (["train_01", "test_02", "case12_1"], []),
         (["cholec80-12", "cholec80-13", "cholec80-14"], []),
-        (["mydataset_1", "mydataset_2"], ["name"]),  # One patient with two segments: nobody else shares the word.
+        (["mydataset_1", "mydataset_2"], []),  # Two patients share the word.
+        (["mydataset5_1", "mydataset5_2"], ["name"]),  # One patient with two segments: nobody else shares it.
         (["1_20190531", "2_1"], ["date"]),
         (["2019-05-31_1"], ["date"]),
         (["31.05.2019-a_1"], ["date"]),

@@ -7,8 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from feature_folders import PHASES, make_video
 
-from spatialfeat.config import EvaluateConfig, ExtractConfig, FinetuneConfig, WeightsSource, check_phase_names
+from spatialfeat.config import (
+    EvaluateConfig,
+    ExtractConfig,
+    FinetuneConfig,
+    WeightsSource,
+    check_phase_names,
+    read_phase_names,
+)
 from spatialfeat.errors import SpatialfeatError
 
 
@@ -112,3 +120,51 @@ def test_phase_names() -> None:
     for names in (("a", "a"), ("a", " ")):
         with pytest.raises(SpatialfeatError, match="every name must be present and unique"):
             check_phase_names(names, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("nasal\nsellar\n", ("nasal", "sellar")),
+        ("\ufeffnasal\r\n\r\n sellar \r\n", ("nasal", "sellar")),
+        ("0 nasal\n1 sellar phase\n", ("nasal", "sellar phase")),
+        ("\ufeff1\tsellar\r\n0\tnasal\r\n", ("nasal", "sellar")),  # In any order.
+        ("0,nasal\n1;sellar\n", ("nasal", "sellar")),
+        ("phase1\n2nd phase\n", ("phase1", "2nd phase")),
+        ("1\n2\n", ("1", "2")),
+    ],
+)
+def test_files_of_phase_names(tmp_path: Path, content: str, expected: tuple[str, ...]) -> None:
+    path = tmp_path / "mapping.txt"
+    path.write_bytes(content.encode())
+    assert read_phase_names(str(path)) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("0 a\n1 b\n\n1 c\n", "mapping.txt line 4: '1 c' has number 1 again; number every line or none"),
+        ("0 a\nb\n", "mapping.txt line 2: 'b' has no number before the name, as others have; number every line"),
+        ("1 a\n2 b\n", "mapping.txt: its lines are numbered 1 to 2; number 2 phases from 0 to 1, each once"),
+        ("0 a\n2 b\n3 c\n", "mapping.txt: its lines are numbered 0 to 3; number 3 phases from 0 to 2, each once"),
+    ],
+)
+def test_numbers_before_phase_names_are_0_to_the_last_each_once(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "mapping.txt").write_text(content)
+    with pytest.raises(SpatialfeatError) as caught:
+        read_phase_names(str(tmp_path / "mapping.txt"))
+    assert str(caught.value).startswith(f"--phase-names {tmp_path}/{message}")
+
+
+def test_phase_names_from_a_long_list_from_the_json_beside_weights_and_from_feature_files(tmp_path: Path) -> None:
+    names = tuple(f"a phase with a long name {number}" for number in range(50))  # No path is so long.
+    assert read_phase_names(",".join(names)) == names
+    (tmp_path / "weights.json").write_text('{"phase_names": ["nasal", "sellar, late"]}')
+    assert read_phase_names(str(tmp_path / "weights.json")) == ("nasal", "sellar, late")
+    path = make_video(tmp_path / "features", "1_1", [0, 1, 2]).path
+    assert read_phase_names(str(path)) == read_phase_names(str(path.parent)) == PHASES
+    (tmp_path / "other.json").write_text('{"phases": []}')
+    with pytest.raises(SpatialfeatError, match=r"other\.json: holds no list phase_names; pass the JSON file beside"):
+        read_phase_names(str(tmp_path / "other.json"))
+    with pytest.raises(SpatialfeatError, match="--phase-names gone: cannot be read"):
+        read_phase_names("gone")

@@ -12,6 +12,7 @@ from PIL import Image
 from tinydata import make_table, png_bytes, write_images
 
 from spatialfeat.data.dataset import FrameDataset, check_image_files, require_images
+from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.images import ImageFolder
 from spatialfeat.data.transforms import Preprocessing, evaluation_transform
 from spatialfeat.errors import SpatialfeatError
@@ -39,7 +40,22 @@ def test_all_broken_rows_in_order(tmp_path: Path) -> None:
     assert reasons[0] == "the file does not exist"
     assert reasons[1] == "the file is empty"
     assert "cannot be decoded" in reasons[2]
-    assert reasons[3] == "the content is not a PNG image"
+    assert reasons[3] == "it is a GIF image, whatever its name says, not a PNG or JPEG image"
+
+
+def test_what_a_cache_has_is_not_opened(tmp_path: Path) -> None:
+    """But a file that is not there is missed all the same."""
+    table = make_table(tmp_path, ["1_1_1", "1_1_2", "1_1_3"])
+    write_images(table)
+    table.image_path(0).write_bytes(b"")
+    table.image_path(1).write_bytes(b"")
+    table.image_path(2).unlink()
+
+    def is_kept(asked: FrameTable, name: str) -> bool:
+        return asked is table and name in ("1_1_1", "1_1_3")
+
+    broken = check_image_files([table], is_kept=is_kept, progress=False)
+    assert [(row, reason) for _, row, reason in broken] == [(1, "the file is empty"), (2, "the file does not exist")]
 
 
 def test_the_message_names_row_file_reason_number_and_remedy(tmp_path: Path) -> None:
@@ -57,13 +73,40 @@ def test_the_message_names_row_file_reason_number_and_remedy(tmp_path: Path) -> 
     assert str(caught.value) == f"{place} (2 of 3 images are broken); {remedy}"
 
 
-def test_upper_case_suffix_is_another_file(tmp_path: Path) -> None:
-    table = make_table(tmp_path, ["1_1_1"])
-    table.images.path.mkdir()
-    (table.images.path / "1_1_1.PNG").write_bytes(png_bytes())
-    if table.image_path(0).exists():
-        pytest.skip("this file system does not tell upper from lower case")
-    assert [reason for _, _, reason in check_image_files([table], progress=False)] == ["the file does not exist"]
+@pytest.mark.parametrize(
+    ("file", "remedy"),
+    [
+        ("1_1_2.tif", "convert to PNG or JPEG the 1 file such as {img_dir}/1_1_2.tif"),
+        ("1_1_0002.jpg", "write 1 id as the file is named: 1_1_0002 for 1_1_2"),
+        ("1_1/1_1_2.jpg", "write the folder in the ids, 1_1/1_1_2 for 1_1_2: this one is {img_dir}/1_1/1_1_2.jpg"),
+        ("1_1/2.png", "write the folder in the ids, 1_1/2 for 1_1_2: this one is {img_dir}/1_1/2.png"),
+        ("other_2.png", "put the image there, pass --img-dir, or remove the row"),
+    ],
+)
+def test_what_is_known_of_a_missing_image_is_said(tmp_path: Path, file: str, remedy: str) -> None:
+    table = make_table(tmp_path, ["1_1_1", "1_1_2"])
+    write_images(table)
+    target = table.images.path / file
+    target.parent.mkdir(exist_ok=True)
+    table.image_path(1).rename(target)
+    with pytest.raises(SpatialfeatError) as caught:
+        require_images([table])
+    assert "train.csv row 3: cannot read " in str(caught.value)
+    assert remedy.format(img_dir=table.images.path) in str(caught.value)
+
+
+def test_the_letter_case_of_a_missing_image_and_folders_too_many(tmp_path: Path) -> None:
+    table = make_table(tmp_path, ["Video1/frame_2"])
+    (table.images.path / "Video1").mkdir(parents=True)
+    (table.images.path / "Video1" / "Frame_2.jpg").write_bytes(png_bytes())
+    with pytest.raises(SpatialfeatError, match="write 1 id as the file is named: Video1/Frame_2 for Video1/frame_2"):
+        require_images([table])
+    with pytest.raises(SpatialfeatError, match="write the folder of the ids as it is named: Video1, not video01"):
+        require_images([make_table(tmp_path, ["video01/frame_2"])])
+    within = replace(table, images=ImageFolder(table.images.path / "Video1"))
+    (table.images.path / "Video1" / "Frame_2.jpg").rename(table.images.path / "Video1" / "frame_2.jpg")
+    with pytest.raises(SpatialfeatError, match=rf"pass --img-dir {table.images.path}: the ids name the folder Video1"):
+        require_images([within])
 
 
 def test_missing_image_folder(tmp_path: Path) -> None:

@@ -171,9 +171,10 @@ def test_relaxed_graph_from_a_file_equals_the_built_in_one(tmp_path: Path, numbe
     assert isinstance(relaxed, dict)
     # 1_1_2 is called 1 just before 1 begins, and 2_1_11 is called 1 within 10 frames after 1: both are forgiven.
     assert (relaxed["window_s"], relaxed["sampling_fps"], relaxed["accuracy"]) == (10.0, 1.0, 1.0)
-    strict = score(tmp_path / "c", relaxed="cholec80", relaxed_window=0.0, **common)["relaxed"]
-    assert isinstance(strict, dict)
-    assert strict["accuracy"] == pytest.approx((3 / 4 + 3 / 4 + 1) / 3)
+    # One frame: 1_1_2 is the last of its phase, but 2_1_11 is the second.
+    narrow = score(tmp_path / "c", relaxed="cholec80", relaxed_window=0.5, **common)["relaxed"]
+    assert isinstance(narrow, dict)
+    assert (narrow["window_frames"], narrow["accuracy"]) == (1, pytest.approx((1 + 3 / 4 + 1) / 3))
 
 
 def test_feature_files_are_scored_without_images(tmp_path: Path, numbers_only: None) -> None:
@@ -292,7 +293,9 @@ BAD_OPTIONS = [
     (["--predictions", "a.csv", "--relaxed-window", "5"], "--relaxed-window does nothing without --relaxed"),
     (["--predictions", "a.csv", "--fps", "0"], "--fps 0: must be a positive number"),
     (["--predictions", "a.csv", "--fps", "nan"], "--fps nan: must be a positive number"),
-    (["--predictions", "a.csv", "--relaxed", "cholec80", "--fps", "1", "--relaxed-window", "-1"], "must be a number"),
+    (["--predictions", "a.csv", "--relaxed", "cholec80", "--fps", "1", "--relaxed-window", "-1"], "must be a positive"),
+    (["--predictions", "a.csv", "--relaxed", "cholec80", "--fps", "1", "--relaxed-window", "0"], "must be a positive"),
+    (["--predictions", "a.csv", "--relaxed", "cholec80", "--fps", "0.04"], "a window of 10 s holds no frame at 0.04"),
     (["--predictions", "a.csv", "--bootstrap", "-1"], "--bootstrap -1: must be at least 0"),
     (["--predictions", "a.csv", "--seed", "-1"], "--seed -1: must be at least 0"),
     (["--predictions", "a.csv", "--num-classes", "1"], "--num-classes 1: must be at least 2"),
@@ -379,3 +382,47 @@ def test_what_a_reader_should_know_is_said(
         score(tmp_path / "p", predictions=(path,), group_by="patient", relaxed="cholec80", fps=1.0, phase_names=names)
     assert "per part of an operation" not in caplog.text
     assert "relaxed scores mean little unless they are the same phases" in caplog.text
+
+
+def test_a_rate_that_is_doubtful_is_said_and_a_window_without_frames_is_refused(
+    tmp_path: Path, numbers_only: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every 25th frame of a 25 fps video, extracted with the default --fps 1."""
+    graph = str(write_rows(tmp_path / "graph.csv", "from,to", [(0, 1), (1, 2)]))
+    features = write_features(tmp_path / "features", step=25, fps=1.0)
+    doubt = (
+        "frame numbers advance by 25, so at --fps 1 frames are 25 s apart; if that is one frame a second, pass --fps 25"
+    )
+    with caplog.at_level("INFO", logger="spatialfeat"):
+        score(tmp_path / "a", features=features)
+    assert f"note: {doubt} to extract and check, or --fps 1 to evaluate" in caplog.text
+    with pytest.raises(SpatialfeatError, match=r"a window of 10 s holds no frame at 0\.04 scored frames per second"):
+        evaluate(EvaluateConfig(features=features, relaxed=graph, out_dir=tmp_path / "b"))
+    assert not (tmp_path / "b" / "metrics.json").exists()
+    caplog.clear()
+    with caplog.at_level("INFO", logger="spatialfeat"):
+        relaxed = score(tmp_path / "c", features=features, relaxed=graph, fps=1.0)["relaxed"]
+        score(tmp_path / "d", features=write_features(tmp_path / "right", step=25, fps=25.0))
+    assert isinstance(relaxed, dict)
+    assert relaxed["window_frames"] == 10
+    assert "advance by" not in caplog.text
+    for folder, is_said in ((features, True), (tmp_path / "right", False)):
+        for path in (folder, folder / "1_1.h5"):
+            shown = CliRunner().invoke(app, ["info", str(path)])
+            assert shown.exit_code == 0
+            assert (f"note: {doubt}" in " ".join(shown.stdout.split())) == is_said
+
+
+def test_unlabelled_frames_count_in_no_score_and_are_counted(
+    tmp_path: Path, numbers_only: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_predictions(tmp_path / "a.csv")
+    truth = write_rows(
+        tmp_path / "test.csv", "id,label", [(row[0], "" if row[0] == "2_2_1" else row[1]) for row in TRUTH]
+    )
+    bare = write_rows(tmp_path / "b.csv", "id,prediction", foreign_rows())
+    whole = score(tmp_path / "all", predictions=(str(path),))
+    with caplog.at_level("INFO", logger="spatialfeat"):
+        part = score(tmp_path / "part", predictions=(str(bare),), csv=truth)
+    assert (whole["num_frames"], part["num_frames"]) == (9, 8)
+    assert f"note: 1 of 9 evaluation frames in {truth} without a label: in no score" in caplog.text

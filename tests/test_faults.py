@@ -266,7 +266,7 @@ def test_a_killed_decoding_process_ends_the_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    decode, main_process, frames = dataset_module.decode_rgb, os.getpid(), 0
+    decode, main_process, frames = dataset_module.decode_pixels, os.getpid(), 0
 
     def die_at_the_tenth(content: bytes) -> Any:
         nonlocal frames
@@ -275,7 +275,7 @@ def test_a_killed_decoding_process_ends_the_run(
             os.kill(os.getpid(), number)
         return decode(content)
 
-    monkeypatch.setattr(dataset_module, "decode_rgb", die_at_the_tenth)
+    monkeypatch.setattr(dataset_module, "decode_pixels", die_at_the_tenth)
     monkeypatch.setattr(InferenceNetwork, "__call__", _given_outputs)
     done = _extract(demo_dir, small_weights, tmp_path, "--workers", "1")
     assert done.exit_code == 2, done.output

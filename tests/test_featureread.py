@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
@@ -16,9 +17,11 @@ import numpy as np
 import pytest
 from feature_folders import make_video
 from tinydata import PROVENANCE, TIME_FIRST_PROVENANCE, make_header, make_outputs, write_feature_file
+from typer.testing import CliRunner
 
 import spatialfeat
 from spatialfeat import FeatureFile, read_features
+from spatialfeat.cli import app
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features import file as featurefile
 from spatialfeat.features.folder import list_feature_files, open_feature_dir
@@ -376,3 +379,63 @@ def test_the_package_imports_nothing_heavy() -> None:
     assert set(spatialfeat.__all__) <= set(dir(spatialfeat))
     with pytest.raises(AttributeError, match="no attribute 'unknown'"):
         _ = spatialfeat.unknown
+
+
+def test_files_are_read_while_others_have_them_open_and_locked(tmp_path: Path) -> None:
+    path = _write(tmp_path, "1050_1")
+    writer = f"import h5py; file = h5py.File({str(path)!r}, 'r+'); print('open', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", writer], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        with pytest.raises(BlockingIOError):
+            h5py.File(path, "r")  # As a drive without locks refuses it.
+        with FeatureFile(path) as file:
+            np.testing.assert_array_equal(file.features(axes="time,channel"), make_outputs(10)[0])
+        process.communicate("\n", timeout=60)
+    assert process.returncode == 0
+
+
+def _text(path: Path) -> None:
+    path.write_text("nothing")
+
+
+def _foreign(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["x"] = 1
+
+
+def _truncated(path: Path) -> None:
+    whole = make_video(path.parent, "9_1", [0, 1, 2]).path.rename(path)
+    whole.write_bytes(whole.read_bytes()[:5000])
+
+
+STRAY: dict[str, tuple[Callable[[Path], object], str]] = {
+    "text": (_text, "is not a whole HDF5 file"),
+    "empty": (Path.touch, "is not a whole HDF5 file"),
+    "foreign": (_foreign, "is not a feature file of spatialfeat; keep other files elsewhere"),
+    "truncated": (_truncated, "is not a whole HDF5 file (truncated file"),
+    "folder": (Path.mkdir, "cannot be read (no plain file)"),
+    "pipe": (os.mkfifo, "cannot be read (no plain file)"),  # Reading it would wait without an end.
+    "dangling link": (lambda path: path.symlink_to("gone.h5"), "no such feature file"),
+}
+
+
+@pytest.mark.parametrize("kind", STRAY)
+def test_a_stray_file_is_skipped_by_info_and_refused_by_name_elsewhere(tmp_path: Path, kind: str) -> None:
+    make, message = STRAY[kind]
+    folder = tmp_path / "features"
+    for video in ("1_1", "2_1"):
+        make_video(folder, video, [0, 0, 1, 2])
+    make(folder / "stray.h5")
+    shown = CliRunner().invoke(app, ["info", str(folder)])
+    assert shown.exit_code == 1
+    assert [line.split()[0] for line in shown.stdout.splitlines()[2:4]] == ["1_1", "2_1"]
+    assert f"problem: stray.h5: {message}" in " ".join(shown.stdout.split())
+    for command in (["evaluate", "--features", str(folder), "--split", "train", "--out", str(tmp_path / "scores")],
+                    ["export", "csv", str(folder), str(tmp_path / "csv")]):  # fmt: skip
+        refused = CliRunner().invoke(app, command)
+        assert refused.exit_code == 2
+        assert f"error: {folder}/stray.h5: {message}" in refused.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features"]

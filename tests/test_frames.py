@@ -77,8 +77,27 @@ def test_other_columns_and_their_order_do_not_matter(tmp_path: Path) -> None:
         "id, label\n1_1_1, 0\n 1_1_2,  3\n",
         "id,label \n1_1_1,0 \n1_1_2,3\t\n",
         "id,label\n1_1_1,+0\n1_1_2,03\n",
+        "id;label\r\n1_1_1;0\r\n1_1_2;3\r\n",
+        '\ufeffnote;id;label\n"a, b;";1_1_1;0\n;1_1_2;3\n',
+        "id\tlabel\n1_1_1\t0\n1_1_2\t3\n",
+        "id,label,a;b;c;d\n1_1_1,0,\n1_1_2,3,x;y\n",
+        'id;label;"start, end"\n1_1_1;0;1,2\n1_1_2;3;3,4\n',
     ],
-    ids=["plain", "no final newline", "BOM", "CRLF", "quoted", "blanks before", "blanks behind", "signs and zeros"],
+    ids=[
+        "plain",
+        "no final newline",
+        "BOM",
+        "CRLF",
+        "quoted",
+        "blanks before",
+        "blanks behind",
+        "signs and zeros",
+        "semicolons",
+        "commas in cells",
+        "tabs",
+        "semicolons in a name",
+        "commas in a name",
+    ],
 )
 def test_ways_to_write_the_same_csv(tmp_path: Path, content: str) -> None:
     table = _read(tmp_path, content)
@@ -105,13 +124,16 @@ def test_row_numbers_are_those_of_an_editor_after_blank_lines(tmp_path: Path, ne
         ("id,label\n\n\n", "train.csv: has no rows; add one row `id,label` per frame"),
         ("id\n1_1_1\n", "train.csv: no column label (found: id); the header must be `id,label`"),
         ("frame,label\n1,0\n", "train.csv: no column id (found: frame, label); the header must be `id,label`"),
-        ("id;label\n1_1_1;0\n", "train.csv: no column id and label (found: id;label); save it with commas"),
+        ("id;phase\n1_1_1;0\n", "train.csv: no column label (found: id, phase); the header must be `id,label`"),
+        ("id|label\n1_1_1|0\n", "train.csv: no column id and label (found: id|label); the header must be"),
+        ("id;label\n1_1_1;0;5\n", "train.csv row 2: has 3 fields, the header 2; remove surplus semicolons"),
+        ("id\tlabel\n1_1_1\t0\t5\n", "train.csv row 2: has 3 fields, the header 2; remove surplus tabs"),
+        ("id;label\n1_1_1;3,0\n", "train.csv row 2: label '3,0' is not an integer"),
         ("id,label,label\n1_1_1,0,3\n", "train.csv: column label is there twice; keep one"),
         ("id,id ,label\n1_1_1,1_1_2,3\n", "train.csv: column id is there twice; keep one"),
         ("id,label\n1_1_1,0,5\n1_1_2,0\n", "train.csv row 2: has 3 fields, the header 2; remove surplus commas"),
         ("id,label\n1_1_1,0\n\n1_1_2,0,5\n", "train.csv row 4: has 3 fields, the header 2; remove surplus commas"),
         ("id,label\n1_1_1,0,\n1_1_2,0,\n", "train.csv row 2: has 3 fields, the header 2; remove surplus commas"),
-        ("id,label\n1_1_1\n", "train.csv row 2: label '' is not an integer; write "),
         ("id,label\n\u00e9_1,0\n".encode("latin-1"), "train.csv: is not UTF-8 text"),
         ("id,label\n1_1_1,0\n".encode("utf-16"), "train.csv: is not UTF-8 text"),
     ],
@@ -138,16 +160,17 @@ def test_missing_file_and_folder_instead_of_a_file(tmp_path: Path) -> None:
     [
         ("9", "label 9 is outside 0..6; fix the row or pass --num-classes"),
         ("7", "label 7 is outside 0..6"),
-        ("-1", "label -1 is outside 0..6"),
-        ("-100", "label -100 is outside 0..6"),
+        ("-2", "label -2 is outside 0..6; fix the row: phases count from 0; a frame without a label has -100, -1 or"),
+        ("-10", "label -10 is outside 0..6; fix the row"),
         ("9" * 18, f"label {'9' * 18} is outside 0..6"),
         ("9" * 30, f"label {'9' * 30} is outside 0..6"),
         ("-" + "9" * 30, f"label -{'9' * 30} is outside 0..6"),
-        ("3.0", "label '3.0' is not an integer; write "),
+        ("3.5", "label '3.5' is not an integer; write the phase's number, e.g. 3, or pass --phase-names"),
+        ("3.01", "label '3.01' is not an integer"),
+        (".0", "label '.0' is not an integer"),
         ("1e0", "label '1e0' is not an integer"),
         ("sellar", "label 'sellar' is not an integer"),
         ("nan", "label 'nan' is not an integer"),
-        ("", "label '' is not an integer"),
         ("\u0663", "label '\u0663' is not an integer"),  # an Arabic three, which Python's int() takes
     ],
 )
@@ -163,20 +186,55 @@ def test_the_first_of_several_bad_rows_is_named_and_the_others_counted(tmp_path:
 def test_without_a_number_of_classes_only_negative_labels_are_refused(tmp_path: Path) -> None:
     good = write_csv(tmp_path / "good.csv", [("1_1_1", 250)])
     assert read_frames(good, tmp_path, split="train").labels.tolist() == [250]
-    bad = write_csv(tmp_path / "bad.csv", [("1_1_1", -1)])
-    with pytest.raises(SpatialfeatError, match="row 2: label -1 is outside 0 and above"):
+    bad = write_csv(tmp_path / "bad.csv", [("1_1_1", -2)])
+    with pytest.raises(SpatialfeatError, match="row 2: label -2 is outside 0 and above"):
         read_frames(bad, tmp_path, split="train")
 
 
-def test_unlabelled_frames_only_where_labels_are_not_required(tmp_path: Path) -> None:
-    unlabelled = "id,label\n1_1_1,-100\n1_1_2,3\n"
-    assert _read(tmp_path, unlabelled, labels_required=False).labels.tolist() == [-100, 3]
-    assert "row 2: label -100 " in _error(tmp_path, unlabelled)
+def test_unlabelled_frames_are_minus_100_minus_1_or_empty(tmp_path: Path) -> None:
+    texts = ["-100", "-1", "", "  ", "-1.0", "-100.00", "3", "3.0", "3.", "+3", "03"]
+    content = "id,label\n" + "".join(f"1_1_{row},{text}\n" for row, text in enumerate(texts))
+    for labels_required in (True, False):
+        table = _read(tmp_path, content, labels_required=labels_required)
+        assert table.labels.tolist() == [-100] * 6 + [3] * 5
     no_column = "id\n1_1_1\n1_1_2\n"
     assert _read(tmp_path, no_column, labels_required=False).labels.tolist() == [-100, -100]
     assert "no column label" in _error(tmp_path, no_column)
-    assert "row 2: label -99 " in _error(tmp_path, "id,label\n1_1_1,-99\n", labels_required=False)
-    assert "or -100 for an unlabelled frame" in _error(tmp_path, "id,label\n1_1_1,\n", labels_required=False)
+
+
+NAMES = ("Preparation", "Clipping Cutting", "2", "Retraction")
+"""The third phase, number 2, is called 2, which can be read in one way only."""
+
+
+def _named(folder: Path, names: tuple[str, ...], labels: list[str]) -> FrameTable:
+    path = write_csv(folder / "train.csv", [(f"1_1_{row}", label) for row, label in enumerate(labels)])
+    return read_frames(path, folder, split="train", num_classes=len(names), phase_names=names)
+
+
+def test_phase_names_are_labels_beside_numbers_and_unlabelled_frames(tmp_path: Path) -> None:
+    labels = ["Retraction", "0", "Clipping Cutting", "2", " Preparation ", "-1", "", "3.0"]
+    assert _named(tmp_path, NAMES, labels).labels.tolist() == [3, 0, 1, 2, 0, -100, -100, 3]
+
+
+@pytest.mark.parametrize(
+    ("names", "label", "message"),
+    [
+        (NAMES, "retraction", "label 'retraction' is no phase; write 0..3 or one of Preparation, Clipping Cutting, 2"),
+        (NAMES, "4", "label 4 is outside 0..3; fix the row or pass --num-classes"),
+        # As AutoLaparo counts its phases: number 3 is called 4, and number 4 is called 5.
+        (("1", "2", "3", "4", "5"), "4", "label 4 is a number, and the name of another phase; give names with"),
+        (("a", "b", "-1"), "-1", "label -1 is a number, and the name of another phase; give names with --phase-names"),
+    ],
+)
+def test_names_that_are_no_phase_or_two(tmp_path: Path, names: tuple[str, ...], label: str, message: str) -> None:
+    with pytest.raises(SpatialfeatError) as caught:
+        _named(tmp_path, names, ["0" if "a" in names or names is NAMES else "", label])
+    assert str(caught.value).startswith(f"{tmp_path}/train.csv row 3: {message}")
+
+
+def test_a_message_shows_few_of_many_names(tmp_path: Path) -> None:
+    with pytest.raises(SpatialfeatError, match=r"one of a0, a1, .*a9, \.\.\., or give other names"):
+        _named(tmp_path, tuple(f"a{phase}" for phase in range(500)), ["b"])
 
 
 @pytest.mark.parametrize(
@@ -184,7 +242,8 @@ def test_unlabelled_frames_only_where_labels_are_not_required(tmp_path: Path) ->
     [
         "../x_1",
         "/abs_1",
-        "a/b_1",
+        "a/./b_1",
+        "a/ b_1",
         "a\\b_1",
         "a\x01b_1",
         ".hidden_1",
@@ -286,7 +345,7 @@ def test_a_folder_of_images_is_a_table_of_unlabelled_frames(tmp_path: Path) -> N
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SpatialfeatError, match="holds no PNG file"):
+    with pytest.raises(SpatialfeatError, match="holds no PNG or JPEG file"):
         list_frames(tmp_path, split="all")
     with pytest.raises(SpatialfeatError, match="cannot be read"):
         list_frames(tmp_path / "absent", split="all")

@@ -6,6 +6,8 @@ SPATIALFEAT_REQUIRE_GPU=1 says that there must be one.
 
 from __future__ import annotations
 
+import copy
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,17 +17,27 @@ import torch
 from networks import settled_network, smooth_images
 from numpy.typing import NDArray
 from torch import nn
+from torchrun import torchrun
 
 from spatialfeat import read_features
 from spatialfeat.config import PRECISIONS, ExtractConfig, FinetuneConfig, default_phase_names
-from spatialfeat.data.transforms import Preprocessing
+from spatialfeat.data.augmentation import Augmentation, augment_batch
+from spatialfeat.data.dataset import EpochBatches, FrameDataset, make_loader
+from spatialfeat.data.frames import read_frames
+from spatialfeat.data.staging import staged
+from spatialfeat.data.transforms import Preprocessing, training_transform
 from spatialfeat.device import describe_device, select_device, use_true_float32
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.extract import extract
 from spatialfeat.finetune import FinetuneResult, finetune
+from spatialfeat.network.resnet import InferenceNetwork, PhaseResNet50
 from spatialfeat.network.weights import save_weights, snapshot
+from spatialfeat.training.trainer import TrainingStep, make_optimizer
 
 pytestmark = pytest.mark.gpu
+
+CUDA = torch.device("cuda", 0)
+SMALL = Preprocessing.for_image_size(64)
 
 # Relative norm and cosine to the CPU's float32 features that each precision must keep to, for every frame.
 ALLOWED = {"fp32": (1e-3, 0.999999), "bf16": (1e-2, 0.9999), "fp16": (1e-2, 0.9999)}
@@ -200,3 +212,108 @@ def test_a_batch_that_does_not_fit_is_told_with_what_to_lower(quick_config: Fine
             finetune(replace(quick_config, device="cuda", precision="fp32", freeze_until=0, out_dir=tmp_path))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def steps_of(model: PhaseResNet50, precision: str, sizes: list[int]) -> tuple[list[float], bool]:
+    """Losses of training steps on batches of these sizes, and whether they were recorded."""
+    model = copy.deepcopy(model).to(CUDA)
+    model.freeze(6)
+    step = TrainingStep(
+        model, make_optimizer(model, 1e-4), nn.CrossEntropyLoss(), preprocessing=SMALL, precision=precision
+    )
+    losses = []
+    for _ in range(2):
+        step.start_epoch()
+        images, labels = smooth_images(max(sizes), 64).to(CUDA), (torch.arange(max(sizes)) % 7).to(CUDA)
+        losses += [step(images[-size:].roll(number, 3), labels[-size:]).loss for number, size in enumerate(sizes)]
+    recorded = step._recorded is not None and step._recorded._graph is not None
+    return [float(loss) for loss in losses], recorded
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recorded_steps_are_the_usual_ones(
+    precision: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Several whole batches, a smaller one in between and at the end, two epochs."""
+    if precision == "bf16" and torch.cuda.get_device_capability()[0] < 8:
+        return
+    use_true_float32()
+    torch.backends.cudnn.deterministic = True
+    model, sizes = settled_network(7, smooth_images(8, 64), SMALL), [8, 8, 8, 8, 5, 8, 8, 3]
+    found, recorded = steps_of(model, precision, sizes)
+    assert recorded
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+    monkeypatch.setenv("SPATIALFEAT_CUDA_GRAPHS", "0")
+    expected, recorded = steps_of(model, precision, sizes)
+    assert not recorded
+    assert found == pytest.approx(expected, rel=1e-4 if precision == "fp32" else 1e-2)
+    assert len(set(found)) == len(found)  # Each step has its own batch and weights.
+
+
+def test_a_recorded_evaluation_is_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_true_float32()
+    model = settled_network(7, smooth_images(8, 64), SMALL).to(CUDA)
+    batches = [smooth_images(8, 64).roll(number, 2).to(CUDA)[: 8 - number] for number in range(5)]
+    network = InferenceNetwork(model, SMALL, "fp32", 8)
+    found = [network(images) for images in batches]
+    monkeypatch.setenv("SPATIALFEAT_CUDA_GRAPHS", "0")
+    network = InferenceNetwork(model, SMALL, "fp32", 8)
+    for images, outputs in zip(batches, found, strict=True):
+        for one, other in zip(outputs, network(images), strict=True):
+            assert one.shape == other.shape
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_augmentation_on_the_gpu_equals_that_on_the_cpu() -> None:
+    torch.manual_seed(0)
+    frames = [torch.randint(0, 256, (3, 90 + 20 * number, 160), dtype=torch.uint8) for number in range(4)]
+    drawn = [Augmentation.draw(frame) for frame in frames]
+    cuts = torch.zeros(4, 200, 160, 3, dtype=torch.uint8)
+    for cut, frame, one in zip(cuts, frames, drawn, strict=True):
+        cut[: one.height, : one.width] = one.cut(frame).permute(1, 2, 0)
+    rows = torch.tensor([one.row(64, (one.height, one.width)) for one in drawn], dtype=torch.float64)
+    use_true_float32()
+    found = augment_batch(cuts.to(CUDA), rows.to(CUDA), 64).cpu().int()
+    difference = (found - torch.stack([one(frame, 64) for one, frame in zip(drawn, frames, strict=True)]).int()).abs()
+    assert difference.max() <= 2
+    assert float((difference > 0).float().mean()) < 0.01
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_reach_the_gpu_in_order_and_whole(demo_dir: Path, workers: int) -> None:
+    table = read_frames(demo_dir / "train_ResNet_DB.csv", demo_dir / "images", split="train")
+    found = {}
+    for device in (torch.device("cpu"), CUDA):
+        dataset = FrameDataset(table, training_transform(SMALL, on_device=True))
+        order = EpochBatches(len(table), 5, seed=3)
+        loader = make_loader(dataset, batch_size=5, batches=order, workers=workers, device=device)
+        found[device.type] = list(staged(loader, device, 64))
+    for here, there in zip(found["cpu"], found["cuda"], strict=True):
+        assert (there.images.device, there.labels.device) == (CUDA, CUDA)
+        assert torch.equal(here.labels, there.labels.cpu())
+        assert (here.images.int() - there.images.cpu().int()).abs().max() <= 2
+
+
+def test_a_study_goes_on_on_the_other_device(quick_config: FinetuneConfig, tmp_path: Path) -> None:
+    """The optimizer of a GPU computes in another way; what it knows is the same."""
+    config = replace(quick_config, precision="fp32", keep_state=True, test_csv=None, out_dir=tmp_path)
+    finetune(replace(config, device="cpu", epochs=1))
+    finetune(replace(config, device="cuda", epochs=2, resume=True))
+    assert len(finetune(replace(config, device="cpu", epochs=3, resume=True)).history) == 3
+
+
+def test_two_processes_train_as_one(quick_config: FinetuneConfig, gpu_study: FinetuneResult, tmp_path: Path) -> None:
+    """NCCL and SyncBatchNorm, where there are two GPUs; with one there is nothing to look at."""
+    if torch.cuda.device_count() < 2:
+        return
+    config = quick_config
+    options = [
+        "--train-csv", config.train_csv, "--val-csv", config.val_csv, "--test-csv", config.test_csv or "",
+        "--img-dir", config.img_dir, "--weights", config.weights, "--image-size", "64", "--device", "cuda",
+        "--epochs", "2", "--batch-size", str(config.batch_size), "--workers", "0", "--no-tensorboard",
+    ]  # fmt: skip
+    run = torchrun("-m", "spatialfeat", "finetune", *options, "--out", tmp_path / "two", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    lines = (tmp_path / "two" / "history.csv").read_text().splitlines()
+    losses = [float(line.split(",")[1]) for line in lines[1:]]
+    assert losses == pytest.approx([record.train_loss for record in gpu_study.history], rel=0.02)

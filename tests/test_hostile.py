@@ -36,7 +36,8 @@ from spatialfeat.features.file import FeatureFile
 from spatialfeat.files import read_json_object
 from spatialfeat.files import write_csv as write_csv_frame
 from spatialfeat.names import for_terminal, name_problem, spreadsheet_cell
-from spatialfeat.network.weights import convert_exactly, description_path, load_checkpoint, read_description
+from spatialfeat.network.tensorfiles import convert_exactly
+from spatialfeat.network.weights import description_path, load_checkpoint, read_description
 
 PACKAGE = Path(spatialfeat.__file__).parent
 
@@ -46,7 +47,7 @@ PACKAGE = Path(spatialfeat.__file__).parent
 @pytest.mark.parametrize(
     ("frame_id", "reason"),
     [
-        ("../../x_1", "holds a slash"),
+        ("../../x_1", "starts with a dot"),
         ("a\\..\\x_1", "holds a slash"),
         ("..", "starts with a dot"),
         (".hidden_1", "starts with a dot"),
@@ -64,7 +65,11 @@ PACKAGE = Path(spatialfeat.__file__).parent
         ("a\u2028b_1", "cannot be seen"),
         ("é" * 120 + "_1", "is longer than 200 bytes"),
         ("a _1", "has a blank at one of its ends"),
-        ("a _1_1", "has a blank at one of its ends"),
+        ("a1 _1_1", "has a blank at one of its ends"),
+        ("a/../x_1", "starts with a dot"),
+        ("a/=1_1", "takes it for a formula"),
+        ("a//x_1", "is empty"),
+        ("a/" * 120 + "x_1", "is longer than 200 bytes"),
     ],
 )
 def test_ids(tmp_path: Path, frame_id: str, reason: str) -> None:
@@ -227,7 +232,7 @@ def test_a_record_that_is_shorter_than_its_tensor(tmp_path: Path) -> None:
         ({"fc.weight": torch.zeros(2, device="meta")}, "is on the device meta, without its numbers"),
         ({7: torch.zeros(2)}, "a tensor's name is '7', not a text"),
         ({"x" * 5000: torch.zeros(2).to_sparse()}, "x' is sparse"),
-        ({"fc.weight": torch.zeros(0, 2048)}, "its classifier has 0 rows"),
+        ({"fc.weight": torch.zeros(0, 2048), "fc.bias": torch.zeros(0)}, "its classifier has 0 rows"),
         ({"fc.weight": {"a": [{}]}}, "is not a plain state dict"),
     ],
 )

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any, NoReturn
 
 import h5py
 import numpy as np
@@ -19,6 +20,7 @@ from torchvision import transforms
 from torchvision.models import resnet50
 
 from spatialfeat.config import ExtractConfig
+from spatialfeat.data import images as images_module
 from spatialfeat.data.images import (
     MAX_FILE_BYTES,
     MAX_PIXELS,
@@ -26,7 +28,10 @@ from spatialfeat.data.images import (
     ImageError,
     ImageFolder,
     content_digest,
+    decode_pixels,
     decode_rgb,
+    decoder_name,
+    image_header,
 )
 from spatialfeat.extract import extract
 
@@ -40,6 +45,10 @@ def _encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 def _gradient(mode: str) -> Image.Image:
     ramp = np.arange(12 * 10, dtype=np.uint8).reshape(10, 12)
     return Image.fromarray(ramp * 2).convert("RGB").convert(mode)
+
+
+def _noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(4).integers(0, 256, (90, 120, 3), dtype=np.uint8))
 
 
 def _sixteen_bit() -> Image.Image:
@@ -129,8 +138,14 @@ def test_broken_files_are_told_apart(tmp_path: Path) -> None:
         "good": whole,
         "empty": b"",
         "text": b"not an image",
-        "jpeg": _encode(_gradient("RGB"), "JPEG"),
-        "cmyk jpeg": _encode(_gradient("CMYK"), "JPEG"),
+        "gif": _encode(_gradient("RGB"), "GIF"),
+        "tiff": _encode(_gradient("RGB"), "TIFF"),
+        "big-endian tiff": b"MM\0*\0\0\0\x08",
+        "bmp": _encode(_gradient("RGB"), "BMP"),
+        "webp": b"RIFF\x24\0\0\0WEBPVP8 ",
+        "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        "page": b"\n<!DOCTYPE html><html>",
+        "cut jpeg": _encode(_noise(), "JPEG")[:1000],
         "truncated": whole[: len(whole) // 2],
         "head only": whole[:8],
     }
@@ -142,7 +157,18 @@ def test_broken_files_are_told_apart(tmp_path: Path) -> None:
     reasons = {names[index]: reason for index, reason in broken.items()}
     assert set(reasons) == set(names) - {"good"}
     assert reasons["empty"] == "the file is empty"
-    assert reasons["text"] == reasons["jpeg"] == reasons["cmyk jpeg"] == "the content is not a PNG image"
+    assert reasons["text"] == "the content is not a PNG or JPEG image"
+    for name, what in {
+        "gif": "a GIF image",
+        "tiff": "a TIFF image",
+        "big-endian tiff": "a TIFF image",
+        "bmp": "a BMP image",
+        "webp": "a WebP image",
+        "pointer": "a Git LFS pointer",
+        "page": "a web page",
+    }.items():
+        assert reasons[name] == f"it is {what}, whatever its name says, not a PNG or JPEG image"
+    assert "the JPEG cannot be decoded" in reasons["cut jpeg"]
     assert "cannot be decoded" in reasons["truncated"]
     assert "cannot be decoded" in reasons["head only"]
     assert "directory" in reasons["folder"]
@@ -258,10 +284,150 @@ def test_flipped_pixel_bytes_are_noticed() -> None:
         decode_rgb(bytes(damaged))
 
 
+def _with_chunks(before: bytes = b"", after: bytes = b"") -> bytes:
+    """A plain PNG with more chunks before and behind its pixels."""
+    whole = png_bytes()
+    first, last = whole.index(b"IDAT") - 4, len(whole) - 12
+    return whole[:first] + before + whole[first:last] + after + whole[last:]
+
+
+GAMMA, SIZE = _chunk(b"gAMA", (45455).to_bytes(4, "big")), _chunk(b"pHYs", bytes(9))
+UNUSUAL: dict[str, bytes] = {
+    "text": _with_chunks(_chunk(b"tEXt", b"Comment\0x")),
+    "transparent": _with_chunks(_chunk(b"tRNS", bytes(6))),
+    "behind": _with_chunks(after=GAMMA),
+    "checksum": _with_chunks(GAMMA[:-1] + bytes([GAMMA[-1] ^ 1])),
+    "length": _with_chunks(_chunk(b"gAMA", bytes(5))),
+    "overlong": _with_chunks(b"\xff" * 4 + GAMMA[4:]),
+    "appended": png_bytes() + b"x",
+    "no end": png_bytes()[:-12],
+    "interlaced": _interlaced(),
+    "16-bit": _sixteen_bit_rgb(),
+    "grey": _encode(_gradient("L")),
+    "alpha": _encode(_half_transparent()),
+    "empty": b"",
+    "header": png_bytes()[:30],
+    "text file": b"GIF89a",
+}
+PLAIN = {"rgb": png_bytes(), "large": png_bytes(size_px=(300, 200)), "harmless chunks": _with_chunks(GAMMA + SIZE)}
+
+
+def outcome(decode: Callable[[bytes], Any], content: bytes) -> object:
+    """The pixels, or the reason why there are none."""
+    try:
+        return np.asarray(decode(content)).tolist()
+    except ImageError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *UNUSUAL])
+def test_only_plain_files_go_to_the_fast_decoder_and_pillow_has_the_last_word(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, given = {**PLAIN, **UNUSUAL}[name], list[tuple[int, int]]()
+
+    def refuse(_content: bytes, shape: tuple[int, int], _mode: str) -> NoReturn:
+        given.append(shape)
+        raise Exception("CRC error")  # What kornia-rs raises.
+
+    monkeypatch.setattr(images_module, "_fast_decoder", lambda: refuse)
+    assert outcome(decode_pixels, content) == outcome(decode_rgb, content)
+    assert given == ([] if name in UNUSUAL else [(200, 300) if name == "large" else (7, 9)])
+
+
+def test_the_fast_decoder_gives_pillows_pixels_also_of_damaged_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("kornia_rs.io", reason="kornia-rs is not installed: pip install '.[fast]'")
+    assert decoder_name() == "kornia-rs"
+    contents = [*PLAIN.values(), *UNUSUAL.values()]
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        content = bytearray(PLAIN[str(rng.choice(["rgb", "harmless chunks"]))])
+        content[rng.integers(len(content))] = rng.integers(256)
+        contents.append(bytes(content[: rng.integers(len(content) + 1)] if rng.random() < 0.3 else content))
+    for content in contents:
+        assert outcome(decode_pixels, content) == outcome(decode_rgb, content)
+    pixels = decode_pixels(PLAIN["large"])
+    assert (pixels.shape, pixels.dtype, pixels.flags.writeable) == ((200, 300, 3), np.uint8, True)
+
+
 def test_the_names_of_a_folder(tmp_path: Path) -> None:
     for name in ("1_1_1.png", "1_1_2.PNG", "a.png.txt", "b.jpg", "1_1.5_3.png"):
         (tmp_path / name).touch()
-    assert ImageFolder(tmp_path).names() == {"1_1_1", "1_1.5_3"}
+    assert ImageFolder(tmp_path).names() == {"1_1_1", "1_1_2", "b", "1_1.5_3"}
+
+
+JPEGS: dict[str, Callable[[], bytes]] = {
+    "plain": lambda: _encode(_noise(), "JPEG"),
+    "progressive": lambda: _encode(_noise(), "JPEG", progressive=True),
+    "grey": lambda: _encode(_noise().convert("L"), "JPEG"),
+    "cmyk": lambda: _encode(_noise().convert("CMYK"), "JPEG"),
+    "behind a long comment": lambda: _encode(_noise(), "JPEG", comment=b"x" * 60_000),
+    "bytes behind it": lambda: _encode(_noise(), "JPEG") + b"appended by a frame grabber",
+}
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".JPG", ".Jpeg", ".png", ".PNG"])
+@pytest.mark.parametrize("make", JPEGS.values(), ids=JPEGS)
+def test_jpegs_decode_as_pillow_does_whatever_their_suffix(
+    make: Callable[[], bytes], suffix: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"1_1_1{suffix}"
+    path.write_bytes(make())
+    images = ImageFolder(tmp_path)
+    assert images.file("1_1_1") == path
+    assert images.find_broken(["1_1_1"], progress=False) == {}
+    with Image.open(path) as image:
+        expected = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(np.asarray(decode_rgb(images.read("1_1_1"))), expected)
+    width, height, kind = image_header(images.read("1_1_1"))
+    assert (width, height) == (120, 90)
+    assert kind == {"L": "grey", "CMYK": "CMYK"}.get(image.mode, "RGB")
+
+
+def test_a_jpeg_that_claims_too_many_pixels_is_refused_undecoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = bytearray(_encode(_noise(), "JPEG"))
+    place = content.index(b"\xff\xc0") + 5
+    content[place : place + 4] = struct.pack(">HH", 60_000, 60_000)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
+    with pytest.raises(ImageError, match="it claims 60000 x 60000 pixels, too many for a frame"):
+        decode_rgb(bytes(content))
+    (tmp_path / "bomb.jpg").write_bytes(content)
+    (reason,) = ImageFolder(tmp_path).find_broken(["bomb"], progress=False).values()
+    assert reason == "it claims 60000 x 60000 pixels, too many for a frame"
+
+
+def test_two_files_for_one_name_are_not_chosen_from(tmp_path: Path) -> None:
+    for name in ("1_1_1.png", "1_1_1.jpg", "1_1_2.png"):
+        (tmp_path / name).write_bytes(png_bytes())
+    images = ImageFolder(tmp_path)
+    reason = "there are 1_1_1.jpg and 1_1_1.png: keep the one that is the frame"
+    assert images.find_broken(["1_1_1", "1_1_2"], progress=False) == {0: reason}
+    with pytest.raises(ImageError, match=reason):
+        images.read("1_1_1")
+
+
+def test_files_of_several_suffixes_in_folders(tmp_path: Path) -> None:
+    for name in ("a/1.jpg", "a/2.jpg", "a/3.PNG", "b/1.png", "b/deep/7.jpeg", "b/notes.txt", "c/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png_bytes())
+    (tmp_path / "b" / "above").symlink_to(tmp_path)  # A link in a circle ends the search, and not the program.
+    images = ImageFolder(tmp_path)
+    assert images.names() == set()
+    assert images.names(["a", "b", "gone"]) == {"a/1", "a/2", "a/3", "b/1"}
+    assert [folder for folder in images.folders() if "above" not in folder] == ["a", "b", "b/deep"]
+    assert [images.file_name(name) for name in ("a/1", "a/3", "b/1", "b/deep/7")] == [
+        "a/1.jpg", "a/3.PNG", "b/1.png", "b/deep/7.jpeg",
+    ]  # fmt: skip
+    assert images.file("a/9") == tmp_path / "a/9.jpg"  # As the others there are.
+
+
+def test_a_broken_link_is_told_as_one(tmp_path: Path) -> None:
+    (tmp_path / "1_1_1.png").symlink_to("moved/1_1_1.png")
+    assert ImageFolder(tmp_path).names() == {"1_1_1"}
+    reason = "it is a link to moved/1_1_1.png, which does not exist"
+    assert ImageFolder(tmp_path).find_broken(["1_1_1"], progress=False) == {0: reason}
 
 
 def test_digest_tells_content_apart() -> None:

@@ -181,4 +181,5 @@ def test_a_kept_state_is_trained_further_and_without_resume_a_study_is_moved_asi
     anew = study(unfinished, epochs=1)
     assert anew["code"] == 0, anew["log"]
     assert "holds an unfinished study, which is moved aside; --resume would have gone on with it" in anew["log"]
+    assert f"still does with --resume --out {unfinished}/previous1" in anew["log"].replace("\n", " ")
     assert (unfinished / "previous1" / "training_state.pt").exists()

@@ -91,7 +91,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert (metadata["Name"], metadata["Version"]) == ("spatialfeat", __version__)
     needed = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert {line.partition(">")[0] for line in needed} == {
-        "torch", "torchvision", "numpy", "pandas", "pillow", "h5py", "matplotlib", "jinja2", "tqdm", "typer"
+        "torch", "torchvision", "numpy", "pandas", "pillow", "h5py", "matplotlib", "jinja2", "tqdm", "typer",
+        "safetensors",
     }  # fmt: skip
 
 

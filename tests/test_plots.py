@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -22,7 +23,8 @@ from spatialfeat.reports.plots import (
     svg_bytes,
 )
 from spatialfeat.reports.ribbons import overview_figures, timelines
-from spatialfeat.scores.summary import Evaluation, ScoreOptions
+from spatialfeat.reports.tables import score_tables
+from spatialfeat.scores.summary import Evaluation, ScoreOptions, score, shown_of, unscored
 
 NO_INTERVALS = ScoreOptions(num_samples=0)
 
@@ -174,3 +176,58 @@ def test_no_text_leaves_the_picture() -> None:
 def test_names_with_dots_keep_them(tmp_path: Path) -> None:
     png, svg = save_figure(Figure(), tmp_path / "video.1.png")
     assert (png.name, svg.name) == ("video.1.png", "video.1.svg")
+
+
+@pytest.mark.parametrize("num_sets", [1, 2])
+def test_a_thousand_classes_give_pictures_of_those_that_occur(num_sets: int) -> None:
+    """Weights of another task: 7 true phases, 100 predicted ones. A picture of all took 23 GB."""
+    num_classes = 1000
+    labels = np.repeat(np.arange(7), 30)
+    predictions = labels.copy()
+    wrong = np.arange(0, 200, 2)
+    predictions[wrong] = 100 + 3 * np.arange(100)
+    predictions[198:] = 100  # The one that is predicted most.
+    video = small_video("1_1", labels.tolist(), predictions.tolist())
+    names = [f"class {number}" for number in range(num_classes)]
+    evaluations = [
+        replace(score("network", [video], names, NO_INTERVALS), name=f"set {index}") for index in range(num_sets)
+    ]
+    shown = shown_of(evaluations)
+    assert len(shown) == 60
+    assert shown[:8] == [*range(7), 100]
+    assert {103, 997}.issuperset(set(shown) - set(range(7)) - set(100 + 3 * np.arange(100)))
+
+    confusion = confusion_figure(evaluations[0])
+    axes = confusion.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [f"class {phase}" for phase in shown]
+    assert "60 of 1000 phases are shown" in axes.get_title()
+    # Fractions are those of all the phase's frames, whatever it was taken for.
+    hits = int((predictions[labels == 2] == 2).sum())
+    assert f"{hits / 30:.2f}" in {text.get_text() for text in axes.texts if text.get_position()[1] == 2.40}
+
+    bars = per_phase_figure(evaluations)
+    assert "60 of 1000 phases are shown" in bars.get_suptitle()
+    (ribbon,) = overview_figures(evaluations, timelines([video], 1.0))
+    legend = [text.get_text() for text in ribbon.legends[0].get_texts()]
+    assert len(legend) == 61
+    assert "940 other phases" in legend
+    for figure in (confusion, bars, ribbon, drawn_ribbon(evaluations, 0, fps=1)):
+        assert max(figure.get_size_inches()) < 60
+    text = score_tables(evaluations[0])
+    assert len(text.splitlines()) < 100
+    assert "60 of 1000 phases are shown" in text
+    assert "per_phase.csv" in text
+
+
+def test_of_a_thousand_classes_without_any_truth_those_that_are_predicted_are_shown() -> None:
+    video = small_video("1_1", [-100] * 4, [999, 5, 5, -100])
+    evaluation = unscored("network", [video], [f"class {number}" for number in range(1000)])
+    assert shown_of([evaluation]) == [5, 999]
+    legend = [text.get_text() for text in drawn_ribbon([evaluation], 0, fps=1).legends[0].get_texts()]
+    assert {"5 class 5", "999 class 999", "998 other phases"} <= set(legend)
+
+
+def test_all_of_sixty_phases_are_shown_also_where_they_do_not_occur() -> None:
+    evaluation = score("x", [small_video("1_1", [0, 1], [1, 1])], [f"p{n}" for n in range(60)], NO_INTERVALS)
+    assert shown_of([evaluation]) == list(range(60))
+    assert "shown" not in confusion_figure(evaluation).axes[0].get_title()

@@ -17,10 +17,11 @@ from typer.testing import CliRunner
 
 from spatialfeat.cli import app
 from spatialfeat.config import EvaluateConfig, ExtractConfig, PredictConfig
+from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.evaluate import evaluate
 from spatialfeat.extract import extract
-from spatialfeat.network.weights import load_checkpoint
+from spatialfeat.network.weights import load_checkpoint, save_weights
 from spatialfeat.predict import predict
 
 
@@ -142,6 +143,82 @@ def test_one_unreadable_frame_ends_it_and_nothing_is_kept(frames: Path, plain_we
     assert not (tmp_path / "out/predictions.csv").exists()
 
 
+PATTERN = r"(?P<patient>[a-z]+)(?P<segment>\d)x(?P<frame>\d+)"
+
+
+@pytest.fixture(scope="module")
+def odd_frames(frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four frames of patient ab, two in each of two segments, whose ids only a pattern can read."""
+    folder = tmp_path_factory.mktemp("odd") / "frames"
+    folder.mkdir()
+    for name, path in zip(("ab1x1", "ab1x2", "ab2x9", "ab2x10"), sorted(frames.iterdir())[3:], strict=False):
+        shutil.copy(path, folder / f"{name}.png")
+    return folder
+
+
+def test_ids_preprocessing_and_cache_are_those_of_evaluate(
+    odd_frames: Path, plain_weights: Path, tmp_path: Path
+) -> None:
+    common = ["predict", "--weights", str(plain_weights), "--img-dir", str(odd_frames), "--workers", "0",
+              "--device", "cpu", "--out", str(tmp_path / "out")]  # fmt: skip
+    run = CliRunner().invoke(app, common)
+    assert run.exit_code == 2
+    assert "ab1x1" in run.output
+    assert "--id-pattern" in run.output
+    asked = [*common, "--id-pattern", PATTERN, "--preprocessing", "squash", "--cache", str(tmp_path / "cache")]
+    used = []
+    for _ in range(2):
+        run = CliRunner().invoke(app, asked)
+        assert run.exit_code == 0, run.output
+        facts = json.loads((tmp_path / "out/run.json").read_text())["cache"]
+        used.append((facts["frames_decoded"], facts["frames_from_cache"]))
+    assert used == [(4, 0), (0, 4)]
+    rows = read(tmp_path / "out/predictions.csv")
+    assert [row["img_id"] for row in rows] == ["ab1x1", "ab1x2", "ab2x9", "ab2x10"]
+    assert {path.stem for path in (tmp_path / "out/ribbons").iterdir()} == {"ab_1", "ab_2"}
+    transform = v2.Compose(
+        [
+            v2.Resize((224, 224)),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
+    model = load_checkpoint(plain_weights).model.eval()
+    for row in rows:
+        with torch.inference_mode(), Image.open(odd_frames / f"{row['img_id']}.png") as image:
+            probabilities = model(transform(image.convert("RGB"))[None]).softmax(dim=1)[0]
+        assert float(row["confidence"]) == pytest.approx(float(probabilities.max()), abs=1e-3)
+        assert int(row["predicted_label"]) == int(probabilities.argmax())
+
+
+def test_ids_are_read_as_in_training(odd_frames: Path, plain_weights: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "own.pth"
+    names = tuple("ABCDEFG")
+    state = torch.load(plain_weights, weights_only=True)
+    training = {"id_rule": f"pattern:{PATTERN}"}
+    save_weights(weights, state, phase_names=names, preprocessing=Preprocessing(), training=training)
+    (tmp_path / "frames.csv").write_text("id;label\nab2x9;C\nab1x2;\n")
+    computing = {"weights": weights, "img_dir": odd_frames, "workers": 0, "device": "cpu"}
+    videos = predict(PredictConfig(out_dir=tmp_path / "out", csv=tmp_path / "frames.csv", **computing))
+    assert [(video.video_id, video.patient_id) for video in videos] == [("ab_1", "ab"), ("ab_2", "ab")]
+    with pytest.raises(SpatialfeatError, match="leave out --preprocessing"):
+        predict(PredictConfig(out_dir=tmp_path / "b", preprocessing="squash", **computing))
+
+
+def test_weights_and_features_without_a_classifier_are_refused_with_the_reason(
+    frames: Path, plain_weights: Path, tmp_path: Path
+) -> None:
+    state = torch.load(plain_weights, weights_only=True)
+    torch.save({name: value for name, value in state.items() if not name.startswith("fc.")}, tmp_path / "trunk.pth")
+    with pytest.raises(SpatialfeatError, match=r"trunk.pth: has no classifier .*so it predicts no phase; fine-tune it"):
+        predict(PredictConfig(weights=tmp_path / "trunk.pth", img_dir=frames, out_dir=tmp_path / "out"))
+    make_video(tmp_path / "features", "2_1", [0, 1], has_logits=False)
+    with pytest.raises(SpatialfeatError, match=r"2_1.h5: has no logits"):
+        predict(PredictConfig(features=tmp_path / "features", out_dir=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -150,6 +227,9 @@ def test_one_unreadable_frame_ends_it_and_nothing_is_kept(frames: Path, plain_we
             "--csv, --img-dir do nothing here: with --features logits",
         ),
         (["--split", "test"], "--split does nothing here: it chooses among the feature files of --features"),
+        (["--features", "f", "--cache", "c"], "--cache does nothing here: with --features logits"),
+        (["--features", "f", "--id-form", "auto"], "--id-form does nothing here"),
+        (["--id-form", "auto", "--id-pattern", r"(?P<video>.+)_(?P<frame>\d+)"], "say in one way how ids are read"),
         (["--features", "f"], "f: no such"),
         (["--img-dir", "none"], "none"),
         (["--group-by", "frame"], "--group-by frame: must be one of video, patient"),

@@ -68,6 +68,38 @@ def test_unlabelled_frames_are_read(tmp_path: Path) -> None:
     assert read(write_predictions(tmp_path / "a.csv", truth=truth)).tables[0].labels[-1] == -100
 
 
+def test_phases_may_be_written_by_name_or_as_decimal_numbers(tmp_path: Path) -> None:
+    names = ("access", "resection", "closure")
+    rows = [(frame_id, names[value]) for frame_id, value in foreign_rows()]
+    rows[0] = (rows[0][0], "0.0")
+    path = write_rows(tmp_path / "tcn.csv", "frame_id,prediction", rows)
+    truth = write_rows(tmp_path / "test.csv", "id,label", [(frame_id, names[label]) for frame_id, label in TRUTH])
+    opened = read_prediction_files(PredictionsSource(predictions=(str(path),), csv=truth), None, names)
+    ((found,),) = opened.predict().values()
+    assert found.predicted.tolist() == PREDICTED
+    assert opened.tables[0].labels.tolist() == [label for _, label in TRUTH]
+    message = refusal(path)
+    assert f"{path} row 3: prediction 'resection' is not an integer (8 such rows); write the phase's number" in message
+    assert "or pass --phase-names" in message
+
+
+def test_unlabelled_frames_need_no_prediction(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A program that was trained on an export without unlabelled frames predicts none of them."""
+    truth = [(frame_id, -1 if frame_id in ("1_1_2", "2_1_10") else label) for frame_id, label in TRUTH]
+    csv = write_rows(tmp_path / "test.csv", "id,label", truth)
+    every = write_rows(tmp_path / "a.csv", "id,prediction", foreign_rows())
+    some = write_rows(tmp_path / "b.csv", "id,prediction", [row for row in foreign_rows() if row[0] != "1_1_2"])
+    with caplog.at_level("INFO", logger="spatialfeat"):
+        opened = read(every, some, csv=csv)
+    kept = [row for row, (frame_id, _) in enumerate(TRUTH) if frame_id != "1_1_2"]
+    assert opened.tables[0].ids.tolist() == [TRUTH[row][0] for row in kept]
+    for ((found),) in opened.predict().values():
+        assert found.predicted.tolist() == [PREDICTED[row] for row in kept]
+    assert f"1 unlabelled frame of {csv} not predicted by all files: left out" in caplog.text
+    lacking = write_rows(tmp_path / "c.csv", "id,prediction", foreign_rows()[:-1])
+    assert "lacks 1 frame (2_2_1 in row 10)" in refusal(lacking, csv=csv)
+
+
 def test_names_are_given_or_the_stem(tmp_path: Path) -> None:
     path = write_predictions(tmp_path / "a.csv")
     write_predictions(tmp_path / "b.csv")
@@ -126,10 +158,11 @@ def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
     ("row", "message"),
     [
         (("1_1_1", 7, 0), "row 11: label 7 is outside 0..6; fix the row or pass --num-classes"),
-        (("1_1_1", -1, 0), "row 11: label -1 is outside 0..6"),
+        (("1_1_1", -2, 0), "row 11: label -2 is outside 0..6; fix the row: phases count from 0; a frame without"),
+        (("1_1_99", 0, -1), "row 11: predicted_label -1 is outside 0..6; fix the row: phases count from 0"),
         (("1_1_99", 0, 7), "row 11: predicted_label 7 is outside 0..6"),
         (("1_1_99", 0, -100), "row 11: predicted_label -100 is outside 0..6"),
-        (("1_1_99", 0, "3.0"), "row 11: predicted_label '3.0' is not an integer"),
+        (("1_1_99", 0, "3.5"), "row 11: predicted_label '3.5' is not an integer"),
         (("1_1_99", 0, ""), "row 11: predicted_label '' is not an integer"),
         (("1_1_2", 0, 0), "row 11: id 1_1_2 repeats 1_1_2 of "),
         (("1_1_02", 0, 0), "row 11: id 1_1_02 repeats 1_1_2 of "),

@@ -60,6 +60,13 @@ def test_a_new_map_belongs_to_its_owner_alone_and_grows(tmp_path: Path) -> None:
     assert [found.name for found in tmp_path.iterdir()] == ["map.csv"]
 
 
+def test_a_map_that_was_saved_with_semicolons_grows_with_commas(tmp_path: Path) -> None:
+    path = tmp_path / "map.csv"
+    path.write_bytes(b"\xef\xbb\xbfpatient_id;pseudonym\r\n1050;P473920\r\n")
+    found = open_map(path, "1050", "9")
+    assert found == {"1050": "P473920", "9": found["9"]} == read_map(path)
+
+
 def test_pseudonyms_say_nothing_of_the_order(tmp_path: Path) -> None:
     patients = [str(number) for number in range(30)]
     names = list(open_map(tmp_path / "map.csv", *patients).values())

@@ -101,6 +101,60 @@ def test_the_scores_are_those_of_the_same_predictions_as_a_csv(tmp_path: Path) -
         scored(features, csv, tmp_path / "c")
 
 
+def test_a_csv_needs_no_prediction_of_unlabelled_frames_and_may_name_phases(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    features = make_features(tmp_path / "features", {"1_1": [0, MISSING, 2], "2_1": [MISSING, MISSING]})
+    rows = [("1_1_000001", "access"), ("1_1_000003", "2"), ("2_1_000002", "resection")]
+    csv = write_rows(tmp_path / "tcn.csv", "img_id,prediction", rows)
+    with caplog.at_level("INFO", logger="spatialfeat"):
+        result = scored(features, csv, tmp_path / "a")
+    assert said_of(result) == {"1_1": [0, MISSING, 2], "2_1": [MISSING, 1]}
+    assert result.evaluations[1].metrics["num_frames"] == 2
+    assert result.evaluations[1].metrics["pooled"]["accuracy"] == 1.0
+    assert f"note: TCN: {csv} has no prediction for 2 frames without a label" in caplog.text
+    write_rows(csv, "img_id,prediction", [(frame, said.replace("access", "opening")) for frame, said in rows])
+    with pytest.raises(SpatialfeatError, match=r"tcn.csv row 2: prediction 'opening' is no phase"):
+        scored(features, csv, tmp_path / "b")
+    rows[2] = ("2_1_000002", "1")
+    write_rows(csv, "img_id,prediction", [(frame, said.replace("access", "opening")) for frame, said in rows])
+    renamed = scored(features, csv, tmp_path / "b", phase_names=("opening", "middle", "end"))
+    assert said_of(renamed) == said_of(result)
+
+
+def test_features_without_logits_still_lead_back_to_scores(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Weights without a classifier, for example of self-supervised training."""
+    features = make_features(tmp_path / "features", has_logits=False)
+    with caplog.at_level("INFO", logger="spatialfeat"):
+        result = scored(features, write_results(tmp_path / "results"), tmp_path / "out")
+    assert [evaluation.name for evaluation in result.evaluations] == ["TCN"]
+    assert result.metrics["pooled"]["accuracy"] == pytest.approx(14 / 18)
+    assert json.loads((tmp_path / "out/metrics.json").read_text()) == result.metrics
+    assert f"note: the files in {features} have no logits" in caplog.text
+    with pytest.raises(SpatialfeatError, match=r"1_1.h5: has no logits"):
+        evaluate(EvaluateConfig(features=features, out_dir=tmp_path / "alone"))
+
+
+def test_results_of_videos_in_folders_have_their_file_names(tmp_path: Path) -> None:
+    labels = {"centre1/video01": [0, 1, 2], "centre2/video01": [0, 0, 2]}
+    for video, values in labels.items():
+        make_video(tmp_path / "features", video, values, split="test", file_name=video.replace("/", "+"))
+    results = tmp_path / "results"
+    write_results(results, {"centre1+video01": [0, 1, 1], "centre2+video01": [2, 0, 2]})
+    expected = {"centre1/video01": [0, 1, 1], "centre2/video01": [2, 0, 2]}
+    assert said_of(scored(tmp_path / "features", results, tmp_path / "a")) == expected
+    (results / "centre2+video01").unlink()
+    with pytest.raises(SpatialfeatError, match=r"has no result file of video centre2/video01"):
+        scored(tmp_path / "features", results, tmp_path / "b")
+
+
+def test_the_name_of_a_single_set_must_be_a_folder_too(tmp_path: Path) -> None:
+    features = make_features(tmp_path / "features")
+    results = write_results(tmp_path / "results")
+    with pytest.raises(SpatialfeatError, match=r"'\.\.' cannot be the name of an output folder"):
+        evaluate(EvaluateConfig(predictions=(f"..={results}",), features=features, out_dir=tmp_path / "out"))
+
+
 def scores_of(phases: Sequence[int]) -> np.ndarray:
     """(T, C) logits whose highest are these phases."""
     rng = np.random.default_rng(len(phases))

@@ -188,3 +188,45 @@ def test_a_kept_state_can_be_trained_further(config: FinetuneConfig, data: Study
     record = json.loads((config.out_dir / "run.json").read_text())
     (config.out_dir / "run.json").write_text(json.dumps(record | {"status": "running"}))
     assert look(config, data)[0] is not None
+
+
+def test_resume_names_unfinished_studies_that_were_moved_aside(
+    config: FinetuneConfig, data: StudyData, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (10, 2):
+        aside = config.out_dir / f"previous{number}"
+        aside.mkdir()
+        save(replace(config, out_dir=aside), data)
+    (config.out_dir / "previous2" / "history.csv").write_text(
+        "epoch,train_loss,train_acc,val_loss,val_acc,lr,seconds\n1,1.0,0.5,1.0,0.5,0.001,9.0\n"
+    )
+    finished = config.out_dir / "previous3"
+    finished.mkdir()
+    save(replace(config, out_dir=finished), data)
+    finish(replace(config, out_dir=finished), data)
+    assert look(config, data) == (None, False)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == [
+        f"{config.out_dir}/{name} holds an unfinished study{epochs}, which was moved aside; to go on with it, pass "
+        f"--resume --out {config.out_dir}/{name}"
+        for name, epochs in (("previous2", " of 1 epoch"), ("previous10", ""))
+    ]
+    # And that is true.
+    assert look(replace(config, out_dir=config.out_dir / "previous2"), data)[0] is not None
+
+
+@pytest.mark.parametrize("leave", [save, finish])
+@pytest.mark.parametrize("line_end", [b"\r\n", b"\n"])
+def test_other_line_ends_are_the_same_csv(
+    line_end: bytes, leave: Callable[[FinetuneConfig, StudyData], None], config: FinetuneConfig, data: StudyData
+) -> None:
+    for table in data.tables:
+        table.source.write_bytes(table.source.read_bytes().replace(b"\n", line_end))
+    leave(config, data)
+    other = b"\n" if line_end == b"\r\n" else b"\r\n"
+    for table in data.tables:
+        table.source.write_bytes(table.source.read_bytes().replace(line_end, other))
+    assert look(config, data) != (None, False)
+    data.val.source.write_bytes(data.val.source.read_bytes().replace(b",0", b",1"))
+    with pytest.raises(SpatialfeatError, match="--val-csv has other content"):
+        look(config, data)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import io
 import json
 import os
 import signal
@@ -129,3 +131,21 @@ def test_a_decoding_worker_survives_the_jobs_signals_and_not_the_main_processs_s
     code = "signals.leave_signals_to_main_process()\n"
     assert run_program(code + "send(signal.SIGINT); send(signal.SIGHUP); send(signal.SIGTERM)") == 0
     assert run_program(code + "send(signal.SIGTERM); send(signal.SIGTERM); time.sleep(60)") == -signal.SIGTERM
+
+
+def test_a_signal_at_the_first_sight_of_a_progress_bar_leaves_no_broken_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tqdm writes the bar while it is still being made; closing a half-made one fails."""
+
+    class Terminal(io.StringIO):
+        def write(self, text: str) -> int:
+            if text:
+                send(signal.SIGINT)
+            return len(text)
+
+    unraisable: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with signals_as_exceptions(), pytest.raises(Interrupted), frame_bar(10, "frames"):
+        pytest.fail("the bar was shown, and the signal lost")
+    gc.collect()
+    assert not unraisable

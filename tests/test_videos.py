@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from tinydata import make_table
 
-from spatialfeat.data.frames import Video, group_videos, shared_patients
+from spatialfeat.data.frames import Video, group_videos
+from spatialfeat.data.patients import shared_patients
 from spatialfeat.errors import SpatialfeatError
 
 

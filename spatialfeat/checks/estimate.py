@@ -20,13 +20,20 @@ from spatialfeat.checks.findings import Finding
 from spatialfeat.config import CheckConfig, FinetuneConfig
 from spatialfeat.console import count_text, size_text
 from spatialfeat.data.dataset import FrameDataset
-from spatialfeat.data.frames import FrameTable
+from spatialfeat.data.frames import UNLABELLED, FrameTable
 from spatialfeat.data.transforms import FrameTransform, evaluation_transform, training_transform
-from spatialfeat.device import choose_workers, describe_device, prepare_processor, usable_cores, use_true_float32
+from spatialfeat.device import (
+    augments_on_device,
+    choose_workers,
+    describe_device,
+    prepare_processor,
+    usable_cores,
+    use_true_float32,
+)
 from spatialfeat.network.backbone import RESNET50
 from spatialfeat.network.resnet import InferenceNetwork
 from spatialfeat.training.files import study_bytes
-from spatialfeat.training.trainer import TrainingStep
+from spatialfeat.training.trainer import TrainingStep, make_optimizer
 
 CPU_BATCH = 8
 """A smaller batch than the study's suffices on a CPU, where the time of a frame hardly depends on it."""
@@ -109,7 +116,9 @@ def measure_speeds(config: FinetuneConfig, tables: Sequence[FrameTable], device:
         torch.OutOfMemoryError: a batch does not fit into the GPU.
     """
     preprocessing = RESNET50.preprocessing(config.image_size_px)
-    load_train_s = _seconds_to_load(tables, training_transform(preprocessing, config.training_frames_px))
+    on_device = augments_on_device(device)
+    training = training_transform(preprocessing, config.training_frames_px, on_device=on_device)
+    load_train_s = _seconds_to_load(tables, training)
     load_eval_s = _seconds_to_load(tables, evaluation_transform(preprocessing))
 
     batch = config.batch_size if device.type == "cuda" else min(config.batch_size, CPU_BATCH)
@@ -124,7 +133,7 @@ def measure_speeds(config: FinetuneConfig, tables: Sequence[FrameTable], device:
     model.freeze(config.freeze_until)
     step = TrainingStep(
         model,
-        torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], lr=config.lr),
+        make_optimizer(model, config.lr),
         nn.CrossEntropyLoss(),
         preprocessing=preprocessing,
         precision=config.precision,
@@ -211,14 +220,16 @@ def estimate_runs(
     """What finetune and extract will take. num_videos: of all tables."""
     rows: dict[str, int] = {}
     for table in tables:
-        rows[table.split] = rows.get(table.split, 0) + len(table)
-    frames = sum(rows.values())
+        # Training and validation leave unlabelled frames out, test and extraction compute them too.
+        num_rows = len(table) if table.split == "test" else int((table.labels != UNLABELLED).sum())
+        rows[table.split] = rows.get(table.split, 0) + num_rows
+    frames = sum(map(len, tables))
     train_s = frame_seconds(speeds.train_s, speeds.load_train_s, machine)
     eval_s = frame_seconds(speeds.inference_s, speeds.load_eval_s, machine)
     on_gpu = machine.gpu_bytes is not None
 
     epoch_s = first_stop_s = most_s = train_bytes = finetune_disk_bytes = None
-    if "train" in rows and "val" in rows:
+    if rows.get("train") and rows.get("val"):
         epoch_s = rows["train"] * train_s + rows["val"] * eval_s
         test_s = rows.get("test", 0) * eval_s
         first_stop_s = min(config.patience + 1, config.epochs) * epoch_s + test_s

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -13,22 +12,19 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from spatialfeat.checks.findings import Finding, finding_of_error
 from spatialfeat.config import CheckConfig
 from spatialfeat.console import count_text, frame_bar
-from spatialfeat.data.dataset import describe_broken_image
+from spatialfeat.data.dataset import describe_broken_image, folders_of
 from spatialfeat.data.frames import FrameTable
-from spatialfeat.data.images import PNG_HEADER, SUFFIX, ImageError, ImageFolder, decode_rgb, png_header
+from spatialfeat.data.images import HEAD_BYTES, ImageError, ImageFolder, decode_rgb, image_header
 from spatialfeat.device import MAX_WORKERS, usable_cores
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.names import natural_key
 from spatialfeat.network.backbone import RESNET50
 from spatialfeat.signals import leave_signals_to_main_process, signals_held
 
-PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 CLIPPED_KIND = "grey, 16 bit"
 
 LEAK_SHARE = 0.01
@@ -126,7 +122,7 @@ def check_images(
         return None, []
     images = ImageFolder(config.img_dir)
     try:
-        present = images.names()
+        present = images.names({"", *folders_of(images, tables)})
     except SpatialfeatError as error:
         return None, [finding_of_error("no-image-folder", error)]
     named = {name for table in tables for name in table.image_names.tolist()}
@@ -139,7 +135,7 @@ def check_images(
     workers = min(usable_cores(), MAX_WORKERS) if config.workers is None else config.workers
     scan = scan_images(images, sorted(named & present), workers=workers, decode=config.decode)
     readable = scan.readable
-    files = {images.file(name).name: facts for name, facts in readable.items()}
+    files = {images.file_name(name): facts for name, facts in readable.items()}
     frames = [
         _Frame(frame_id, video, table.split, name, readable[name])
         for table in tables
@@ -204,11 +200,10 @@ def look_at(images: ImageFolder, name: str, *, decode: bool) -> ImageFacts:
             reason = images.look(name)
             if reason is not None:
                 return ImageFacts(reason=reason)
-            with images.file(name).open("rb") as file:
-                return ImageFacts(*png_header(file.read(PNG_HEADER.size)), images.fingerprint(name)[0])
+            return ImageFacts(*image_header(images.read(name, HEAD_BYTES)), images.fingerprint(name)[0])
         content = images.read(name)
         rgb = decode_rgb(content)
-        width, height, kind = png_header(content)
+        width, height, kind = image_header(content)
     except ImageError as error:
         return ImageFacts(reason=str(error))
     except OSError as error:
@@ -228,55 +223,15 @@ def _check_missing(images: ImageFolder, tables: Sequence[FrameTable], present: s
     if rows:
         missing = [str(table.image_names[row]) for table, row in rows]
         places = [f"{table.where(row)}: {table.image_path(row)} does not exist" for table, row in rows]
-        remedy = _where_else(images, missing, present) or "put the images there, pass --img-dir, or remove the rows"
+        remedy = images.where_else(missing) or "put the images there, pass --img-dir, or remove the rows"
         yield Finding("missing-image", places[0], remedy, places)
-
-
-def _where_else(images: ImageFolder, missing: Sequence[str], present: set[str]) -> str:
-    """What to do about images that are there under a slightly different name or in another place; "" if they are not.
-
-    missing: of every row without a file. present: names of the images that are there.
-    """
-    others: dict[str, Path] = {}
-    folders: list[str] = []
-    with os.scandir(images.path) as entries:
-        for entry in entries:
-            path = Path(entry.path)
-            if path.suffix.lower() in PICTURE_SUFFIXES and path.suffix != SUFFIX:
-                others[path.stem] = path
-            elif not path.suffix and entry.is_dir():
-                folders.append(entry.name)
-    found = [others[name] for name in missing if name in others]
-    if found:
-        how = "rename to .png, in small letters," if found[0].suffix.lower() == SUFFIX else "convert to PNG"
-        left = len(missing) - len(found)
-        rest = f"; the other {left} have no such file: restore it, or remove the row" if left else ""
-        return f"{how} the {count_text(len(found), 'file')} such as {found[0]}{rest}"
-    spellings = {natural_key(name): name for name in present}
-    respelt = [(name, spellings[key]) for name in missing if (key := natural_key(name)) in spellings]
-    if respelt:
-        row_name, file_name = respelt[0]
-        return (
-            f"write {count_text(len(respelt), 'id')} as the file is named: {file_name} for {row_name}, "
-            "with as many zeros"
-        )
-    for folder in sorted(folders):
-        if ImageFolder(images.path / folder).exists(missing[0]):
-            return f"put all images into one folder: this one is in {images.path / folder}"
-    if not present:
-        there = f"it holds {count_text(len(folders), 'folder')}, such as {min(folders)}" if folders else "it has no PNG"
-        return f"pass the folder of the frames as --img-dir: {there}"
-    if len(set(missing)) > 10 * len(present):
-        example = images.file(min(present)).name
-        return f"is {images.path} the right --img-dir? It holds {count_text(len(present), 'PNG')}, such as {example}"
-    return ""
 
 
 def _check_unused(images: ImageFolder, unused: Sequence[str]) -> Iterator[Finding]:
     """Images without a row."""
     if unused:
         remedy = "nothing, if they are frames without a label; else look for rows that were lost"
-        places = [images.file(name).name for name in unused]
+        places = [images.file_name(name) for name in unused]
         yield Finding("unused-images", f"{images.file(unused[0])} is in no CSV", remedy, places)
 
 

@@ -12,7 +12,7 @@ from spatialfeat.checks.images import ImageScan
 from spatialfeat.checks.rows import SplitFacts
 from spatialfeat.checks.videos import VideoFacts
 from spatialfeat.config import CheckConfig, default_phase_names
-from spatialfeat.console import align, clock_text, count_text, duration_text, size_text, wrap
+from spatialfeat.console import align, clock_text, count_text, duration_text, omission, shown_phases, size_text, wrap
 
 CHECK_SCHEMA = 1
 SHOWN_PLACES = 4
@@ -25,10 +25,14 @@ TITLES = {
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
-    """findings: errors first. phase_counts: {split: frames of each phase}. scan, estimate: None where not done."""
+    """findings: errors first. ids: some, as they are read. phase_counts: {split: frames of each phase}.
+
+    scan, estimate: None where not done.
+    """
 
     config: CheckConfig
     findings: list[Finding]
+    ids: list[str]
     splits: list[SplitFacts]
     videos: list[VideoFacts]
     phase_counts: dict[str, list[int]]
@@ -54,6 +58,7 @@ class CheckReport:
             "ok": not self.failed,
             "counts": {level: len(self.of_level(level)) for level in LEVELS},
             "findings": [finding.as_dict() for finding in self.findings],
+            "ids": self.ids,
             "splits": [asdict(split) for split in self.splits],
             "phases": {
                 split: dict(zip(self.phase_names, frames, strict=True)) for split, frames in self.phase_counts.items()
@@ -81,17 +86,26 @@ def _data_lines(report: CheckReport) -> list[str]:
         counts = map(str, (split.num_rows, split.num_videos, split.num_patients))
         splits.append([split.split, *counts, clock_text(split.seconds), split.csv])
     lines = align(splits, left=(0, 5)) if report.splits else ["no CSV could be read"]
+    if report.ids:
+        lines += ["", "ids as they are read"]
+        lines += [line for text in report.ids for line in wrap(text, "  ")]
     splits_frames = report.phase_counts.values()
     if any(map(sum, splits_frames)):
         phases = [["frames per phase", *report.phase_counts]]
-        for phase, name in enumerate(report.phase_names):
+        shown = shown_phases([sum(frames) for frames in zip(*splits_frames, strict=True)])
+        for phase in shown:
+            name = report.phase_names[phase]
             cells = [f"{own[phase]} ({own[phase] / sum(own):.1%})" if any(own) else "0" for own in splits_frames]
             phases.append([f"{phase} {textwrap.shorten(name, 32, placeholder='...')}", *cells])
-        lines += ["", *align(phases)]
+        note = omission(len(shown), len(report.phase_names))
+        lines += ["", *align(phases), *([note] if note else [])]
     if report.scan is not None:
         scan = report.scan
         images = f"{count_text(len(scan.facts), 'image')}, {size_text(scan.num_bytes)}"
-        lines += ["", *wrap(f"{images}: {_short_counts(scan.sizes)}; {_short_counts(scan.kinds)}", "")]
+        if scan.readable:
+            lines += ["", *wrap(f"{images}: {_short_counts(scan.sizes)}; {_short_counts(scan.kinds)}", "")]
+        else:
+            lines += ["", f"{count_text(len(scan.facts), 'image')}, none of which can be decoded"]
     return lines
 
 

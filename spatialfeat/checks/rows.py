@@ -12,7 +12,17 @@ from spatialfeat.checks.findings import Finding, finding_of_error, finding_of_pr
 from spatialfeat.checks.videos import VideoFacts
 from spatialfeat.config import TEST_CSV, CheckConfig
 from spatialfeat.console import count_text
-from spatialfeat.data.frames import UNLABELLED, FrameTable, named_csvs, read_frames, shared_patients, two_spellings
+from spatialfeat.data.frames import (
+    NO_LABELLED_FRAME,
+    UNLABELLED,
+    FrameTable,
+    named_csvs,
+    read_frames,
+    two_spellings,
+    unlabelled_text,
+)
+from spatialfeat.data.ids import USUAL_RULE, IdRule
+from spatialfeat.data.patients import id_questions, shared_patients
 from spatialfeat.data.tables import RowProblem
 from spatialfeat.errors import SpatialfeatError
 
@@ -38,6 +48,7 @@ def read_tables(config: CheckConfig) -> tuple[list[FrameTable], list[Finding]]:
     else:
         message = f"no {TEST_CSV} here: finetune ends without test results"
         findings.append(Finding("no-test-csv", message, "pass --test-csv if there is one"))
+    rule = IdRule.given(config.id_form, config.id_pattern) or USUAL_RULE
     for split, path in csvs:
         problems: list[RowProblem] = []
         try:
@@ -45,7 +56,9 @@ def read_tables(config: CheckConfig) -> tuple[list[FrameTable], list[Finding]]:
                 path,
                 config.img_dir,
                 split=split,
+                id_rule=rule,
                 num_classes=config.num_classes,
+                phase_names=config.phase_names,
                 labels_required=not config.csvs,
                 on_problem=problems.append,
             )
@@ -56,7 +69,22 @@ def read_tables(config: CheckConfig) -> tuple[list[FrameTable], list[Finding]]:
         findings += [finding_of_problem(problem) for problem in problems if problem.kind != "two-spellings"]
         if len(table):
             tables.append(table)
+            findings += _unlabelled(table, problems, trains=not config.csvs)
+    findings += [Finding(asked.code, asked.message, asked.remedy, asked.places) for asked in id_questions(tables)]
     return tables, [*findings, *_two_spellings(tables), *_shared_frames(tables), *_shared_patients(tables)]
+
+
+def _unlabelled(table: FrameTable, problems: Sequence[RowProblem], *, trains: bool) -> Iterator[Finding]:
+    """Frames without a label. trains: whether the CSV is for finetune, which needs labels; extract does not."""
+    # A faulty label has its own finding.
+    faulty = sum(len(problem.rows) for problem in problems if problem.kind.startswith("label-"))
+    unlabelled = int((table.labels == UNLABELLED).sum())
+    if trains and unlabelled == len(table) and not faulty:
+        yield finding_of_error("no-labels", SpatialfeatError(f"{table.source}: {NO_LABELLED_FRAME}"))
+    elif faulty < unlabelled < len(table):
+        message = f"{unlabelled_text(table, faulty)} (-100, -1 or nothing)"
+        remedy = "nothing, if these frames belong to no phase: training and scores leave them out, extract keeps them"
+        yield Finding("unlabelled", message, remedy, total=unlabelled - faulty)
 
 
 def _two_spellings(tables: Sequence[FrameTable]) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from spatialfeat.checks.findings import Finding
 from spatialfeat.console import count_text
-from spatialfeat.data.frames import UNLABELLED, FrameTable, Video, count_gaps, videos_of
+from spatialfeat.data.frames import UNLABELLED, FrameTable, Video, count_gaps, doubtful_fps, videos_of
 
 SHORT_RUN = 3
 """Fewer frames of a phase than this, between frames of one other phase, are called a flicker."""
@@ -44,7 +44,7 @@ def video_facts(table: FrameTable) -> list[VideoFacts]:
 
 def _facts(video: Video) -> VideoFacts:
     frames, ids = video.table.frame_numbers[video.rows], video.table.ids[video.rows]
-    step, num_gaps = count_gaps(video.table.segments[video.rows], frames)
+    step, num_gaps = count_gaps(video.segments, frames)
     # Half a step more or less is jitter of the sampling, not a missing frame.
     missing = np.maximum(np.rint(np.diff(frames) / step).astype(np.int64) - 1, 0)
     longest = int(missing.max(initial=0))
@@ -77,8 +77,15 @@ def _flickers(video: Video, step: int) -> tuple[str, ...]:
     return tuple(f"{ids[at]} ({labels[at - 1]} {labels[at]} {labels[at - 1]})" for at in first[short].tolist())
 
 
-def check_videos(videos: Sequence[VideoFacts], fps: float) -> Iterator[Finding]:
-    """Findings about videos (in the order of their names). fps: frame numbers per second, as the user says."""
+def check_videos(
+    videos: Sequence[VideoFacts], fps: float, *, asked_about_single_frames: bool = False
+) -> Iterator[Finding]:
+    """Findings about videos (in the order of their names).
+
+    Args:
+        fps: frame numbers per second, as the user says.
+        asked_about_single_frames: whether a question about videos of one frame is among the findings already.
+    """
     gappy = [video for video in videos if video.missing_frames]
     if gappy:
         longest = max(gappy, key=lambda video: video.longest_gap * video.step)
@@ -108,7 +115,7 @@ def check_videos(videos: Sequence[VideoFacts], fps: float) -> Iterator[Finding]:
         yield Finding("label-flicker", message, remedy, places)
 
     single = [f"video {video.video_id}" for video in videos if video.num_frames == 1]
-    if single:
+    if single and not asked_about_single_frames:
         message = f"{single[0]} has a single frame; MS-TCN needs two"
         remedy = "nothing for finetune; is the last field of these ids the frame number?"
         yield Finding("short-video", message, remedy, single)
@@ -126,9 +133,8 @@ def _check_steps(videos: Sequence[VideoFacts], fps: float) -> Iterator[Finding]:
     if odd:
         message = f"frame numbers of video {odd[0].video_id} advance by {odd[0].step}, of most videos by {usual}"
         remedy = "sample all videos at the same rate: temporal models take one frame as one unit of time"
-    elif usual != 1 and fps == 1:
-        message = f"frame numbers advance by {usual}, so at --fps {fps:g} frames are {usual} s apart"
-        remedy = f"if that is one frame a second, pass --fps {usual} to extract and check"
+    elif doubt := doubtful_fps(steps.elements(), fps):
+        message, _, remedy = doubt.partition("; ")
     else:
         return
     places = [f"video {video.video_id}: every {video.step}" for video in odd or videos]

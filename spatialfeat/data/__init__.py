@@ -1,1 +1,1 @@
-"""From a CSV and PNG files to batches of frames: read, check, group, decode, transform."""
+"""From a CSV and images to batches of frames: read, check, group, decode, transform."""

@@ -1,8 +1,8 @@
 """Decoded, resized frames on disk (`--cache`), so that a frame is decoded once and not in every epoch.
 
-What is kept of a frame is the result of its transform's fixed steps, uint8, and the digest of its file. Its key is made
-of the file's real path, size and modification time and of the fixed steps: a frame that changes, or another way of
-resizing, has another key.
+What is kept of a frame is the result of its transform's fixed steps, uint8, and the digest of its file: an entry for
+training, and one for evaluation. Its key is made of the file's real path, size and modification time and of the fixed
+steps: a frame that changes, or another way of resizing, has another key.
 
     CACHEDIR.TAG    marks the folder; its second line names the schema
     slabs/NAME      entries one behind the other, each a header (magic, key, length, checksum) and its content
@@ -100,7 +100,7 @@ class FrameCache:
         if images.path not in self._real_dirs:
             self._real_dirs[images.path] = os.path.realpath(images.path)
         size_bytes, modified_ns = images.fingerprint(name)
-        parts = (self._real_dirs[images.path], images.file(name).name, size_bytes, modified_ns, fixed_steps)
+        parts = (self._real_dirs[images.path], images.file_name(name), size_bytes, modified_ns, fixed_steps)
         return blake2b("\0".join(map(str, parts)).encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
     def get(self, key: bytes) -> CachedFrame | None:
@@ -112,6 +112,13 @@ class FrameCache:
         digest, height, width = _SHAPE.unpack_from(content)
         pixels = np.frombuffer(content, np.uint8, offset=_SHAPE.size).reshape(height, width, 3)
         return CachedFrame(torch.from_numpy(pixels).permute(2, 0, 1), digest)
+
+    def holds(self, images: ImageFolder, name: str, fixed_steps: str) -> bool:
+        """Whether the frame was there when the cache was opened; not whether it is whole, which `get` finds out."""
+        try:
+            return self._store.holds(self.key(images, name, fixed_steps))
+        except OSError:
+            return False
 
     def put(self, key: bytes, frame: CachedFrame) -> None:
         """Store the frame if there is room; the first time that there is none, say so."""
@@ -229,6 +236,10 @@ class PackStore:
                 return content
             self._places.forget(prefix)  # Another process may have replaced it.
         return None
+
+    def holds(self, key: bytes) -> bool:
+        """Whether there was such a key at the last look into the indexes. May be asked by many threads."""
+        return self._places.find(_prefix(key)) is not None
 
     def put(self, key: bytes, *parts: bytes | memoryview) -> None:
         """Store the joined parts, unless they are stored already or `full` says why nothing is stored."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from multiprocessing.queues import Queue
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from spatialfeat.data.cache import CachedFrame, FrameCache
 from spatialfeat.data.frames import FrameTable
-from spatialfeat.data.images import ImageError, ImageFolder, content_digest, decode_rgb
+from spatialfeat.data.images import MISSING, ImageError, ImageFolder, content_digest, decode_pixels
 from spatialfeat.data.transforms import FrameTransform
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.signals import leave_signals_to_main_process
@@ -27,28 +28,50 @@ RowNumbers = NDArray[np.int64]
 
 
 def check_image_files(
-    tables: Sequence[FrameTable], *, rows: Sequence[RowNumbers] | None = None, progress: bool = True
+    tables: Sequence[FrameTable],
+    *,
+    rows: Sequence[RowNumbers] | None = None,
+    is_kept: Callable[[FrameTable, str], bool] | None = None,
+    progress: bool = True,
 ) -> list[tuple[FrameTable, int, str]]:
-    """Find rows whose image is missing or not a whole PNG, without decoding: seconds for 200,000 frames.
+    """Find rows whose image is missing or not a whole PNG or JPEG, without decoding: seconds for 200,000 frames.
 
     Args:
         rows: for each table the rows to look at; None looks at all.
+        is_kept: of a table and the name of an image, whether a cache has it as its file is now; it is not opened then.
 
     Returns:
         (table, row, reason) per broken row, in the order of tables and rows.
     Raises:
         SpatialfeatError: the image folder does not exist or cannot be read.
     """
-    present = {images: images.names() for images in {table.images for table in tables}}
+    present = {images: images.names(folders_of(images, tables)) for images in {table.images for table in tables}}
     broken: list[tuple[FrameTable, int, str]] = []
     for table, chosen in zip(tables, rows or [np.arange(len(table)) for table in tables], strict=True):
         names = table.image_names[chosen].tolist()
         there = [index for index, name in enumerate(names) if name in present[table.images]]
-        reasons = dict.fromkeys(set(range(len(names))) - set(there), "the file does not exist")
-        found = table.images.find_broken([names[index] for index in there], progress=progress)
+        reasons = dict.fromkeys(set(range(len(names))) - set(there), MISSING)
+        known = partial(is_kept, table) if is_kept else None
+        found = table.images.find_broken([names[index] for index in there], is_known=known, progress=progress)
         reasons |= {there[index]: reason for index, reason in found.items()}
         broken += [(table, int(chosen[index]), reasons[index]) for index in sorted(reasons)]
     return broken
+
+
+def folders_of(images: ImageFolder, tables: Sequence[FrameTable]) -> set[str]:
+    """The folders within `images` that rows name, "" where one names none."""
+    names = {name for table in tables if table.images == images for name in table.image_names.tolist()}
+    return {name.rpartition("/")[0] for name in names}
+
+
+def where_missing_may_be(broken: Sequence[tuple[FrameTable, int, str]]) -> str:
+    """What to do about the images of `check_image_files` that are missing; "" if nothing more is known of them."""
+    images, missing = None, []
+    for table, row, reason in broken:
+        if reason == MISSING and images in (None, table.images):
+            images = table.images
+            missing.append(str(table.image_names[row]))
+    return "" if images is None else images.where_else(missing)
 
 
 def describe_broken_image(table: FrameTable, row: int, reason: str) -> str:
@@ -56,38 +79,42 @@ def describe_broken_image(table: FrameTable, row: int, reason: str) -> str:
     return f"{table.where(row)}: cannot read {table.image_path(row)}: {reason}"
 
 
-def require_images(tables: Sequence[FrameTable]) -> None:
-    """Raise SpatialfeatError naming the first broken image and the number of others, if there is any."""
-    broken = check_image_files(tables)
+def require_images(tables: Sequence[FrameTable], *, is_kept: Callable[[FrameTable, str], bool] | None = None) -> None:
+    """Raise SpatialfeatError naming the first broken image and the number of others; see `check_image_files`."""
+    broken = check_image_files(tables, is_kept=is_kept)
     if broken:
         others = f" ({len(broken)} of {sum(map(len, tables))} images are broken)" if len(broken) > 1 else ""
-        raise SpatialfeatError(
-            f"{describe_broken_image(*broken[0])}{others}; put the image there, pass --img-dir, or remove the row"
-        )
+        remedy = where_missing_may_be(broken) or "put the image there, pass --img-dir, or remove the row"
+        raise SpatialfeatError(f"{describe_broken_image(*broken[0])}{others}; {remedy}")
 
 
 class FrameSample(NamedTuple):
-    """One frame. `failure` is the reason why it could not be decoded; the image is then None."""
+    """One frame, with what `Cut` says is left to do. `failure`: why it could not be decoded; the image is then None."""
 
     image: torch.Tensor | None
     label: int
     position: int
     digest: bytes
     failure: str | None
+    left_to_do: list[float]
 
 
 class FrameBatch(NamedTuple):
     """B frames of which G decoded: images (G, 3, H, W) uint8, labels and positions in the dataset (G,) int64 of those.
 
     digests: 16 bytes of the file's content per decoded frame, or b"" where the dataset was made without. failures: the
-    undecodable (position, reason) pairs.
+    undecodable (position, reason) pairs. left_to_do: (G, K) float64, what `augment_batch` has to do with the images,
+    which are then (G, H, W, 3), each in its upper left corner; K is 0 where nothing is left.
+
+    Only the images travel in shared memory: each tensor there costs its receiver a connection to the sender.
     """
 
     images: torch.Tensor
-    labels: torch.Tensor
-    positions: torch.Tensor
+    labels: NDArray[np.int64]
+    positions: NDArray[np.int64]
     digests: list[bytes]
     failures: list[tuple[int, str]]
+    left_to_do: NDArray[np.float64]
 
 
 class AugmentedFrame(NamedTuple):
@@ -105,8 +132,9 @@ class FrameDataset(Dataset[FrameSample]):
 
     Args:
         parts: tables, each with the rows of it that are wanted. A table alone stands for all its rows, in CSV order.
-        transform: maps an RGB Pillow image to a (3, H, W) uint8 tensor.
+        transform: maps an RGB image to a (3, H, W) uint8 tensor.
         cache: keeps the result of the transform's fixed steps; a frame in it is not read from its image again.
+        also_kept: other transforms; what they will want is put into the cache when a frame is decoded.
         with_digests: take the digest of every file's content, which costs about a tenth of its decoding.
     """
 
@@ -116,11 +144,13 @@ class FrameDataset(Dataset[FrameSample]):
         transform: FrameTransform,
         *,
         cache: FrameCache | None = None,
+        also_kept: Sequence[FrameTransform] = (),
         with_digests: bool = False,
     ):
         self._parts = [(parts, np.arange(len(parts)))] if isinstance(parts, FrameTable) else list(parts)
         self._ends = np.cumsum([len(rows) for _, rows in self._parts])
         self._transform, self._cache, self._with_digests = transform, cache, with_digests
+        self._kept = (transform, *also_kept)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -151,28 +181,31 @@ class FrameDataset(Dataset[FrameSample]):
         try:
             frame = self._fixed_part(table.images, str(table.image_names[row]))
         except ImageError as error:
-            return FrameSample(None, label, position, b"", str(error))
+            return FrameSample(None, label, position, b"", str(error), [])
         except OSError as error:
-            return FrameSample(None, label, position, b"", error.strerror or str(error))
-        return FrameSample(self._transform.finish(frame.pixels), label, position, frame.digest, None)
+            return FrameSample(None, label, position, b"", error.strerror or str(error), [])
+        pixels, left_to_do = self._transform.finish(frame.pixels)
+        return FrameSample(pixels, label, position, frame.digest, None, left_to_do)
 
     def _fixed_part(self, images: ImageFolder, name: str) -> CachedFrame:
         """What the fixed steps of the transform make of an image; from the cache if it is there as the file is now."""
         if self._cache is None:
-            return self._decode(images, name, self._with_digests)
+            content = images.read(name)
+            digest = content_digest(content) if self._with_digests else b""
+            return CachedFrame(self._transform.fixed(decode_pixels(content)), digest)
         key = self._cache.key(images, name, self._transform.fixed_steps)
         frame = self._cache.get(key)
-        if frame is None:
-            frame = self._decode(images, name, with_digest=True)
-            # A file that is being replaced must not be kept under the size and time that it had before.
-            if self._cache.key(images, name, self._transform.fixed_steps) == key:
-                self._cache.put(key, frame)
-        return frame
-
-    def _decode(self, images: ImageFolder, name: str, with_digest: bool) -> CachedFrame:
+        if frame is not None:
+            return frame
+        keys = [key, *(self._cache.key(images, name, transform.fixed_steps) for transform in self._kept[1:])]
         content = images.read(name)
-        pixels = self._transform.fixed(decode_rgb(content))
-        return CachedFrame(pixels, content_digest(content) if with_digest else b"")
+        pixels, digest = decode_pixels(content), content_digest(content)
+        frames = [CachedFrame(transform.fixed(pixels), digest) for transform in self._kept]
+        # A file that is being replaced must not be kept under the size and time that it had before.
+        if self._cache.key(images, name, self._transform.fixed_steps) == key:
+            for kept_key, kept in zip(keys, frames, strict=True):
+                self._cache.put(kept_key, kept)
+        return frames[0]
 
 
 class EpochBatches(Sampler[list[AugmentedFrame]]):
@@ -253,17 +286,30 @@ def _end_worker(error: Exception, _batch: object) -> None:
 def collate(samples: list[FrameSample]) -> FrameBatch:
     """Stack the decoded frames and list the others."""
     good = [sample for sample in samples if sample.image is not None]
+    rows = [sample.left_to_do for sample in good]
     images = [sample.image for sample in good if sample.image is not None]
     batch = FrameBatch(
-        images=torch.stack(images) if images else torch.empty(0, 3, 0, 0, dtype=torch.uint8),
-        labels=torch.tensor([sample.label for sample in good], dtype=torch.int64),
-        positions=torch.tensor([sample.position for sample in good], dtype=torch.int64),
+        images=_stack_cuts(images) if any(rows) else _stack(images),
+        labels=np.array([sample.label for sample in good], np.int64),
+        positions=np.array([sample.position for sample in good], np.int64),
         digests=[sample.digest for sample in good],
         failures=[(sample.position, sample.failure) for sample in samples if sample.failure is not None],
+        left_to_do=np.array(rows, np.float64).reshape(len(good), -1 if good else 0),
     )
-    if get_worker_info() is not None:
+    if get_worker_info() is not None and batch.images.numel():
         # They travel in shared memory. Put there here, and not on sending, a lack of it is an error of this batch.
-        for tensor in (batch.images, batch.labels, batch.positions):
-            if tensor.numel():
-                tensor.share_memory_()  # type: ignore[no-untyped-call]
+        batch.images.share_memory_()  # type: ignore[no-untyped-call]
     return batch
+
+
+def _stack(images: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(images) if images else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
+
+
+def _stack_cuts(cuts: list[torch.Tensor]) -> torch.Tensor:
+    """Cuts (3, h, w) of different sizes in one tensor (G, H, W, 3), in the order in memory that they are decoded to."""
+    height, width = (max(cut.shape[side] for cut in cuts) for side in (1, 2))
+    stacked = torch.empty(len(cuts), height, width, 3, dtype=torch.uint8)
+    for place, cut in zip(stacked, cuts, strict=True):
+        place[: cut.shape[1], : cut.shape[2]] = cut.permute(1, 2, 0)
+    return stacked

@@ -1,7 +1,7 @@
 """The only reader of frame CSVs and ids: parsed, checked, and grouped into videos or patients in time order.
 
-An id is `PATIENT_SEGMENT_FRAME` (`1050_1_000001`) or `VIDEO_FRAME` (`video01_000123`). The last field is the frame
-number, everything before it is the video. Fields are compared as integers, never as text: frame_10 is after frame_9.
+`ids` says what an id means; a column `patient` says whose frame it is, whatever its id. Fields are compared as
+integers, never as text: frame_10 is after frame_9.
 """
 
 from __future__ import annotations
@@ -21,13 +21,25 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from spatialfeat.config import TEST_CSV, TRAIN_CSV, VAL_CSV
+from spatialfeat.console import count_text
+from spatialfeat.data.ids import USUAL_RULE, IdRule, is_only_a_frame
 from spatialfeat.data.images import ImageFolder
-from spatialfeat.data.tables import Origin, ProblemHandler, RowProblem, Rows, read_rows, refuse
+from spatialfeat.data.tables import (
+    Origin,
+    ProblemHandler,
+    RowProblem,
+    Rows,
+    read_rows,
+    refuse,
+    refuse_repeated_columns,
+)
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.names import MAX_NAME_BYTES, PLAIN_NAME, name_problem, natural_key, same_name_key
+from spatialfeat.names import MAX_NAME_BYTES, PLAIN_ID, id_problem, name_problem, natural_key, same_name_key
 
 UNLABELLED = -100
 """The label of a frame without a phase; PyTorch's cross-entropy ignores it by default."""
+
+NO_LABELLED_FRAME = "has no labelled frame; training and scores need the true phases of some frames"
 
 UNNAMED_SPLIT = "all"
 """The split of frames that come from a folder, without a CSV."""
@@ -43,9 +55,7 @@ _SPLIT_WORDS = {
 }
 """Words in a CSV's name that name its split."""
 
-_ID = r"^(?P<video>.+)_(?P<frame>[0-9]{1,18})$"
 _COLUMNS = ("ids", "labels", "videos", "patients", "segments", "frame_numbers")
-_PATIENT_SEGMENT = re.compile(r"(?P<patient>.+)_(?P<segment>[0-9]{1,18})")
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +71,7 @@ class FrameTable:
         ids: (N,) str. labels: (N,) int64, UNLABELLED where there is none.
         videos: (N,) str, the id without its frame number. patients: (N,) str.
         segments, frame_numbers: (N,) int64, the parsed fields; segment is 0 for ids of the form VIDEO_FRAME.
+        id_rule: how the ids were read. patients_given: a column `patient` named the patients instead.
         own_image_names: (N,) str, None where the images are named by the ids, as all are but those of pseudonyms.
     """
 
@@ -73,6 +84,8 @@ class FrameTable:
     patients: NDArray[Any]
     segments: NDArray[np.int64]
     frame_numbers: NDArray[np.int64]
+    id_rule: IdRule = USUAL_RULE
+    patients_given: bool = False
     own_image_names: NDArray[Any] | None = None
 
     @property
@@ -110,19 +123,23 @@ def read_frames(
     img_dir: Path,
     *,
     split: str,
+    id_rule: IdRule = USUAL_RULE,
     num_classes: int | None = None,
+    phase_names: Sequence[str] | None = None,
     labels_required: bool = True,
-    allow_unlabelled: bool | None = None,
     more_classes: str = "pass --num-classes",
     on_problem: ProblemHandler = refuse,
 ) -> FrameTable:
-    """Read and validate a CSV with the columns `id` and `label`.
+    """Read and validate a CSV with the columns `id` and `label`, and perhaps `patient`.
+
+    The label -100, -1 or nothing is UNLABELLED.
 
     Args:
+        id_rule: how ids are read. A column `patient` wins over the patient that it reads.
         num_classes: labels must lie in 0..num_classes-1; None checks only that they are not negative.
-        more_classes: what the message for a label outside advises beside mending the row.
+        phase_names: names that may stand for labels, in label order; None if they are not known.
+        more_classes: what the message for a label outside advises beside fixing the row.
         labels_required: False also takes a CSV without a `label` column.
-        allow_unlabelled: True also takes the label -100 for an unlabelled frame. None: where labels are not required.
         on_problem: receives the faulty rows. Unless it raises, the table comes without rows whose id is faulty or
             repeated, and with UNLABELLED for a faulty label.
 
@@ -131,36 +148,81 @@ def read_frames(
     """
     required = ["id", "label"] if labels_required else ["id"]
     rows = read_rows(csv_path, "id,label", required, on_problem=on_problem)
-    if allow_unlabelled is None:
-        allow_unlabelled = not labels_required
     labels = None
     if "label" in rows.columns:
-        also = UNLABELLED if allow_unlabelled else None
-        labels = rows.phases("label", num_classes, also=also, more_classes=more_classes)
+        labels = rows.phases(
+            "label", num_classes, phase_names=phase_names, unlabelled=UNLABELLED, more_classes=more_classes
+        )
         labels = np.where(labels < 0, UNLABELLED, labels)
-    return make_table(rows, img_dir, split, labels)
+    return make_table(rows, img_dir, split, labels, id_rule=id_rule)
 
 
-def list_frames(img_dir: Path, *, split: str) -> FrameTable:
-    """Every PNG of a folder as an unlabelled frame, in alphabetic order.
+def unlabelled_text(table: FrameTable, num_faulty: int = 0) -> str | None:
+    """`3 of 20 train frames in train.csv without a label`, or None if all have one.
+
+    num_faulty: so many have one that could not be read.
+    """
+    count = int((table.labels == UNLABELLED).sum()) - num_faulty
+    return f"{count} of {len(table)} {table.split} frames in {table.source} without a label" if count else None
+
+
+def labelled_frames(table: FrameTable, fate: str = "left out") -> FrameTable:
+    """The rows with a label. Says how many have none, and their fate; raises SpatialfeatError if none has one."""
+    keep = table.labels != UNLABELLED
+    if not keep.any():
+        raise SpatialfeatError(f"{table.source}: {NO_LABELLED_FRAME}")
+    if text := unlabelled_text(table):
+        logger.info("%s: %s", text, fate)
+    return table.take(keep)
+
+
+def list_frames(img_dir: Path, *, split: str, id_rule: IdRule = USUAL_RULE) -> FrameTable:
+    """Every image of a folder as an unlabelled frame, in alphabetic order.
+
+    Of images that are bare numbers, as `frames/video01/000031.png`, the folder is the video, and `video01/000031` the
+    id. Without images of its own, a folder stands for all that are in folders in it, which get such ids, too.
 
     Raises:
-        SpatialfeatError: the folder cannot be read, holds no PNG, or one whose name is not an id.
+        SpatialfeatError: the folder cannot be read, holds no image, or one whose name is not an id.
     """
-    names = sorted(ImageFolder(img_dir).names())
+    images = ImageFolder(img_dir)
+    names = sorted(images.names())
+    inner = images.folders()
+    if names and inner:
+        logger.warning(
+            "--img-dir %s: taking the images in the folder itself, and none of %s in it, such as %s",
+            img_dir,
+            count_text(len(inner), "folder of images", "folders of images"),
+            inner[0],
+        )
     if not names:
-        raise SpatialfeatError(f"--img-dir {img_dir}: holds no PNG file; pass the folder of the frames")
-    return make_table(Rows(Origin(img_dir, None), pd.DataFrame({"id": names}, dtype=str)), img_dir, split, None)
+        names = sorted(images.names(inner))
+    elif all(map(is_only_a_frame, names)):
+        folder = img_dir if img_dir.name not in ("", "..") else img_dir.resolve()
+        problem = name_problem(folder.name)
+        if problem is not None:
+            raise SpatialfeatError(
+                f"--img-dir {img_dir}: its images are bare numbers, such as {names[0]}, so the folder's name would be "
+                f"that of the video, but it {problem}; rename the folder"
+            )
+        images, names = ImageFolder(folder.parent), [f"{folder.name}/{name}" for name in names]
+    if not names:
+        raise SpatialfeatError(f"--img-dir {img_dir}: holds no PNG or JPEG file; pass the folder of the frames")
+    rows = Rows(Origin(img_dir, None), pd.DataFrame({"id": names}, dtype=str))
+    return make_table(rows, images.path, split, None, id_rule=id_rule)
 
 
-def make_table(rows: Rows, img_dir: Path, split: str, labels: NDArray[np.int64] | None) -> FrameTable:
+def make_table(
+    rows: Rows, img_dir: Path, split: str, labels: NDArray[np.int64] | None, *, id_rule: IdRule = USUAL_RULE
+) -> FrameTable:
     """The table of the frames that `rows.id_column` names. labels: (N,) int64, None if all are unlabelled.
 
     Raises:
-        SpatialfeatError: an id that cannot be a file name or does not end in a frame number, a frame that is there
-            twice, or a video in two spellings.
+        SpatialfeatError: an id that cannot be a file name or does not follow the rule, a frame that is there twice, a
+            video in two spellings or of two patients.
     """
-    sound, fields = _parse_ids(rows)
+    refuse_repeated_columns(rows.origin.path, rows.columns, ["patient"])
+    sound, fields = _parse_ids(rows, id_rule)
     rows = rows.take(sound)
     ids = rows.columns[rows.id_column]
     table = FrameTable(
@@ -173,9 +235,11 @@ def make_table(rows: Rows, img_dir: Path, split: str, labels: NDArray[np.int64] 
         patients=fields["patient"].to_numpy(dtype=str),
         segments=fields["segment"].to_numpy(dtype=np.int64),
         frame_numbers=fields["frame"].to_numpy(dtype=np.int64),
+        id_rule=id_rule,
+        patients_given="patient" in rows.columns,
     )
     table = _without_repeated_frames(table, rows.on_problem)
-    for problem in two_spellings([table]):
+    for problem in (*_videos_of_two_patients(table), *two_spellings([table])):
         rows.on_problem(problem)
     return table
 
@@ -203,48 +267,64 @@ def two_spellings(tables: Iterable[FrameTable]) -> Iterator[RowProblem]:
                 yield RowProblem("two-spellings", np.array([row]), describe, "use one spelling")
 
 
-def _parse_ids(rows: Rows) -> tuple[NDArray[np.bool_], pd.DataFrame]:
+def _parse_ids(rows: Rows, id_rule: IdRule) -> tuple[NDArray[np.bool_], pd.DataFrame]:
     """((N,): which rows have an id that can be used, their parsed fields). `on_problem` receives the others."""
     ids = rows.columns[rows.id_column]
-    parsed = ids.str.extract(_ID)
-    faulty = _refuse_unsafe(rows, ids, "id {value!r} cannot be a file name: it")
-    no_frame: NDArray[np.bool_] = ~faulty & parsed["frame"].isna().to_numpy(dtype=bool)
+    parsed = id_rule.read(ids)
+    faulty = _refuse_unsafe(rows, rows.id_column, ids, "id {value!r} cannot be a file name: it")
+    unread: NDArray[np.bool_] = ~faulty & parsed["frame"].isna().to_numpy(dtype=bool)
     rows.refuse(
         rows.id_column,
-        no_frame,
-        "id {value!r} does not end in _FRAME",
-        "write PATIENT_SEGMENT_FRAME or VIDEO_FRAME, e.g. 1050_1_000001, without .png",
+        unread,
+        "id {value!r} " + _literal(id_rule.problem),
+        id_rule.remedy,
         "bad-id",
     )
-    faulty |= no_frame
+    faulty |= unread
     # `a _1`: the blank is inside the id, but at an end of the video, which names a file too.
-    videos = parsed["video"].mask(faulty, "refused")
-    faulty |= _refuse_unsafe(rows, videos, "the video of id {value!r} cannot be a file name: it")
-    # A few hundred videos stand for hundreds of thousands of frames: split each video's name once.
-    splits = {video: _split_video(video) for video in videos.unique()}
-    parsed["patient"] = videos.map({video: patient for video, (patient, _) in splits.items()})
-    parsed["segment"] = videos.map({video: segment for video, (_, segment) in splits.items()})
-    patients = parsed["patient"].mask(faulty, "refused")
-    faulty |= _refuse_unsafe(rows, patients, "the patient of id {value!r} cannot be a file name: it")
+    for name in ("video", "patient"):
+        names = parsed[name].mask(faulty, "refused")
+        faulty |= _refuse_unsafe(rows, rows.id_column, names, f"the {name} of id {{value!r}} cannot be a file name: it")
+    if "patient" in rows.columns:
+        parsed["patient"] = rows.columns["patient"].str.strip()
+        names = parsed["patient"].mask(faulty, "refused")
+        faulty |= _refuse_unsafe(rows, "patient", names, "patient {value!r} cannot be part of a file name: it")
     parsed = parsed[~faulty]
-    return ~faulty, parsed.assign(frame=parsed["frame"].astype(np.int64))
+    return ~faulty, parsed.astype({"segment": np.int64, "frame": np.int64})
 
 
-def _refuse_unsafe(rows: Rows, names: pd.Series[str], problem: str) -> NDArray[np.bool_]:
+def _refuse_unsafe(rows: Rows, column: str, names: pd.Series[str], problem: str) -> NDArray[np.bool_]:
     """(N,): which names cannot be used. Ids, videos and patients become file names; `problem` begins the message."""
-    unsafe: NDArray[np.bool_] = ~names.str.fullmatch(PLAIN_NAME).to_numpy(dtype=bool)
-    reasons = {name: name_problem(name) for name in names[unsafe].unique()}
+    unsafe: NDArray[np.bool_] = ~names.str.fullmatch(PLAIN_ID).to_numpy(dtype=bool)
+    reasons = {name: id_problem(name) for name in names[unsafe].unique()}
     found = names.map(reasons)
     unsafe[unsafe] = [reasons[name] is not None for name in names[unsafe]]
     remedy = f"use at most {MAX_NAME_BYTES} letters, digits, - and _"
     for reason in found[unsafe].unique():
-        rows.refuse(rows.id_column, (found == reason).to_numpy(dtype=bool), f"{problem} {reason}", remedy, "bad-id")
+        text = f"{problem} {_literal(str(reason))}"
+        rows.refuse(column, (found == reason).to_numpy(dtype=bool), text, remedy, "bad-id")
     return unsafe
 
 
-def _split_video(video: str) -> tuple[str, int]:
-    match = _PATIENT_SEGMENT.fullmatch(video)
-    return (match["patient"], int(match["segment"])) if match else (video, 0)
+def _literal(text: str) -> str:
+    """`text` for a message in which `{value}` stands for the row's value."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _videos_of_two_patients(table: FrameTable) -> Iterator[RowProblem]:
+    """One problem for all rows whose column `patient` names another patient than an earlier row of their video."""
+    if table.patients_given:
+        _, first, video_of_row = np.unique(table.videos, return_index=True, return_inverse=True)
+        known = first[video_of_row]
+        differing = np.flatnonzero(table.patients != table.patients[known])
+
+        def describe(row: int) -> str:
+            earlier = int(known[row])
+            video = f"video {table.videos[row]} is of patient {table.patients[row]}"
+            return f"{table.where(row)}: {video}, but of {table.patients[earlier]} in {table.where(earlier)}"
+
+        if len(differing):
+            yield RowProblem("two-patients", differing, describe, "a video is of one patient: fix the column patient")
 
 
 def _without_repeated_frames(table: FrameTable, on_problem: ProblemHandler) -> FrameTable:
@@ -277,6 +357,20 @@ class Video:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def segments(self) -> NDArray[np.int64]:
+        """(T,) int64: the segment of each frame, as its id says.
+
+        Several videos of a patient may have one number, as all of the form VIDEO_FRAME have 0: then they are numbered
+        from 1, so that frame numbers that begin anew are not taken for one video's.
+        """
+        own = self.table.segments[self.rows]
+        videos = self.table.videos[self.rows]
+        starts = np.concatenate([[True], videos[1:] != videos[:-1]])
+        if len(np.unique(own[starts])) == starts.sum():
+            return own
+        return np.cumsum(starts, dtype=np.int64)
+
 
 def group_videos(tables: Sequence[FrameTable], group_by: str = "video") -> list[Video]:
     """Group rows into videos (or whole patients), each in time order, the videos in numeric order of their ids.
@@ -308,8 +402,14 @@ def group_videos(tables: Sequence[FrameTable], group_by: str = "video") -> list[
 def videos_of(table: FrameTable, group_by: str = "video") -> Iterator[Video]:
     """The videos (or whole patients) of one table, each in time order, in the order of their names as text."""
     keys, key_of_row = np.unique(table.videos if group_by == "video" else table.patients, return_inverse=True)
+    columns = [table.frame_numbers, table.segments, key_of_row]
+    if group_by != "video":
+        # A patient's videos may all have segment 0: each stays together, in the numeric order of their names.
+        videos, video_of_row = np.unique(table.videos, return_inverse=True)
+        place = np.argsort(sorted(range(len(videos)), key=lambda video: natural_key(str(videos[video]))))
+        columns.insert(1, place[video_of_row])
     # One sort for all videos: picking each video's rows out of 200,000 takes seconds when there are many.
-    order = np.lexsort((table.frame_numbers, table.segments, key_of_row))
+    order = np.lexsort(columns)
     ends = np.cumsum(np.bincount(key_of_row))
     for key, rows in zip(keys.tolist(), np.split(order, ends[:-1]), strict=True):
         yield Video(key, str(table.patients[rows[0]]), table, rows)
@@ -329,30 +429,20 @@ def count_gaps(segments: NDArray[np.int64], frame_numbers: NDArray[np.int64]) ->
     return usual, int((steps > usual).sum())
 
 
-def shared_patients(tables: Sequence[FrameTable]) -> dict[str, dict[str, int]]:
-    """The patients that are in more than one split: see `patients_in_several_splits`."""
-    return patients_in_several_splits(
-        (str(patient), table.split, int(count))
-        for table in tables
-        for patient, count in zip(*np.unique(table.patients, return_counts=True), strict=True)
-    )
-
-
-def patients_in_several_splits(frames: Iterable[tuple[str, str, int]]) -> dict[str, dict[str, int]]:
-    """How many frames in which split: {patient: {split: frames}} of the patients that are in more than one.
-
-    Scores on such splits are too good. A patient that is written in several ways is shown so: `P1 (also p1)`.
+def doubtful_fps(steps: Iterable[int], fps: float) -> str | None:
+    """What is doubtful where frame numbers advance by 25 and count one per second, which is what `--fps` says unasked.
 
     Args:
-        frames: (patient, split, number of frames), any number of them for a patient.
+        steps: the usual step of each video, as `count_gaps` gives it. fps: frame numbers per second.
     """
-    found: dict[tuple[object, ...], tuple[list[str], Counter[str]]] = {}
-    for patient, split, count in frames:
-        spellings, splits = found.setdefault(same_name_key(patient), ([], Counter()))
-        spellings += [patient] if patient not in spellings else []
-        splits[split] += count
-    shared = [(spellings, dict(splits)) for spellings, splits in found.values() if len(splits) > 1]
-    return {f"{first} (also {', '.join(others)})" if others else first: splits for (first, *others), splits in shared}
+    counts = Counter(steps)
+    step = min(counts, key=lambda step: (-counts[step], step), default=1)
+    if step == 1 or fps != 1:
+        return None
+    return (
+        f"frame numbers advance by {step}, so at --fps 1 frames are {step} s apart; if that is one frame a second, "
+        f"pass --fps {step} to extract and check"
+    )
 
 
 def named_csvs(csvs: Sequence[str]) -> list[tuple[str, Path]]:

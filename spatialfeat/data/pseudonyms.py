@@ -3,8 +3,9 @@
     patient_id,pseudonym
     1050,P473920
 
-`1050_1_000001` becomes `P473920_1_000001`: only the patient's part of an id changes. Pseudonyms of new patients are
-drawn at random, so that neither they nor their order reveal anything.
+`1050_1_000001` becomes `P473920_1_000001`: only the patient's part of an id changes. Where an id does not begin with
+its patient, as a column `patient` allows, its video gets a pseudonym of its own behind that of the patient. Pseudonyms
+are drawn at random, so that neither they nor their order reveal anything.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from spatialfeat.data.frames import FrameTable, refuse_two_spellings
+from spatialfeat.data.ids import USUAL_RULE, VIDEO_FRAME, frame_field
 from spatialfeat.data.tables import Rows, read_rows
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import CsvTable
@@ -37,7 +38,7 @@ _OWNER_ONLY = 0o600
 
 @dataclass(frozen=True)
 class Pseudonyms:
-    """The pseudonym of each patient, as the map file at `path` holds them."""
+    """The pseudonym of each patient, and of videos not named by it, as the map file at `path` holds them."""
 
     path: Path
     of_patient: Mapping[str, str]
@@ -45,34 +46,45 @@ class Pseudonyms:
     def patient(self, patient_id: str) -> str:
         return self.of_patient[patient_id]
 
-    def rename(self, name: str, patient_id: str) -> str:
-        """A video's or frame's id with the pseudonym in the patient's place.
+    def video(self, video_id: str, patient_id: str) -> str:
+        """A video's id with the pseudonym in the patient's place."""
+        rest = _behind_patient(video_id, patient_id)
+        return self.of_patient[patient_id] + (f"_{self.of_patient[video_id]}" if rest is None else rest)
 
-        Raises:
-            SpatialfeatError: the id does not begin with the patient's.
-        """
-        rest = name.removeprefix(patient_id)
-        if rest == name or (rest and not rest.startswith("_")):
-            raise SpatialfeatError(
-                f"id {name} does not begin with its patient {patient_id}, so --pseudonymize cannot hide the patient; "
-                "extract the video again"
-            )
-        return self.of_patient[patient_id] + rest
+    def frame(self, frame_id: str, frame_number: int, video_id: str, patient_id: str) -> str:
+        """A frame's id with the pseudonym in the patient's place. Nothing of it stays but the frame's own field."""
+        field = frame_field(frame_id, video_id)
+        return self.video(video_id, patient_id) + (f"_{frame_number:06d}" if field is None else field)
 
     def table(self, table: FrameTable) -> FrameTable:
         """The same frames under pseudonyms; their images keep their names."""
-        patients = table.patients.tolist()
-
-        def renamed(names: Sequence[str]) -> NDArray[np.str_]:
-            return np.array([self.rename(name, patient) for name, patient in zip(names, patients, strict=True)])
-
+        videos, patients = table.videos.tolist(), table.patients.tolist()
+        frames = zip(table.ids.tolist(), table.frame_numbers.tolist(), videos, patients, strict=True)
         return replace(
             table,
-            ids=renamed(table.ids.tolist()),
-            videos=renamed(table.videos.tolist()),
+            ids=np.array([self.frame(*frame) for frame in frames]),
+            videos=np.array(list(map(self.video, videos, patients))),
             patients=np.array([self.of_patient[patient] for patient in patients]),
             own_image_names=table.image_names,
+            # What was read by another rule is now written as every rule but that for segments reads it.
+            id_rule=table.id_rule if table.id_rule.form == VIDEO_FRAME else USUAL_RULE,
+            patients_given=True,
         )
+
+
+def names_to_hide(videos: Iterable[tuple[str, str]]) -> list[str]:
+    """What needs a pseudonym of (video, patient) pairs: every patient, and videos that are not named by theirs."""
+    pairs = dict.fromkeys(videos)
+    named_otherwise = [video for video, patient in pairs if _behind_patient(video, patient) is None]
+    return list(dict.fromkeys([*(patient for _, patient in pairs), *named_otherwise]))
+
+
+def _behind_patient(video_id: str, patient_id: str) -> str | None:
+    """What follows the patient in the id of a video, `_1`; None where the video is not named by its patient."""
+    rest = video_id.removeprefix(patient_id)
+    # A longer id that comes again would be seen; `1` in `1_1` is a number.
+    again = len(patient_id) > 3 and patient_id in rest
+    return None if again or rest == video_id or rest[:1] not in ("", "_", "/") else rest
 
 
 def pseudonymized(tables: Sequence[FrameTable], map_path: Path, out_dir: Path) -> tuple[list[FrameTable], Pseudonyms]:
@@ -82,8 +94,8 @@ def pseudonymized(tables: Sequence[FrameTable], map_path: Path, out_dir: Path) -
         SpatialfeatError: as `open_pseudonyms`, or a video in two spellings.
     """
     refuse_two_spellings(tables)
-    patients = list(dict.fromkeys(patient for table in tables for patient in table.patients.tolist()))
-    pseudonyms = open_pseudonyms(map_path, patients, outputs=[out_dir])
+    pairs = (pair for table in tables for pair in zip(table.videos.tolist(), table.patients.tolist(), strict=True))
+    pseudonyms = open_pseudonyms(map_path, names_to_hide(pairs), outputs=[out_dir])
     return [pseudonyms.table(table) for table in tables], pseudonyms
 
 
@@ -112,8 +124,8 @@ def open_pseudonyms(map_path: Path, patients: Sequence[str], *, outputs: Sequenc
             new = sorted(set(patients) - set(known), key=natural_key)
             if new:
                 drawn = _draw(len(new), taken=[*known, *known.values(), *patients])
-                _append(path, dict(zip(new, drawn, strict=True)))
                 known |= dict(zip(new, drawn, strict=True))
+                _replace(path, known)
     except OSError as error:
         raise SpatialfeatError(
             f"--pseudonymize {map_path}: cannot be read or written ({error.strerror}); choose a place that you may "
@@ -196,19 +208,16 @@ def _draw(number: int, *, taken: Sequence[str]) -> list[str]:
     raise SpatialfeatError("--pseudonymize: no more pseudonyms are free; start another map")
 
 
-def _append(path: Path, new: Mapping[str, str]) -> None:
-    """Put a longer map in the map's place: whole or not at all, with the same rights."""
-    text = path.read_text(encoding="utf-8-sig")
-    text = text or f"{','.join(HEADER)}\n"
-    text += "" if text.endswith("\n") else "\n"
+def _replace(path: Path, known: Mapping[str, str]) -> None:
+    """Put a longer map in the map's place: whole or not at all, with the same rights; with commas, whatever it had."""
     rows = io.StringIO(newline="")
-    CsvTable(rows).add(new.items())
+    CsvTable(rows, HEADER).add(known.items())
     temporary_path = path.with_name(f".{path.name}.partial")
     descriptor = os.open(temporary_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _OWNER_ONLY)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
             os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
-            file.write(text + rows.getvalue())
+            file.write(rows.getvalue())
             file.flush()
             os.fsync(file.fileno())
         temporary_path.replace(path)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,26 +19,52 @@ from spatialfeat.errors import SpatialfeatError
 FIRST_ROW = 2
 """Rows are counted as a text editor or spreadsheet shows them: the header is row 1."""
 
+NO_LABEL = ("-100", "-1", "")
+"""What people write for a frame without a phase."""
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+SHOWN_NAMES = 10
+"""A message lists so many phase names."""
+
+_WHOLE_NUMBER = re.compile(r"([+-]?[0-9]+)(\.0*)?")
+_TOO_LARGE = 10**18
+
 
 def read_csv_text(csv_path: Path, header: str) -> pd.DataFrame:
     """Every cell as text, the index counting rows from 0; blank lines stay, so that row numbers are right.
+
+    Cells are separated by commas, or by the semicolons or tabs that the file's own header is written with.
 
     header: the columns as a message shows them, e.g. "id,label".
 
     Raises:
         SpatialfeatError: with the row and the remedy, if the file cannot be read as a CSV.
     """
-    names, *rows = _parse(csv_path, _read_text(csv_path)) or [[]]
+    text = _read_text(csv_path)
+    separator = _separator(text.partition("\n")[0], header.split(","))
+    names, *rows = _parse(csv_path, text, separator) or [[]]
     if not names:
         raise SpatialfeatError(f"{csv_path}: is empty; the first line must be `{header}`")
     for number, fields in enumerate(rows, FIRST_ROW):
         if len(fields) > len(names):
             raise SpatialfeatError(
-                f"{csv_path} row {number}: has {len(fields)} fields, the header {len(names)}; remove surplus commas"
+                f"{csv_path} row {number}: has {len(fields)} fields, the header {len(names)}; remove surplus "
+                f"{SEPARATORS[separator]}"
             )
     padded = [fields + [""] * (len(names) - len(fields)) for fields in rows]
     table: pd.DataFrame = pd.DataFrame(padded, columns=[name.strip() for name in names], dtype=str)
     return table
+
+
+def row_texts(csv_path: Path) -> list[str]:
+    """Of a CSV that can be read, each row's own text without its line end: row n is item n - 1, the header row 1."""
+    text = _read_text(csv_path)
+    lines = list(io.StringIO(text, newline=""))
+    # A quoted cell may hold line ends.
+    separator = _separator(text.partition("\n")[0], ("id", "label"))
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+    ends = [0, *(reader.line_num for _ in reader)]
+    return ["".join(lines[start:end]).rstrip("\r\n") for start, end in pairwise(ends)]
 
 
 def _read_text(csv_path: Path) -> str:
@@ -57,11 +85,19 @@ def _read_text(csv_path: Path) -> str:
     return text
 
 
-def _parse(csv_path: Path, text: str) -> list[list[str]]:
+def _separator(first_line: str, names: Sequence[str]) -> str:
+    """What separates the cells of the header: the sign that it holds, of several the one that gives most of `names`."""
+    there = [sign for sign in SEPARATORS if sign in first_line]
+    cells = {sign: [cell.strip(' \r"') for cell in first_line.split(sign)] for sign in there}
+    return max(there, key=lambda sign: sum(name in cells[sign] for name in names), default=",")
+
+
+def _parse(csv_path: Path, text: str, separator: str) -> list[list[str]]:
     # Not by pandas: its versions differ in what they let pass, and its messages count rows in several ways.
     rows: list[list[str]] = []
     try:
-        rows.extend(csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True))
+        lines = io.StringIO(text, newline="")
+        rows.extend(csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True))
     except csv.Error as error:
         raise SpatialfeatError(
             f"{csv_path} row {len(rows) + 1}: is not valid CSV ({error}); fix the quotes of that row"
@@ -74,8 +110,9 @@ def require_columns(csv_path: Path, table: pd.DataFrame, required: Sequence[str]
     missing = [name for name in required if name not in table]
     if missing:
         found = ", ".join(map(str, table.columns))
-        remedy = "save it with commas" if ";" in found or "\t" in found else f"the header must be `{header}`"
-        raise SpatialfeatError(f"{csv_path}: no column {' and '.join(missing)} (found: {found}); {remedy}")
+        raise SpatialfeatError(
+            f"{csv_path}: no column {' and '.join(missing)} (found: {found}); the header must be `{header}`"
+        )
     refuse_repeated_columns(csv_path, table, header.split(","))
 
 
@@ -165,45 +202,78 @@ class Rows:
         column: str,
         num_phases: int | None,
         *,
-        also: int | None = None,
+        phase_names: Sequence[str] | None = None,
+        unlabelled: int | None = None,
         name: str = "label",
         more_classes: str = "pass --num-classes",
     ) -> NDArray[np.int64]:
-        """(N,) int64: the column's whole numbers, which must lie in 0..num_phases-1 (None: not be negative).
+        """(N,) int64: the phases in a column, which must lie in 0..num_phases-1 (None: not be negative).
 
-        Where they do not and `on_problem` lets that pass, the number is -1.
+        A phase is written as a whole number (`3`, `3.0`), or by its name where names are known. A name that is itself
+        the number of another phase, or means an unlabelled frame, could be read in two ways and is refused. Where
+        `on_problem` lets a fault pass, the number is -1.
 
-        also: the number of an unlabelled frame, where that is allowed. name: what a message calls the value.
-        more_classes: what the message for a number outside advises beside mending the row.
+        phase_names: C names in label order. unlabelled: the number to give for -100, -1 and empty cells; None where
+        every row needs a phase. name: what a message calls the value. more_classes: what the message for a number
+        outside advises beside fixing the row.
         """
         texts = self.columns[column].str.strip()
-        not_integer = ~texts.str.fullmatch(r"[+-]?[0-9]+").to_numpy(dtype=bool)
-        hint = "" if also is None else f", or {also} for an unlabelled frame"
-        self.refuse(
-            column,
-            not_integer,
-            f"{name} {{value!r}} is not an integer",
-            f"write the phase's number, e.g. 3{hint}",
-            "label-not-a-number",
-        )
-        # A number that does not fit in int64 is outside any range of phases, as -1 is.
-        numbers = texts.mask(not_integer | (texts.str.len() > 18), "-1").to_numpy(dtype=str).astype(np.int64)
-        outside = (numbers < 0) if num_phases is None else (numbers < 0) | (numbers >= num_phases)
-        if also is not None:
-            outside &= numbers != also
-        outside &= ~not_integer
-        whole = numbers[~not_integer]
-        if num_phases is not None and len(whole) and whole.min() == 1 and whole.max() == num_phases:
-            more_classes = f"count phases from 0: these run from 1 to {num_phases}, so subtract 1 everywhere"
+        read = {text: _number(text, unlabelled) for text in texts.unique()}
+        named = {phase_name.strip(): phase for phase, phase_name in enumerate(phase_names or ())}
+        limit = _TOO_LARGE if num_phases is None else num_phases
         allowed = "0 and above" if num_phases is None else f"0..{num_phases - 1}"
-        self.refuse(
-            column,
-            outside,
-            f"{name} {{value}} is outside {allowed}",
-            f"fix the row or {more_classes}",
-            "label-out-of-range",
-        )
-        return np.where(not_integer | outside, -1, numbers)
+        found, faults = dict[str, int](), dict[str, str]()
+        for text, number in read.items():
+            phase = named.get(text, number)
+            found[text] = -1
+            if phase is None:
+                faults[text] = "no phase"
+            elif number not in (None, phase):
+                faults[text] = "two meanings"
+            elif phase == unlabelled or 0 <= phase < limit:
+                found[text] = phase
+            else:
+                faults[text] = "negative" if phase < 0 else "too large"
+
+        numbers = [number for number in read.values() if number is not None and number != unlabelled]
+        if num_phases is not None and numbers and min(numbers) == 1 and max(numbers) == num_phases:
+            more_classes = f"count phases from 0: these run from 1 to {num_phases}, so subtract 1 everywhere"
+        no_label = "" if unlabelled is None else "; a frame without a label has -100, -1 or nothing"
+        if named:
+            wrong = f"{name} {{value!r}} is no phase"
+            remedy = f"write {allowed} or one of {_some(named)}, or give other names with --phase-names"
+        else:
+            wrong = f"{name} {{value!r}} is not an integer"
+            remedy = "write the phase's number, e.g. 3, or pass --phase-names if these are the names of phases"
+        two_meanings = f"{name} {{value}} is a number, and the name of another phase"
+        outside = f"{name} {{value}} is outside {allowed}"
+        for fault, problem, advice, kind in (
+            ("no phase", wrong, remedy + no_label, "label-not-a-number"),
+            ("two meanings", two_meanings, "give names with --phase-names that are no numbers", "label-not-a-number"),
+            ("too large", outside, f"fix the row or {more_classes}", "label-out-of-range"),
+            ("negative", outside, f"fix the row: phases count from 0{no_label}", "label-out-of-range"),
+        ):
+            if fault in faults.values():
+                self.refuse(column, (texts.map(faults) == fault).to_numpy(dtype=bool), problem, advice, kind)
+        return texts.map(found).to_numpy(dtype=np.int64)
+
+
+def _number(text: str, unlabelled: int | None) -> int | None:
+    """The whole number that a cell holds, `unlabelled` if it means that, None if it holds something else."""
+    match = _WHOLE_NUMBER.fullmatch(text)
+    digits = match[1] if match else text
+    if unlabelled is not None and digits in NO_LABEL:
+        return unlabelled
+    if match is None:
+        return None
+    # Python refuses to read thousands of digits; no phase has so many.
+    return int(digits) if len(digits) <= 18 else (-_TOO_LARGE if digits[0] == "-" else _TOO_LARGE)
+
+
+def _some(names: Iterable[str]) -> str:
+    all_names = list(names)
+    more = ", ..." if len(all_names) > SHOWN_NAMES else ""
+    return ", ".join(all_names[:SHOWN_NAMES]) + more
 
 
 def read_rows(

@@ -1,4 +1,4 @@
-"""From an RGB Pillow image to the network's input: the training augmentation and the one evaluation preprocessing.
+"""From an RGB image to the network's input: the training augmentation and the one evaluation preprocessing.
 
 Resizing runs on uint8 tensors with antialiasing, which equals Pillow's result almost to the bit and is several times
 faster. Frames stay uint8 until they are on the device, where `normalize` turns them into float32: a quarter of the
@@ -10,43 +10,61 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import PIL
 import torch
 import torchvision
+from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
+from spatialfeat.config import RESIZINGS
+from spatialfeat.data.augmentation import Augmentation
+from spatialfeat.errors import SpatialfeatError
+
 MAX_SIZE_PX = 10_000
+
+SHORT_SIDE, SQUASH = RESIZINGS
+Colours: TypeAlias = tuple[float, float, float]
+"""One number for red, green and blue each."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+MAX_CUT = 4
+"""A crop of more than so many times the network's input is resized by the worker that cut it, not on the device: it is
+part of a frame that takes long to decode anyway, and would fill the memory that workers hand frames over in."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """What is done to a frame before the network sees it; stored with the weights and in every feature file.
 
-    The shorter side is resized to `resize_px`, the central `crop_px` x `crop_px` pixels are kept, values are scaled
-    to 0..1 and normalized per channel.
+    The shorter side is resized to `resize_px`, or with resize "squash" both sides are; the central `crop_px` x
+    `crop_px` pixels are kept, values are scaled to 0..1 and normalized per channel.
     """
 
+    resize: str = SHORT_SIDE
     resize_px: int = 256
     crop_px: int = 224
     interpolation: str = "bilinear"
     antialias: bool = True
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: Colours = IMAGENET_MEAN
+    std: Colours = IMAGENET_STD
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that no network takes; a description may come from anywhere."""
         sizes: tuple[object, ...] = (self.resize_px, self.crop_px)
         if not all(type(size) is int and 0 < size <= MAX_SIZE_PX for size in sizes):
             raise ValueError(f"sizes {str(sizes)[:80]} are not 1 to {MAX_SIZE_PX} pixels")
+        if self.resize not in RESIZINGS:
+            raise ValueError(f"resize {str(self.resize)[:80]!r} is not one of {', '.join(RESIZINGS)}")
         known = [mode.value for mode in InterpolationMode]
         if self.interpolation not in known or type(self.antialias) is not bool:
             raise ValueError(f"interpolation {str(self.interpolation)[:80]!r} or antialias is unknown")
@@ -59,6 +77,42 @@ class Preprocessing:
         return cls(resize_px=round(image_size_px * 256 / 224), crop_px=image_size_px)
 
     @classmethod
+    def of_options(cls, how: str | None, mean: Colours | None, std: Colours | None) -> Preprocessing | None:
+        """What --preprocessing, --mean and --std say together; None where none of them is given.
+
+        how: "squash" (both sides to 224 px), "short-side" (as the specification), or the path of a JSON file: of
+        `as_dict`, or of the description of weights that holds it.
+        """
+        if how is None and mean is None and std is None:
+            return None
+        if how == SQUASH:
+            base = cls(resize=SQUASH, resize_px=cls.crop_px)
+        else:
+            base = cls() if how in (None, SHORT_SIDE) else cls._read(Path(how))
+        return replace(base, mean=mean or base.mean, std=std or base.std)
+
+    @classmethod
+    def _read(cls, path: Path) -> Preprocessing:
+        place = f"--preprocessing {path}"
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            found = cls.from_dict(stored.get("preprocessing", stored))
+        except OSError as error:
+            raise SpatialfeatError(
+                f"{place}: cannot be read ({error.strerror}); pass {' or '.join(RESIZINGS)}, or a JSON file"
+            ) from error
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            names = ", ".join(cls.__dataclass_fields__)
+            raise SpatialfeatError(f"{place}: is no preprocessing ({error}); it is JSON with {names}") from error
+        return found
+
+    def describe(self) -> str:
+        """In words: `shorter side to 256 px, central 224 px, mean 0.485 0.456 0.406, std 0.229 0.224 0.225`."""
+        resized = "both sides" if self.resize == SQUASH else "shorter side"
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"{resized} to {self.resize_px} px, central {self.crop_px} px, mean {mean}, std {std}"
+
+    @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Preprocessing:
         """The inverse of `as_dict`. Raises TypeError for unknown or missing fields."""
         fields: dict[str, Any] = {
@@ -67,28 +121,49 @@ class Preprocessing:
         return cls(**fields)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready form: tuples become lists."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """JSON-ready form: tuples become lists. `resize` stands there only where it is not the specification's."""
+        stored = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        if self.resize == SHORT_SIDE:  # Texts of files that were made before there was a choice stay equal.
+            del stored["resize"]
+        return stored
+
+
+RgbImage: TypeAlias = Image.Image | NDArray[np.uint8]
+
+
+class Cut(NamedTuple):
+    """What a worker hands over of a frame: pixels (3, h, w) uint8, and the row that says what is left to do with them.
+
+    An empty row: nothing, they are the network's input.
+    """
+
+    pixels: torch.Tensor
+    left_to_do: list[float]
 
 
 @dataclass(frozen=True)
 class FrameTransform:
     """The way of a frame to the network: fixed steps, whose result can be kept, then perhaps random ones.
 
-    fixed: an RGB image -> (3, H, W) uint8. random: (3, H, W) -> (3, crop_px, crop_px) uint8, drawing from torch's
-    global RNG; None if `fixed` ends there. fixed_steps: describes them; equal texts mean equal pixels.
+    fixed: an RGB image, of Pillow or (H, W, 3) uint8 -> (3, H, W) uint8. random: (3, H, W) -> (3, crop_px, crop_px)
+    uint8 or a Cut, drawing from torch's global RNG; None if `fixed` ends there. fixed_steps: describes them; equal
+    texts mean equal pixels.
     """
 
-    fixed: Callable[[Image.Image], torch.Tensor]
-    random: Callable[[torch.Tensor], torch.Tensor] | None
+    fixed: Callable[[RgbImage], torch.Tensor]
+    random: Callable[[torch.Tensor], torch.Tensor | Cut] | None
     fixed_steps: str
 
-    def finish(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The network's input from the result of the fixed steps."""
-        return pixels if self.random is None else self.random(pixels)
+    def finish(self, pixels: torch.Tensor) -> Cut:
+        """The result of the fixed steps with what follows them here."""
+        finished = pixels if self.random is None else self.random(pixels)
+        return finished if isinstance(finished, Cut) else Cut(finished, [])
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        return self.finish(self.fixed(image))
+    def __call__(self, image: RgbImage) -> torch.Tensor:
+        """The network's input, of a transform that leaves nothing to the device."""
+        pixels, left_to_do = self.finish(self.fixed(image))
+        assert not left_to_do
+        return pixels
 
 
 def _are_colours(values: object) -> bool:
@@ -99,17 +174,13 @@ def _are_colours(values: object) -> bool:
 
 def evaluation_transform(preprocessing: Preprocessing) -> FrameTransform:
     """Resize, centre crop, nothing random. Maps an RGB image to (3, crop_px, crop_px) uint8."""
-    sizes = {
-        "resize_px": preprocessing.resize_px,
-        "crop_px": preprocessing.crop_px,
-        "interpolation": preprocessing.interpolation,
-        "antialias": preprocessing.antialias,
-    }
+    sizes = {name: value for name, value in preprocessing.as_dict().items() if name not in ("mean", "std")}
+    side = preprocessing.resize_px
     steps = v2.Compose(
         [
-            functional.pil_to_tensor,
+            _to_tensor,
             v2.Resize(
-                preprocessing.resize_px,
+                [side, side] if preprocessing.resize == SQUASH else side,
                 interpolation=InterpolationMode(preprocessing.interpolation),
                 antialias=preprocessing.antialias,
             ),
@@ -119,30 +190,41 @@ def evaluation_transform(preprocessing: Preprocessing) -> FrameTransform:
     return FrameTransform(steps, None, _describe("evaluation", **sizes))
 
 
-def training_transform(preprocessing: Preprocessing, shrink_to_px: int | None = None) -> FrameTransform:
+def training_transform(
+    preprocessing: Preprocessing, shrink_to_px: int | None = None, *, on_device: bool = False
+) -> FrameTransform:
     """The specified augmentation. Maps an RGB image to (3, crop_px, crop_px) uint8; draws from torch's global RNG.
 
     With `shrink_to_px`, frames are first shrunk until their shorter side has so many pixels, never enlarged: what a
     cache has to keep of a large frame. A random crop that is smaller than the network's input is then less sharp.
+
+    With `on_device`, the frame is only cut here, into a `Cut` that `augment_batch` makes the rest of.
     """
-    steps = v2.Compose(
-        [
-            v2.RandomResizedCrop(preprocessing.crop_px, antialias=True),
-            v2.RandomHorizontalFlip(),
-            # The one step that Pillow does faster, by 1 ms a frame: tensors are rotated through a grid of coordinates.
-            functional.to_pil_image,
-            v2.RandomRotation(10),
-            functional.pil_to_tensor,
-            v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
-        ]
-    )
+    draw = partial(_cut if on_device else _augmented, size_px=preprocessing.crop_px)
     return FrameTransform(
-        partial(_decoded, shrink_to_px=shrink_to_px), steps, _describe("training", shrink_to_px=shrink_to_px)
+        partial(_decoded, shrink_to_px=shrink_to_px), draw, _describe("training", shrink_to_px=shrink_to_px)
     )
 
 
-def _decoded(image: Image.Image, shrink_to_px: int | None) -> torch.Tensor:
-    pixels: torch.Tensor = functional.pil_to_tensor(image)
+def _augmented(frame: torch.Tensor, size_px: int) -> torch.Tensor:
+    return Augmentation.draw(frame)(frame, size_px)
+
+
+def _cut(frame: torch.Tensor, size_px: int) -> Cut:
+    augmentation = Augmentation.draw(frame)
+    many = augmentation.height * augmentation.width > MAX_CUT * size_px**2
+    pixels = augmentation.resized(frame, size_px) if many else augmentation.cut(frame)
+    return Cut(pixels, augmentation.row(size_px, (pixels.shape[1], pixels.shape[2])))
+
+
+def _to_tensor(image: RgbImage) -> torch.Tensor:
+    """(3, H, W) uint8, in Pillow's order in memory."""
+    pixels = np.array(image) if isinstance(image, Image.Image) else image
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _decoded(image: RgbImage, shrink_to_px: int | None) -> torch.Tensor:
+    pixels = _to_tensor(image)
     if shrink_to_px is not None and min(pixels.shape[1:]) > shrink_to_px:
         pixels = functional.resize(pixels, [shrink_to_px], antialias=True)
         # In Pillow's order in memory, as it comes back from a cache: sums over pixels must not depend on that.
@@ -161,7 +243,14 @@ def normalize(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tenso
 
     The result is channels-last in memory, the order in which convolutions are fastest.
     """
-    mean = torch.tensor(preprocessing.mean, device=images.device).view(1, 3, 1, 1) * 255
-    factor = 1 / (torch.tensor(preprocessing.std, device=images.device).view(1, 3, 1, 1) * 255)
+    mean, factor = _mean_and_factor(preprocessing, images.device)
     # (image / 255 - mean) / std in two passes over the pixels instead of three.
     return images.to(torch.float32, memory_format=torch.channels_last).sub_(mean).mul_(factor)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _mean_and_factor(preprocessing: Preprocessing, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Kept on the device: copying them there makes a GPU wait, and cannot be recorded in a CUDA graph."""
+    mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1) * 255
+    return mean, 1 / (torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1) * 255)

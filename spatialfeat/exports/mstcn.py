@@ -24,6 +24,7 @@ from spatialfeat.names import (
     ID_BREAKS,
     PHASE_BREAKS,
     breaks_in,
+    file_name,
     name_problem,
     natural_key,
     same_name_key,
@@ -57,7 +58,7 @@ class MsTcnExport(ExportJob):
         if not self.bundles.get("val.split1", True):
             del self.bundles["val.split1"]  # All its videos were too short; nothing needs this bundle.
         self._refuse_small_bundles()
-        ids = [video.video_id for video in self.videos]
+        ids = [file_name(video.video_id) for video in self.videos]
         places = [f"{video.files[0].path}: video id" for video in self.videos]
         names = _readable_names(ids, places, ID_BREAKS, config.id_replacement, "--id-replacement")
         self.names = dict(zip(self.videos, names, strict=True))
@@ -252,6 +253,12 @@ def _bundles_of_folds(videos: Sequence[ExportVideo], folds_csv: Path, *, joined:
         bundles[f"train.split{index}"] = [video for video in videos if video_folds[video] != fold]
         bundles[f"test.split{index}"] = [video for video in videos if video_folds[video] == fold]
     notices = ["the folds of the CSV replace the splits stored in the feature files"]
+    seen = [video for video in videos if video.split in ("train", "val")]
+    if seen:
+        notices.append(
+            f"{count_text(len(seen), 'video')} of split train or val {'is' if len(seen) == 1 else 'are'} now tested "
+            "on: if the network was trained on them, scores will be too good; extract once per fold (docs/training.md)"
+        )
     if folds != [str(index) for index in range(1, len(folds) + 1)]:
         renamed = ", ".join(f"fold {fold} is split {index}" for index, fold in enumerate(folds, start=1))
         notices.append(f"splits are numbered from 1: {renamed}")

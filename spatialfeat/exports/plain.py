@@ -23,9 +23,10 @@ from spatialfeat.exports.source import (
     name_some,
     npy_header,
 )
-from spatialfeat.features.schema import TIME_CHANNEL
+from spatialfeat.features.schema import TIME_CHANNEL, WEIGHTS_ORIGIN
 from spatialfeat.features.writer import GuardedFile
 from spatialfeat.files import CsvTable, open_csv_text, write_frame
+from spatialfeat.names import file_name
 
 STUDY_WINDOW = 300
 """Frames of a window of the pituitary temporal study."""
@@ -47,7 +48,10 @@ class NpyExport(ExportJob):
                     table.add(zip(ids, video.labels().tolist(), strict=True) if labelled else zip(ids))
                     for first, block in video.feature_blocks(TIME_CHANNEL):
                         for frame_id, row in zip(ids[first:], block.astype(FLOAT32, copy=False), strict=False):
-                            (folder / f"{frame_id}.npy").write_bytes(header + row.tobytes())
+                            path = folder / f"{frame_id}.npy"
+                            if "/" in frame_id:
+                                path.parent.mkdir(parents=True, exist_ok=True)
+                            path.write_bytes(header + row.tobytes())
                         advance(len(block))
 
     def verify(self, target: Path) -> list[str]:
@@ -56,7 +60,7 @@ class NpyExport(ExportJob):
             folder = target / f"features_{split}"
             with (target / _csv_name(split)).open(encoding="utf-8", newline="") as text:
                 listed = [row[0] for row in csv.reader(text)][1:]
-            num_files = sum(1 for _ in folder.iterdir())
+            num_files = sum(1 for _ in folder.rglob("*.npy"))
             num_frames = sum(video.num_frames for video in videos)
             if not len(listed) == len(set(listed)) == num_files == num_frames:
                 problems.append(f"{split}: {len(listed)} rows and {num_files} files for {num_frames} frames")
@@ -115,12 +119,14 @@ class Hdf5Export(ExportJob):
     def write(self, target: Path, advance: Advance) -> None:
         attributes = {"format": "spatialfeat aggregate", "schema": 1, "spatialfeat": __version__}
         attributes |= asdict(self.provenance)
+        if self.weights_origin:
+            attributes[WEIGHTS_ORIGIN] = self.weights_origin
         del attributes["layout"]  # Feature files of both layouts may stand side by side; here all is time first.
         with GuardedFile(target, self.config.out) as guard:
             with h5py.File(guard, "w", track_order=True) as file:
                 file.attrs.update(attributes)
                 for video in self.videos:
-                    self._write_video(file.create_group(video.video_id), video, advance)
+                    self._write_video(file.create_group(file_name(video.video_id)), video, advance)
                     guard.check()
             guard.check()
 
@@ -132,7 +138,8 @@ class Hdf5Export(ExportJob):
         group.create_dataset("labels", data=video.labels().astype("<i8"))
         group.create_dataset("segment", data=video.segments().astype("<i8"))
         group.create_dataset("frame", data=video.frame_numbers().astype("<i8"))
-        for name, read in (("logits", video.logit_blocks), ("features", video.feature_blocks)):
+        logits = [("logits", video.logit_blocks)] if self.has_logits else []
+        for name, read in (*logits, ("features", video.feature_blocks)):
             shape = self._shapes(video)[name]
             chunks = (min(self.FRAMES_PER_CHUNK, video.num_frames), shape[1])
             dataset = group.create_dataset(name, shape, dtype=FLOAT32, chunks=chunks)
@@ -146,16 +153,18 @@ class Hdf5Export(ExportJob):
             group[name].dims[0].label = "time"
 
     def verify(self, target: Path) -> list[str]:
-        with h5py.File(target, "r") as file:
-            if set(file) != {video.video_id for video in self.videos}:
+        with h5py.File(target, "r", locking=False) as file:
+            if set(file) != {file_name(video.video_id) for video in self.videos}:
                 return [f"{target.name}: holds {len(file)} groups for {len(self.videos)} videos"]
-            return [problem for video in self.videos for problem in self._problems(file[video.video_id], video)]
+            return [
+                problem for video in self.videos for problem in self._problems(file[file_name(video.video_id)], video)
+            ]
 
     def _problems(self, group: h5py.Group, video: ExportVideo) -> list[str]:
         expected, found = self._shapes(video), {name: dataset.shape for name, dataset in group.items()}
         if found != expected:
             return [f"{group.name}: holds {found}, not {expected}"]
-        for name in ("features", "logits"):
+        for name in ("features", "logits") if self.has_logits else ("features",):
             for start in range(0, video.num_frames, FRAMES_PER_BLOCK):
                 if not np.isfinite(group[name][start : start + FRAMES_PER_BLOCK]).all():
                     return [f"{group.name}/{name}: holds a value that is not finite"]
@@ -164,21 +173,21 @@ class Hdf5Export(ExportJob):
     def _shapes(self, video: ExportVideo) -> dict[str, tuple[int, ...]]:
         return {
             "features": (video.num_frames, self.num_channels),
-            "logits": (video.num_frames, self.num_phases),
+            **({"logits": (video.num_frames, self.num_phases)} if self.has_logits else {}),
             **dict.fromkeys(("labels", "frame_ids", "segment", "frame"), (video.num_frames,)),
         }
 
     def tree(self) -> list[str]:
         return [
             f"{count_text(len(self.videos), 'group')}, one per video: features (T, {self.num_channels}), "
-            f"logits (T, {self.num_phases}), labels (T,), ..."
+            f"{f'logits (T, {self.num_phases}), ' if self.has_logits else ''}labels (T,), ..."
         ]
 
     def next_step(self) -> str:
         video = self.videos[0]
         return (
             f"  with h5py.File({str(self.config.out)!r}) as file:\n"
-            f"      features = file[{video.video_id!r}]['features'][:]    "
+            f"      features = file[{file_name(video.video_id)!r}]['features'][:]    "
             f"# ({video.num_frames}, {self.num_channels}) float32"
         )
 
@@ -195,7 +204,7 @@ class CsvExport(ExportJob):
         columns = [f"f{channel}" for channel in range(self.num_channels)]
         for video in self.videos:
             ids, labels = video.ids(), video.labels()
-            with open_csv_text(target / f"{video.video_id}.csv") as text:
+            with open_csv_text(target / f"{file_name(video.video_id)}.csv") as text:
                 for first, block in video.feature_blocks(TIME_CHANNEL):
                     table = pd.DataFrame(block, columns=columns)
                     table.insert(0, "label", labels[first : first + len(block)])
@@ -206,7 +215,7 @@ class CsvExport(ExportJob):
     def verify(self, target: Path) -> list[str]:
         problems = []
         for video in self.videos:
-            path = target / f"{video.video_id}.csv"
+            path = target / f"{file_name(video.video_id)}.csv"
             num_rows = 0
             for table in pd.read_csv(path, dtype={"id": str}, chunksize=1024):
                 num_rows += len(table)
@@ -221,5 +230,5 @@ class CsvExport(ExportJob):
         return [f"{{video}}.csv  {files}, {rows}: id, label, f0 ... f{self.num_channels - 1}"]
 
     def next_step(self) -> str:
-        path = self.config.out / f"{self.videos[0].video_id}.csv"
+        path = self.config.out / f"{file_name(self.videos[0].video_id)}.csv"
         return f"  pandas.read_csv({str(path)!r}, dtype={{'id': str}})"

@@ -15,15 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from spatialfeat.config import ExportConfig, Shard
 from spatialfeat.console import count_text
-from spatialfeat.data.frames import UNLABELLED, patients_in_several_splits
-from spatialfeat.data.pseudonyms import Pseudonyms, open_pseudonyms
+from spatialfeat.data.frames import UNLABELLED
+from spatialfeat.data.ids import IdRule
+from spatialfeat.data.patients import patients_in_several_splits
+from spatialfeat.data.pseudonyms import Pseudonyms, names_to_hide, open_pseudonyms
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
 from spatialfeat.features.folder import open_feature_dir, ordered_splits, patients_of
+from spatialfeat.features.schema import WEIGHTS_ORIGIN
 from spatialfeat.files import read_json_object
 from spatialfeat.formats import FORMATS
 from spatialfeat.names import natural_key
@@ -71,7 +75,7 @@ class ExportVideo:
 
     def rename(self, pseudonyms: Pseudonyms) -> None:
         """Write pseudonyms instead of the patient's id."""
-        self.video_id = pseudonyms.rename(self.video_id, self.patient_id)
+        self.video_id = pseudonyms.video(self.video_id, self.patient_id)
         self.patient_id = pseudonyms.of_patient[self.patient_id]
         self.pseudonyms = pseudonyms
 
@@ -81,14 +85,19 @@ class ExportVideo:
 
     def ids(self) -> list[str]:
         """T frame ids."""
-        ids: list[str] = self._joined([file.frame_ids for file in self.files]).tolist()
         if self.pseudonyms is None:
+            ids: list[str] = self._joined([file.frame_ids for file in self.files]).tolist()
             return ids
-        return [self.pseudonyms.rename(frame_id, self.files[0].patient_id) for frame_id in ids]
+        hidden = [map(self.pseudonyms.frame, *_ids_and_fields(file)) for file in self.files]
+        renamed: list[str] = self._joined([np.array(list(names)) for names in hidden]).tolist()
+        return renamed
 
     def segments(self) -> NDArray[np.int64]:
-        """(T,) int64."""
-        return self._joined([file.segments for file in self.files])
+        """(T,) int64; 1, 2, ... for the files of a patient where their own numbers are not distinct."""
+        parts = [file.segments for file in self.files]
+        if len({int(part[0]) for part in parts}) < len(parts):
+            parts = [np.full_like(part, place) for place, part in enumerate(parts, start=1)]
+        return self._joined(parts)
 
     def frame_numbers(self) -> NDArray[np.int64]:
         """(T,) int64."""
@@ -163,12 +172,29 @@ def _pseudonymize(videos: list[ExportVideo], map_path: Path, outputs: Sequence[P
             raise SpatialfeatError(
                 f"--pseudonymize {map_path}: {video.files[0].path} is pseudonymized already; leave the option out"
             )
-    patients = list(dict.fromkeys(video.patient_id for video in videos))
-    pseudonyms = open_pseudonyms(map_path, patients, outputs=outputs)
+    pairs = [(video.video_id, video.patient_id) for video in videos if len(video.files) == 1]
+    for file in (file for video in videos for file in video.files):
+        _, _, of_frames, patients = _ids_and_fields(file)
+        pairs += dict.fromkeys(zip(of_frames, patients, strict=True))
+    # First the patients that are shown, then the videos that the ids of their frames name.
+    pseudonyms = open_pseudonyms(map_path, names_to_hide(pairs), outputs=outputs)
     for video in videos:
         video.rename(pseudonyms)
     # The order of the real ids would give something away, too.
     videos.sort(key=lambda video: natural_key(video.video_id))
+
+
+def _ids_and_fields(file: FeatureFile) -> tuple[list[str], list[int], list[str], list[str]]:
+    """Of every frame of a file: its id, its number, its video, its patient."""
+    with file:
+        ids, numbers = file.frame_ids.tolist(), file.frames.tolist()
+    videos = IdRule.parse(file.provenance.id_rule).read(pd.Series(ids, dtype=object))["video"].tolist()
+    if None in videos:
+        raise SpatialfeatError(
+            f"{file.path}: frame id {ids[videos.index(None)]} is none of {file.provenance.id_rule}, so --pseudonymize "
+            "cannot hide the patient; extract the video again"
+        )
+    return ids, numbers, videos, [file.patient_id] * len(ids)
 
 
 def _settle_unlabelled(config: ExportConfig, videos: Sequence[ExportVideo], unlabelled: str) -> str:
@@ -237,7 +263,7 @@ class ExportJob(ABC):
     Attributes:
         videos: those that are written; a subclass may leave some out.
         notices: what the user should know. warnings: where a program that reads this format would stop.
-        provenance, num_channels, num_phases: those of all videos.
+        provenance, num_channels, num_phases, has_logits, weights_origin: those of all videos.
     """
 
     def __init__(self, config: ExportConfig, videos: Sequence[ExportVideo], notices: Sequence[str]) -> None:
@@ -249,6 +275,10 @@ class ExportJob(ABC):
         self.provenance = videos[0].files[0].provenance
         self.num_channels = videos[0].files[0].num_channels
         self.num_phases = videos[0].files[0].num_phases
+        self.has_logits = videos[0].files[0].has_logits
+        self.weights_origin: str = videos[0].files[0].attributes.get(WEIGHTS_ORIGIN, "")
+        if self.weights_origin:
+            self.notices.append(f"the weights are {self.weights_origin}")
         if len(self.videos) < len(videos):
             empty = name_some(video.video_id for video in videos if not video.num_frames)
             self.notices.append(f"videos left out, because no frame of them has a label: {empty}")

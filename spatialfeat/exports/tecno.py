@@ -39,6 +39,8 @@ class TecnoExport(ExportJob):
 
     def __init__(self, config: ExportConfig, videos: Sequence[ExportVideo], notices: Sequence[str]) -> None:
         super().__init__(config, videos, notices)
+        for video in self.videos:
+            video.files[0].require_logits("TeCNO's pickles hold them: format tecno cannot be written")
         fps = self.provenance.fps
         self.rate = f"{fps:.1f}fps"
         if float(f"{fps:.1f}") != fps:

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import h5py
@@ -19,6 +20,7 @@ from spatialfeat.features.schema import (
     AXES_OF_LAYOUT,
     CHANNEL_FIRST,
     CHANNEL_TIME,
+    LOGITS,
     MATRICES,
     PSEUDONYMIZED,
     TIME_CHANNEL,
@@ -43,7 +45,8 @@ class FeatureFile:
     Attributes:
         video_id, patient_id, split: of the video. fps: frames per second of the frame numbers.
         phase_names: in label order. provenance: how the file was made.
-        num_frames, num_phases, num_channels: T, C and 2048. attributes: all root attributes as Python values.
+        num_frames, num_phases, num_channels: T, C and 2048. has_logits: whether the weights had a classifier of phases.
+        attributes: all root attributes as Python values.
 
     Raises:
         SpatialfeatError: not an HDF5 file, truncated, not made by this program, or of another schema version.
@@ -56,9 +59,11 @@ class FeatureFile:
             with self._opened() as file:
                 self.attributes = check_schema(self.path, file)
                 shape = file["features"].shape
+                self.has_logits: bool = LOGITS in file
         finally:
             self.close()
-        self.provenance = Provenance(**{name: self.attributes[name] for name in Provenance.__dataclass_fields__})
+        fields = [name for name in Provenance.__dataclass_fields__ if name in self.attributes]
+        self.provenance = Provenance(**{name: self.attributes[name] for name in fields})
         self.num_channels: int
         self.num_frames: int
         self.num_channels, self.num_frames = shape if self.provenance.layout == CHANNEL_FIRST else shape[::-1]
@@ -141,8 +146,20 @@ class FeatureFile:
         return self._matrix("features", start, stop, axes)
 
     def logits(self, start: int = 0, stop: int | None = None, *, axes: str = CHANNEL_TIME) -> NDArray[np.float32]:
-        """The classifier's raw scores of the frames [start, stop): (C, n) or (n, C) float32, as `features`."""
+        """The classifier's raw scores of the frames [start, stop): (C, n) or (n, C) float32, as `features`.
+
+        Raises SpatialfeatError also for a file without them.
+        """
+        self.require_logits("logits are asked for")
         return self._matrix("logits", start, stop, axes)
+
+    def require_logits(self, why: str) -> None:
+        """Refuse a file without logits. why: what they are needed for, as "tecno needs them"."""
+        if not self.has_logits:
+            raise SpatialfeatError(
+                f"{self.path}: has no logits, because its weights have no classifier of phases, and {why}; "
+                "extract with fine-tuned weights"
+            )
 
     def describe_datasets(self) -> list[dict[str, Any]]:
         """Name, shape, dtype (as text) and axes (comma-separated) of each dataset, in the schema's order."""
@@ -155,6 +172,7 @@ class FeatureFile:
                     "axes": AXES_OF_LAYOUT[self.provenance.layout] if name in MATRICES else "time",
                 }
                 for name in TYPES
+                if name in file
             ]
 
     def close(self) -> None:
@@ -270,6 +288,8 @@ def _stamp_of(path: Path) -> _Stamp:
         raise SpatialfeatError(f"{path}: no such feature file; make it with `spatialfeat extract`") from error
     except OSError as error:
         raise SpatialfeatError(f"{path}: cannot be read ({error.strerror}); pass a readable feature file") from error
+    if not S_ISREG(stat.st_mode):  # A pipe would be waited for without an end.
+        raise SpatialfeatError(f"{path}: cannot be read (no plain file); pass a readable feature file")
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
@@ -277,13 +297,16 @@ def _open(path: Path, stamp: _Stamp) -> h5py.File:
     if _stamp_of(path) != stamp:
         raise SpatialfeatError(f"{path}: has changed since it was opened; open it again")
     try:
-        return h5py.File(path, "r")
+        # Without HDF5's locks: some network drives have none, and others may look at a file while we read it.
+        return h5py.File(path, "r", locking=False)
     except OSError as error:
         if error.errno is not None:
             reason = os.strerror(error.errno).lower()
             raise SpatialfeatError(f"{path}: cannot be read ({reason}); pass a readable feature file") from error
         reason = _in_one_line(error)
-        raise SpatialfeatError(f"{path}: is not a whole HDF5 file ({reason}); extract the video again") from error
+        raise SpatialfeatError(
+            f"{path}: is not a whole HDF5 file ({reason}); extract the video again, or move the file away"
+        ) from error
 
 
 def _in_one_line(error: BaseException) -> str:

@@ -42,6 +42,11 @@ def read_features(path: Path | str, *, split: str | None = None, allow_mixed: bo
     return files if split is None else of_split(files, split, path)
 
 
+def stored_phase_names(path: Path) -> tuple[str, ...]:
+    """The phase names, in label order, that a folder of feature files, or one, holds. Raises as `read_features`."""
+    return read_features(path)[0].phase_names
+
+
 def of_split(files: Sequence[FeatureFile], split: str, place: Path | str) -> list[FeatureFile]:
     """The files of one split. Raises SpatialfeatError, naming `place`, if there are none."""
     chosen = [file for file in files if file.split == split]
@@ -152,7 +157,7 @@ def mixed_provenances(files: Sequence[FeatureFile]) -> list[Conflict]:
     if len(hidden) == 2:
         sentence = f"{hidden[True].name} was made with --pseudonymize, {hidden[False].name} without"
         return [Conflict(hidden[True], sentence)]
-    kinds = [(replace(file.provenance, layout=CHANNEL_FIRST), file.num_channels) for file in files]
+    kinds = [(replace(file.provenance, layout=CHANNEL_FIRST), file.num_channels, file.has_logits) for file in files]
     usual = Counter(kinds).most_common(1)[0][0]
     example = files[kinds.index(usual)]
     conflicts = []
@@ -174,6 +179,8 @@ def _differences(file: FeatureFile, usual: FeatureFile) -> list[str]:
     ]
     if file.num_channels != usual.num_channels:
         texts.append(f"number of channels ({file.num_channels} against {usual.num_channels})")
+    if file.has_logits != usual.has_logits:
+        texts.append("classifier ({} against {})".format(*("there" if f.has_logits else "none" for f in (file, usual))))
     return texts
 
 

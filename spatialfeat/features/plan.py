@@ -12,11 +12,12 @@ from spatialfeat.data.pseudonyms import Pseudonyms
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile, read_info
 from spatialfeat.features.schema import SUFFIX, FeatureFileInfo, Provenance, VideoHeader
+from spatialfeat.names import file_name
 
 
 def feature_path(out_dir: Path, video: Video) -> Path:
     """Where the feature file of `video` lies, or will."""
-    return out_dir / f"{video.video_id}{SUFFIX}"
+    return out_dir / f"{file_name(video.video_id)}{SUFFIX}"
 
 
 def video_header(video: Video) -> VideoHeader:
@@ -28,7 +29,7 @@ def video_header(video: Video) -> VideoHeader:
         split=table.split,
         frame_ids=table.ids[rows],
         labels=table.labels[rows],
-        segments=table.segments[rows],
+        segments=video.segments,
         frame_numbers=table.frame_numbers[rows],
     )
 
@@ -117,6 +118,8 @@ def _why_not_reusable(path: Path, video: Video, provenance: Provenance) -> str |
     expected, found = video_header(video), info.header
     if expected.split != found.split:
         return f"was made for split {found.split}, now {expected.split}"
+    if expected.patient_id != found.patient_id:
+        return f"was made for patient {found.patient_id}, now {expected.patient_id}"
     if expected.frame_ids.tolist() != found.frame_ids.tolist():
         return f"holds other frames ({len(found.frame_ids)} there, {len(expected.frame_ids)} now)"
     if expected.labels.tolist() != found.labels.tolist():
@@ -141,7 +144,7 @@ def _differences(fields: Sequence[str], there: Provenance, now: Provenance) -> s
     texts = []
     for name in fields:
         text = name.replace("_sha256", "").replace("group_by", "grouping").replace("_", " ")
-        if name in ("precision", "layout", "group_by", "fps"):
+        if name in ("precision", "layout", "group_by", "fps", "id_rule"):
             values = (str(getattr(provenance, name) or "none") for provenance in (there, now))
             text += " ({} there, {} now)".format(*values)
         texts.append(text)

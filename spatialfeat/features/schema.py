@@ -3,7 +3,8 @@
 One HDF5 file per video, schema 1. `writer` writes it, `file` reads it.
 
     features   (2048, T) float32   activations after global average pooling; (T, 2048) in the time-first layout
-    logits     (C, T) float32      the classifier's raw scores; (T, C) in the time-first layout
+    logits     (C, T) float32      the classifier's raw scores; (T, C) in the time-first layout; not there where the
+                                   weights had no classifier of phases
     labels     (T,) int64          phase, -100 where unlabelled
     frame_ids  (T,) UTF-8          the ids, in time order
     segment    (T,) int64          segment of the operation, as in the id; 0 where ids have none
@@ -28,14 +29,16 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from spatialfeat.data.ids import AUTO, IdRule
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.names import label_problem, name_problem
+from spatialfeat.names import id_problem, label_problem
 
 FORMAT, SCHEMA = "spatialfeat features", 1
 SUFFIX = ".h5"
 
-MATRICES = ("features", "logits")
-TYPES = {"features": "f4", "logits": "f4", "labels": "i8", "frame_ids": "O", "segment": "i8", "frame": "i8"}
+LOGITS = "logits"
+MATRICES = ("features", LOGITS)
+TYPES = {"features": "f4", LOGITS: "f4", "labels": "i8", "frame_ids": "O", "segment": "i8", "frame": "i8"}
 """The NumPy type of each dataset, in any byte order. All but the matrices have one dimension."""
 
 CHANNEL_FIRST, TIME_FIRST = "channel-first", "time-first"
@@ -44,6 +47,8 @@ AXES_OF_LAYOUT = {CHANNEL_FIRST: CHANNEL_TIME, TIME_FIRST: TIME_CHANNEL}
 
 PSEUDONYMIZED = "pseudonymized"
 """An attribute, "yes", of files that `extract --pseudonymize` wrote; other files do not have it."""
+WEIGHTS_ORIGIN = "weights_origin"
+"""An attribute of files whose weights were not fine-tuned, as far as the program knows: what they are, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,7 @@ class Provenance:
     layout: str
     group_by: str
     fps: float
+    id_rule: str = AUTO
 
     def differences(self, other: Provenance) -> list[str]:
         """Names of the fields that differ."""
@@ -88,7 +94,10 @@ class FeatureFileInfo:
     attributes: dict[str, Any]
 
 
-REQUIRED_ATTRIBUTES = ("video_id", "patient_id", "split", *Provenance.__dataclass_fields__)
+REQUIRED_ATTRIBUTES = (
+    "video_id", "patient_id", "split", *(name for name in Provenance.__dataclass_fields__ if name != "id_rule"),
+)  # fmt: skip
+"""`id_rule` is missing in files of earlier versions."""
 
 MAX_ATTRIBUTES = MAX_ATTRIBUTE_VALUES = 1000
 MAX_TEXT_CHARACTERS = 100_000
@@ -121,7 +130,7 @@ def check_schema(path: Path, file: h5py.File) -> dict[str, Any]:
             f"{path}: has schema {str(schema)[:_SHOWN]}, this version reads schema {SCHEMA}; "
             "use the version of spatialfeat that made it, or extract again"
         )
-    missing = [name for name in TYPES if file.get(name, getlink=True) is None]
+    missing = [name for name in TYPES if file.get(name, getlink=True) is None and name != LOGITS]
     missing += [name for name in REQUIRED_ATTRIBUTES if name not in file.attrs]
     try:
         if missing:
@@ -168,9 +177,10 @@ def _check_attributes(attributes: dict[str, Any]) -> None:
             right = isinstance(value, float | int) and 0 < value < math.inf
         else:
             # Exports name files by ids and splits: these must not lead to another folder.
-            right = isinstance(value, str) and (name == "preprocessing" or name_problem(value) is None)
+            right = isinstance(value, str) and (name == "preprocessing" or id_problem(value) is None)
         if not right:
             raise SpatialfeatError(f"attribute {name} is {repr(value)[:_SHOWN]}, which spatialfeat never writes")
+    IdRule.parse(attributes.get("id_rule", AUTO))
     layout = attributes["layout"]
     if layout not in AXES_OF_LAYOUT:
         raise SpatialfeatError(f"attribute layout is {layout[:_SHOWN]!r}, not one of {', '.join(AXES_OF_LAYOUT)}")
@@ -179,7 +189,10 @@ def _check_attributes(attributes: dict[str, Any]) -> None:
 def _check_datasets(file: h5py.File, attributes: dict[str, Any]) -> None:
     axes = AXES_OF_LAYOUT[attributes["layout"]]
     lengths = {}
+    has_logits = file.get(LOGITS, getlink=True) is not None
     for name, kind in TYPES.items():
+        if name == LOGITS and not has_logits:
+            continue
         # A link would let a file from a stranger read other files of this machine.
         if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
             raise SpatialfeatError(f"{name} is not a dataset of this file")
@@ -196,9 +209,10 @@ def _check_datasets(file: h5py.File, attributes: dict[str, Any]) -> None:
         raise SpatialfeatError(f"datasets differ in length {lengths}")
     if lengths["labels"] == 0:
         raise SpatialfeatError("holds no frame")
-    scores, phases = file["logits"].shape[0 if axes == CHANNEL_TIME else 1], len(attributes["phase_names"])
-    if scores != phases:
-        raise SpatialfeatError(f"logits has {scores} channels for {phases} phase names")
+    if has_logits:
+        scores, phases = file[LOGITS].shape[0 if axes == CHANNEL_TIME else 1], len(attributes["phase_names"])
+        if scores != phases:
+            raise SpatialfeatError(f"logits has {scores} channels for {phases} phase names")
 
 
 def _check_storage(name: str, dataset: h5py.Dataset) -> None:
@@ -235,7 +249,7 @@ def read_frame_ids(path: Path, dataset: h5py.Dataset) -> NDArray[np.str_]:
     for start in range(0, len(dataset), _TEXTS_PER_READ):
         ids += dataset.asstr()[start : start + _TEXTS_PER_READ].tolist()
         for frame_id in ids[start:]:
-            problem = name_problem(frame_id)
+            problem = id_problem(frame_id)
             if problem is not None:
                 raise SpatialfeatError(f"{path}: frame id {frame_id[:80]!r} {problem}; extract the video again")
     return np.asarray(ids, dtype=np.str_)

@@ -25,11 +25,13 @@ from spatialfeat.features.plan import feature_path, fingerprints_digest, video_h
 from spatialfeat.features.schema import (
     CHANNEL_TIME,
     FORMAT,
+    LOGITS,
     PSEUDONYMIZED,
     SCHEMA,
     SUFFIX,
     TIME_CHANNEL,
     TIME_FIRST,
+    WEIGHTS_ORIGIN,
     Provenance,
     VideoHeader,
 )
@@ -64,11 +66,21 @@ class FeatureSink:
     written: ids of the videos that are finished. failed: {id: reason} of those that get no file.
     """
 
-    def __init__(self, videos: Sequence[Video], out_dir: Path, provenance: Provenance, *, pseudonymized: bool) -> None:
+    def __init__(
+        self,
+        videos: Sequence[Video],
+        out_dir: Path,
+        provenance: Provenance,
+        *,
+        pseudonymized: bool,
+        weights_origin: str = "",
+    ) -> None:
         self.videos = videos
         self.written: list[str] = []
         self.failed: dict[str, str] = {}
         self._attributes = {PSEUDONYMIZED: "yes"} if pseudonymized else {}
+        if weights_origin:
+            self._attributes[WEIGHTS_ORIGIN] = weights_origin
         self._out_dir, self._provenance = out_dir, provenance
         self._ends = np.cumsum([len(video) for video in videos])
         self._versions = library_versions()
@@ -163,7 +175,7 @@ class FeatureFileWriter:
             raise
 
     def append(self, features: NDArray[np.float32], logits: NDArray[np.float32]) -> None:
-        """Add the next frames: features (B, 2048) float32, logits (B, C) float32, in time order."""
+        """Add the next frames: features (B, 2048) float32, logits (B, C) float32, in time order; C may be 0."""
         assert features.dtype == logits.dtype == np.float32
         assert len(features) == len(logits)
         self._pending.append((features, logits))
@@ -214,7 +226,9 @@ class FeatureFileWriter:
             return
         features = np.concatenate([block for block, _ in self._pending])
         logits = np.concatenate([block for _, block in self._pending])
-        for name, values in (("features", features), ("logits", logits)):
+        for name, values in (("features", features), (LOGITS, logits)):
+            if values.shape[1] == 0:
+                continue
             if name not in self._file:
                 self._create_matrix(name, values.shape[1])
             block, where = values[:num_frames], slice(self._written, self._written + num_frames)

@@ -18,6 +18,12 @@ class Backbone:
     num_features, layer: D, and where in the network the features are taken.
     children: what --freeze-until counts, in order. classifier: how the names of the classifier's parameters begin.
     preprocessing: what is done to frames for an input of so many pixels, unless a weights file says otherwise.
+
+    A weights file may keep the network under any keys and any common prefix of its names. So a file is read:
+
+    may_lack: endings of names without which it is read all the same.
+    preferred: keys and parts of prefixes that are taken where the file holds several such networks, best first.
+    projected: keys and parts of prefixes under which the classifier's names mean a projection, which is not read.
     """
 
     name: str
@@ -27,6 +33,9 @@ class Backbone:
     children: tuple[str, ...]
     classifier: str
     preprocessing: Callable[[int], Preprocessing]
+    may_lack: tuple[str, ...]
+    preferred: tuple[str, ...]
+    projected: tuple[str, ...]
 
 
 RESNET50 = Backbone(
@@ -37,4 +46,10 @@ RESNET50 = Backbone(
     children=CHILDREN,
     classifier="fc.",
     preprocessing=Preprocessing.for_image_size,
+    # Files of very old PyTorch versions lack BatchNorm's counters, which nothing reads in this recipe.
+    may_lack=("num_batches_tracked",),
+    # What each method itself goes on with: MoCo's queries (versions 1, 2 and 3), the teacher of self-distillation and
+    # of mean teachers, VISSL's model beside that of its loss, the best epoch of our own training state.
+    preferred=("encoder_q", "base_encoder", "teacher", "base_model", "best_weights"),
+    projected=("encoder_q",),
 )

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from spatialfeat.config import WeightsSource
 from spatialfeat.console import frame_bar
-from spatialfeat.data.cache import FrameCache
-from spatialfeat.data.dataset import FrameBatch, FrameDataset, make_loader
+from spatialfeat.data.cache import FrameCache, open_cache
+from spatialfeat.data.dataset import FrameBatch, FrameDataset, make_loader, require_images
 from spatialfeat.data.frames import FrameTable
+from spatialfeat.data.staging import staged
 from spatialfeat.data.transforms import evaluation_transform
-from spatialfeat.device import choose_workers, prepare_processor, use_true_float32
+from spatialfeat.device import (
+    choose_precision,
+    choose_workers,
+    describe_arithmetic,
+    describe_device,
+    prepare_processor,
+    select_device,
+    use_true_float32,
+)
 from spatialfeat.distributed import ProcessGroup
 from spatialfeat.errors import SpatialfeatError, translate_computing_faults
 from spatialfeat.network.resnet import InferenceNetwork
@@ -47,9 +57,9 @@ class FrameOutputs(NamedTuple):
 def run_inference(network: InferenceNetwork, batches: Iterable[FrameBatch]) -> Iterator[FrameOutputs]:
     """Run the network over `batches`: one FrameOutputs per batch."""
     running: _Running | None = None
-    for batch in batches:
+    for batch, images, _ in staged(batches, network.device, network.preprocessing.crop_px):
         # A GPU works on this batch while the results of the one before are copied and written.
-        started = _Running(network, batch)
+        started = _Running(network, batch, images)
         if running is not None:
             yield running.outputs()
         running = started
@@ -94,34 +104,57 @@ def predict_logits(
     return group.sum(logits) if group else logits  # Every row is zero in all processes but one.
 
 
-def compute_logits(
-    checkpoint: Checkpoint,
-    table: FrameTable,
-    *,
-    device: torch.device,
-    precision: str,
-    batch_size: int,
-    workers: int | None,
-    title: str,
-) -> NDArray[np.float32]:
-    """`predict_logits` of a weights file's network, with the processor prepared for it and faults as messages."""
-    use_true_float32()
-    prepare_processor()
-    num_workers = choose_workers(workers, device)
-    with translate_computing_faults(batch_size=batch_size, workers=num_workers):
-        network = InferenceNetwork(checkpoint.model.to(device), checkpoint.preprocessing, precision, batch_size)
-        return predict_logits(network, table, workers=num_workers, title=title)
+class TableInference:
+    """A weights file's network and the frames of a table: checked first, computed by `logits`.
+
+    Attributes:
+        arithmetic: what computes, for people. facts: for `run.json`. found: what `logits` adds to them.
+
+    Raises:
+        SpatialfeatError: a device or precision that is not there, a cache that cannot be used, an image that cannot be
+            read. Looking at all images takes seconds; what the cache keeps is not opened.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, table: FrameTable, source: WeightsSource) -> None:
+        """source: batch size, device, precision, workers and cache."""
+        self._checkpoint, self._table, self._source = checkpoint, table, source
+        self._device = select_device(source.device)
+        self._precision = choose_precision(source.precision, self._device)
+        self._cache = cache = open_cache(source.cache_dir, source.cache_limit_gb)
+        self.arithmetic = describe_arithmetic(self._device, self._precision)
+        self.facts: dict[str, Any] = {
+            "device": describe_device(self._device),
+            "precision": self._precision,
+            "weights_sha256": checkpoint.sha256,
+        }
+        self.found: dict[str, Any] = {}
+        steps = evaluation_transform(checkpoint.preprocessing).fixed_steps
+        is_kept = None if cache is None else lambda table, name: cache.holds(table.images, name, steps)
+        require_images([table], is_kept=is_kept)
+
+    def logits(self, title: str) -> NDArray[np.float32]:
+        """`predict_logits`, with the processor prepared for it and faults as messages. title: of the progress bar."""
+        use_true_float32()
+        prepare_processor()
+        batch_size, workers = self._source.batch_size, choose_workers(self._source.workers, self._device)
+        with translate_computing_faults(batch_size=batch_size, workers=workers):
+            model = self._checkpoint.model.to(self._device)
+            network = InferenceNetwork(model, self._checkpoint.preprocessing, self._precision, batch_size)
+            logits = predict_logits(network, self._table, workers=workers, title=title, cache=self._cache)
+        if self._cache is not None:
+            self.found["cache"] = self._cache.close()
+        return logits
 
 
 class _Running:
     """A batch that was handed to the device; on a GPU, its results are on their way."""
 
-    def __init__(self, network: InferenceNetwork, batch: FrameBatch) -> None:
+    def __init__(self, network: InferenceNetwork, batch: FrameBatch, images: torch.Tensor) -> None:
         self._batch = batch
         self._results: tuple[torch.Tensor, ...] = (torch.empty(0, 0), torch.empty(0, 0))
         self._copied: torch.cuda.Event | None = None
         if len(batch.positions):
-            results = network(batch.images.to(network.device, non_blocking=True))
+            results = network(images)
             self._results = tuple(result.to("cpu", non_blocking=True) for result in results)
             if network.device.type == "cuda":
                 self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -133,5 +166,4 @@ class _Running:
             self._copied.synchronize()
         features, logits = (result.numpy() for result in self._results)
         batch = self._batch
-        positions, labels = batch.positions.numpy(), batch.labels.numpy()
-        return FrameOutputs(features, logits, positions, labels, batch.digests, batch.failures)
+        return FrameOutputs(features, logits, batch.positions, batch.labels, batch.digests, batch.failures)

@@ -13,6 +13,7 @@ they are missing, or on a GPU, PyTorch's public operators compute the same.
 from __future__ import annotations
 
 import platform
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,8 @@ from torch.nn import functional
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from spatialfeat.data.transforms import Preprocessing, normalize
-from spatialfeat.device import DTYPES
+from spatialfeat.device import DTYPES, records_graphs
+from spatialfeat.network.graphs import Recorded
 
 NUM_FEATURES = 2048
 
@@ -43,6 +45,11 @@ class PhaseResNet50(ResNet):  # type: ignore[misc]  # torchvision ships no types
         super().__init__(Bottleneck, [3, 4, 6, 3], num_classes=num_classes)
         # Convolutions are fastest on channels-last weights and inputs; names, shapes and values stay the same.
         self.to(memory_format=torch.channels_last)
+
+    def remove_classifier(self) -> None:
+        """Leave a classifier without rows: the network then has features, and logits of shape (B, 0)."""
+        self.fc.weight, self.fc.bias = nn.Parameter(self.fc.weight[:0]), nn.Parameter(self.fc.bias[:0])
+        self.fc.out_features = 0
 
     def logits_from(self, x: torch.Tensor, start: int) -> torch.Tensor:
         """Run the rest of the network on the activations that child `start` (at most avgpool) takes: (B, C)."""
@@ -225,17 +232,27 @@ class InferenceNetwork:
         self.preprocessing, self.precision, self.batch_size = preprocessing, precision, batch_size
         self.device: torch.device = model.fc.weight.device
         self.num_classes = int(model.fc.out_features)
-        self._stages = FoldedStages(model, AVGPOOL, preprocessing, precision)
         on_cpu = self.device.type == "cpu"
         self._frames_at_once = min(batch_size, FRAMES_AT_ONCE[DTYPES[precision]]) if on_cpu else batch_size
-        self._weight, self._bias = model.fc.weight.detach().clone(), model.fc.bias.detach().clone()
+        weight, bias = model.fc.weight.detach().clone(), model.fc.bias.detach().clone()
+        # No method of this object: it could not be freed before a search for garbage, and with it a GPU's memory.
+        compute = partial(_outputs, FoldedStages(model, AVGPOOL, preprocessing, precision), weight, bias)
+        self._compute = Recorded(compute, "evaluation") if records_graphs(self.device) else compute
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """images (B, 3, S, S) uint8 -> features (B, 2048) and logits (B, num_classes), both float32."""
         missing = -len(images) % self._frames_at_once
         filled = functional.pad(images, (0, 0) * 3 + (0, missing)) if missing else images
-        parts = torch.split(filled, self._frames_at_once)
-        features = [self._stages(part).float().mean(dim=(2, 3)) for part in parts]
-        logits = [functional.linear(part, self._weight, self._bias) for part in features]
+        features, logits = zip(
+            *(self._compute(part) for part in torch.split(filled, self._frames_at_once)), strict=True
+        )
         return torch.cat(features)[: len(images)], torch.cat(logits)[: len(images)]
+
+
+def _outputs(
+    stages: FoldedStages, weight: torch.Tensor, bias: torch.Tensor, images: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Features and logits; weight and bias are the classifier's."""
+    features = stages(images).float().mean(dim=(2, 3))
+    return features, functional.linear(features, weight, bias)

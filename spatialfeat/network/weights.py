@@ -1,56 +1,70 @@
 """Weights files: a plain ResNet-50 state dict, and beside it a JSON file with what the program knows besides.
 
 `best_spatial_study_weights.pth` loads into anybody's ResNet-50; `best_spatial_study_weights.json` holds phase names,
-preprocessing, epoch, validation accuracy and the SHA-256 of the weights file. A weights file without JSON works:
-it is taken to follow the specification.
+preprocessing, epoch, validation accuracy and the SHA-256 of the weights file.
 
-A file may come from a stranger. Loading executes nothing, and refuses what would unpack to gigabytes or be rounded.
+Weights from elsewhere are read too. The network may lie under any keys of nested dictionaries and under any common
+prefix of its names; one line says where it was found. Without a JSON file, a warning says what is assumed.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import pickle
-import struct
-import zipfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torchvision.models import ResNet50_Weights
 
-from spatialfeat.config import check_phase_names, default_phase_names
+from spatialfeat.config import DEFAULT_NUM_PHASES, IMAGENET, check_phase_names, default_phase_names
+from spatialfeat.console import count_text
+from spatialfeat.data.frames import FrameTable
+from spatialfeat.data.ids import IdRule
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.files import atomic_path, file_sha256, json_text
+from spatialfeat.files import atomic_path, file_sha256, json_text, read_json_object
 from spatialfeat.network.backbone import RESNET50
 from spatialfeat.network.resnet import PhaseResNet50
+from spatialfeat.network.tensorfiles import (
+    DAMAGED_FILE_ERRORS,
+    SAVE_AGAIN,
+    StateDict,
+    convert_exactly,
+    loading_line,
+    read_content,
+    refuse_odd_tensors,
+    save_tensors,
+    tensors_by_keys,
+)
 
 DESCRIPTION_SCHEMA = 1
 MAX_DESCRIPTION_BYTES = 10_000_000
 IMAGENET_WEIGHTS = ResNet50_Weights.IMAGENET1K_V1
 IMAGENET_CLASSES = 1000
 MAX_CLASSES = 100_000
+MOST_PHASES = 1000
 MORE_CLASSES = "use weights that have more classes"
-SAVE_AGAIN = "save the weights with torch.save(model.state_dict(), path)"
 
-# What torch's restricted unpickler raises on bytes that no torch.save has written; it does not wrap them itself.
-DAMAGED_FILE_ERRORS = (
-    RuntimeError, EOFError, pickle.UnpicklingError, ValueError, LookupError, AttributeError, TypeError, struct.error,
-    AssertionError, ArithmeticError, MemoryError,
-)  # fmt: skip
+MANY_CLASSES, FAR_MORE = 20, 3
+"""So many classes, and so many times as many as the labels reach, look like weights of another task."""
 
-StateDict = Mapping[str, torch.Tensor]
+NOT_FINE_TUNED = f"torchvision's {IMAGENET_WEIGHTS.name}, not fine-tuned"
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded weights file: the model on the CPU in evaluation mode, and what is known of it."""
+    """A loaded weights file: the model on the CPU in evaluation mode, and what is known of it.
+
+    num_classes: number of phases, also where the weights have no classifier of them: the model's `fc` then has no rows.
+    origin: what the weights are, where that is known without training them here; else "".
+    """
 
     path: Path
     model: PhaseResNet50
@@ -58,6 +72,12 @@ class Checkpoint:
     phase_names: tuple[str, ...]
     preprocessing: Preprocessing
     sha256: str
+    origin: str = ""
+
+    @property
+    def num_logits(self) -> int:
+        """Rows of the classifier: as many as phases, or 0."""
+        return int(self.model.fc.out_features)
 
 
 def description_path(weights_path: Path) -> Path:
@@ -104,54 +124,128 @@ def save_weights(
 
 
 def load_checkpoint(
-    weights_path: Path, *, num_classes: int | None = None, phase_names: tuple[str, ...] | None = None
+    weights_path: Path,
+    *,
+    num_classes: int | None = None,
+    phase_names: tuple[str, ...] | None = None,
+    preprocessing: Preprocessing | None = None,
+    needs_classifier: bool = True,
 ) -> Checkpoint:
-    """Load a fine-tuned weights file, with or without its description.
+    """Load weights, with or without their description. The path `imagenet` stands for torchvision's.
 
     Args:
         num_classes: what the caller expects; None accepts what the file holds.
         phase_names: names to use instead of the described ones.
+        preprocessing: for weights without a description.
+        needs_classifier: refuse weights without a classifier. Otherwise there are as many phases as `num_classes`
+            says, as there are names, or as the specification has.
 
     Raises:
-        SpatialfeatError: missing or foreign file, another architecture or class count, or a description that belongs
-            to other weights.
+        SpatialfeatError: missing or foreign file, another architecture or class count, a description that belongs
+            to other weights, or a preprocessing for weights that are described.
     """
-    state = read_state_dict(weights_path)
-    found_classes = _count_classes(weights_path, state)
-    if num_classes not in (None, found_classes):
+    is_imagenet = weights_path == Path(IMAGENET)
+    found = _imagenet_weights() if is_imagenet else _read_network(weights_path)
+    path, rows = found.path, found.num_classes
+    if rows is None and needs_classifier:
+        why = f"has no classifier `fc.weight`{found.other_head_text}"
         raise SpatialfeatError(
-            f"{weights_path}: has {found_classes} classes, not {num_classes}; pass --num-classes {found_classes} "
-            "or other weights"
+            f"{path}: {why}, so it predicts no phase; fine-tune it first (spatialfeat finetune --weights "
+            f"{weights_path} --reset-classifier)"
         )
-    model = PhaseResNet50(found_classes)
-    _load_state(model, state, weights_path)
-    sha256 = file_sha256(weights_path)
-    described_names, preprocessing = read_description(weights_path, sha256, found_classes)
-    check_phase_names(phase_names, found_classes)
-    names = phase_names or described_names
-    return Checkpoint(weights_path, model.eval(), found_classes, names, preprocessing, sha256)
+    if rows is not None and num_classes not in (None, rows):
+        raise SpatialfeatError(
+            f"{path}: has {rows} classes, not {num_classes}; pass --num-classes {rows} or other weights"
+        )
+    if rows is not None and rows > MOST_PHASES:
+        raise SpatialfeatError(
+            f"{path}: has {rows} classes, more than the {MOST_PHASES} phases that a feature file names: these are "
+            "weights of another task; start from them with spatialfeat finetune --reset-classifier"
+        )
+    num_phases = rows or num_classes or (len(phase_names) if phase_names else DEFAULT_NUM_PHASES)
+    check_phase_names(phase_names, num_phases)
+    model = PhaseResNet50(num_phases)
+    if rows is None:
+        model.remove_classifier()
+    _load_state(model, found)
+    if rows is None:
+        head = "ImageNet's classifier is left out" if is_imagenet else f"there is no classifier{found.other_head_text}"
+        logger.info("%s: %s, so there are features and no logits", path, head)
+    sha256 = file_sha256(path)
+    described_names, described = (None, None) if is_imagenet else read_description(path, sha256, num_phases)
+    if described is not None and preprocessing is not None:
+        raise SpatialfeatError(
+            f"{description_path(path)}: says how frames are to be prepared for these weights ({described.describe()}); "
+            "leave out --preprocessing, --mean and --std"
+        )
+    names = phase_names or described_names or default_phase_names(num_phases)
+    used = described or preprocessing or Preprocessing()
+    if is_imagenet:
+        logger.warning("--weights %s: these features are not fine-tuned; every feature file says so", IMAGENET)
+    elif described is None:
+        names_are_known = phase_names is not None or described_names is not None
+        _warn_of_assumptions(path, None if preprocessing else used, None if names_are_known else names)
+    origin = NOT_FINE_TUNED if is_imagenet else ""
+    return Checkpoint(path, model.eval(), num_phases, names, used, sha256, origin)
 
 
-def read_description(weights_path: Path, sha256: str, num_classes: int) -> tuple[tuple[str, ...], Preprocessing]:
-    """(phase names, preprocessing) from the JSON file beside `weights_path`; the defaults where there is none.
+def warn_of_many_classes(checkpoint: Checkpoint, tables: Iterable[FrameTable]) -> None:
+    """Warn where weights have far more classes than the labels: they are most likely those of another task."""
+    highest = max((int(table.labels.max()) for table in tables if len(table)), default=-1)
+    if highest >= 0 and checkpoint.num_logits > max(MANY_CLASSES, FAR_MORE * (highest + 1)):
+        logger.warning(
+            "%s: has %d classes, but no label is above %d: these look like weights of another task%s; pass weights "
+            "that were fine-tuned on these phases",
+            checkpoint.path,
+            checkpoint.num_logits,
+            highest,
+            ", ImageNet" if checkpoint.num_logits == IMAGENET_CLASSES else "",
+        )
+
+
+def _warn_of_assumptions(path: Path, preprocessing: Preprocessing | None, names: Sequence[str] | None) -> None:
+    """Say what is taken for granted of weights that nothing is known of; None is known."""
+    assumed, options = [], []
+    if preprocessing is not None:
+        assumed.append(f"{preprocessing.describe()} (ImageNet's)")
+        options.append("--preprocessing, --mean and --std")
+    if names is not None:
+        assumed.append(f"phases called {names[0]} to {names[-1]}")
+        options.append("--phase-names")
+    if assumed:
+        logger.warning(
+            "%s: no JSON beside it says how it was trained; assumed: %s; if that is wrong, so are all numbers: pass %s",
+            path,
+            "; ".join(assumed),
+            " and ".join(options),
+        )
+
+
+def read_description(
+    weights_path: Path, sha256: str, num_classes: int
+) -> tuple[tuple[str, ...] | None, Preprocessing | None]:
+    """(phase names, preprocessing) from the JSON file beside `weights_path`; None for what it does not say.
+
+    A JSON file that is no description of weights says nothing.
 
     Raises:
         SpatialfeatError: it is unreadable, or describes weights with another hash, or of another number of classes.
     """
     path = description_path(weights_path)
-    names, preprocessing = default_phase_names(num_classes), Preprocessing()
     try:
         if path.stat().st_size > MAX_DESCRIPTION_BYTES:
             raise SpatialfeatError(f"{path}: is too large for a description of weights; restore or delete it")
         description = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        logger.info("%s has no %s beside it: taking the specification's preprocessing", weights_path, path.name)
-        return names, preprocessing
+        return None, None
     except SpatialfeatError:
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise SpatialfeatError(f"{path}: is not readable JSON ({error}); restore or delete it") from error
-    if not isinstance(description, dict) or description.get("weights_sha256") != sha256:
+    if not isinstance(description, dict) or "weights_sha256" not in description:
+        logger.info("%s: was not written by spatialfeat and is ignored", path)
+        return None, None
+    if description["weights_sha256"] != sha256:
         raise SpatialfeatError(
             f"{path}: describes other weights than {weights_path} (the SHA-256 differs); "
             "restore the file that belongs to it, or delete it to use the specification's defaults"
@@ -163,6 +257,7 @@ def read_description(weights_path: Path, sha256: str, num_classes: int) -> tuple
             f"{path}: describes weights of {str(description['backbone'])[:80]!r}, and this version reads "
             f"{RESNET50.name} only; pass the weights of one, or delete the description if they are"
         )
+    names, preprocessing = None, None
     if description.get("phase_names") is not None:
         names = description["phase_names"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -184,30 +279,35 @@ def initial_model(weights: str, num_classes: int, *, reset_classifier: bool = Fa
     """The network that training starts from. Draws new layers from torch's global random number generator.
 
     Args:
-        weights: "imagenet" (torchvision's IMAGENET1K_V1), "random", or the path of a ResNet-50 state dict. Weights
-            of the 1000 ImageNet classes, or without a classifier, get a new classifier of `num_classes` rows.
-        reset_classifier: also replace a classifier of another class count, instead of refusing it.
+        weights: "imagenet" (torchvision's IMAGENET1K_V1), "random", or the path of a file with a ResNet-50. Weights
+            of the 1000 ImageNet classes, or of nothing but the layers before the classifier, get a new classifier of
+            `num_classes` rows.
+        reset_classifier: also replace a classifier of another class count, or another head, instead of refusing it.
     """
     model = PhaseResNet50(num_classes)
     if weights == "random":
         return model
-    path = Path("ImageNet weights" if weights == "imagenet" else weights)
-    state = dict(download_imagenet_weights() if weights == "imagenet" else read_state_dict(path))
-    rows = _count_classes(path, state) if "fc.weight" in state else None
-    if rows in (None, IMAGENET_CLASSES) or reset_classifier:
+    found = _imagenet_weights() if weights == IMAGENET else _read_network(Path(weights))
+    rows = found.num_classes
+    if rows == IMAGENET_CLASSES or reset_classifier or (rows is None and not found.others):
         fresh = model.state_dict()
-        state |= {"fc.weight": fresh["fc.weight"], "fc.bias": fresh["fc.bias"]}
+        found.state.update({name: fresh[name] for name in fresh if name.startswith(RESNET50.classifier)})
+    elif rows is None:
+        raise SpatialfeatError(
+            f"--weights {weights}: has no classifier `fc.weight`{found.other_head_text}; pass --reset-classifier to "
+            "keep the backbone and start a new classifier"
+        )
     elif rows != num_classes:
         raise SpatialfeatError(
-            f"--weights {path}: has {rows} classes, this study has {num_classes}; pass --num-classes {rows}, or "
+            f"--weights {found.path}: has {rows} classes, this study has {num_classes}; pass --num-classes {rows}, or "
             "--reset-classifier to keep the backbone and start a new classifier"
         )
-    _load_state(model, state, path)
+    _load_state(model, found)
     return model
 
 
-def download_imagenet_weights() -> StateDict:
-    """torchvision's IMAGENET1K_V1 weights, from torch's cache folder or, the first time, from the network."""
+def download_imagenet_weights() -> tuple[Path, StateDict]:
+    """(file, content) of torchvision's IMAGENET1K_V1, from torch's cache folder or, the first time, the network."""
     url = IMAGENET_WEIGHTS.url
     cached_path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     try:
@@ -224,163 +324,240 @@ def download_imagenet_weights() -> StateDict:
             f"{cached_path}: the cached ImageNet weights are damaged; delete the file to "
             f"download it again, or fetch {url} by hand"
         ) from error
-    return state
+    return cached_path, state
 
 
-def read_state_dict(weights_path: Path) -> StateDict:
-    """Read {name: tensor} from a file without executing code in it.
+class _Place(NamedTuple):
+    """Where in a file a network is: in the dictionary that the keys lead to, under names with this prefix.
+
+    is_numbered: its children have numbers instead of names there, as in nn.Sequential(*model.children()).
+    """
+
+    keys: tuple[str, ...]
+    prefix: str
+    is_numbered: bool
+
+    def text(self) -> str:
+        parts = [f"from {'.'.join(self.keys)[:80]!r}"] if self.keys else []
+        parts += [f"without the prefix {self.prefix[:80]!r}"] if self.prefix else []
+        return ", ".join(parts) or "as it is"
+
+    def parts(self) -> set[str]:
+        return {part for key in (*self.keys, self.prefix) for part in key.split(".")}
+
+
+AS_IT_IS = _Place((), "", False)
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A network in a file. state: its tensors by its own names. others: what else lies beside them, by full name.
+
+    num_classes: rows of its classifier, None where there is none.
+    """
+
+    path: Path
+    place: _Place
+    state: dict[str, torch.Tensor]
+    others: tuple[str, ...]
+    num_classes: int | None
+
+    @property
+    def is_whole(self) -> bool:
+        return _names()[1] <= self.state.keys()
+
+    def refuse_if_incomplete(self) -> None:
+        names, needed = _names()
+        missing = [name for name in names if name in needed and name not in self.state]
+        if missing:
+            where = "" if self.place == AS_IT_IS else f", taken {self.place.text()}"
+            _refuse_architecture(self.path, f"{missing[0]} is missing, {len(missing)} missing in all{where}")
+
+    @property
+    def other_head_text(self) -> str:
+        """`, but 'fc.1.weight', 'fc.1.bias'`: what may be another head; "" if nothing is there."""
+        more = ", ..." if len(self.others) > 2 else ""
+        return f", but {', '.join(repr(name[:80]) for name in self.others[:2])}{more}" if self.others else ""
+
+
+def _imagenet_weights() -> _Network:
+    path, state = download_imagenet_weights()
+    trunk = {name: tensor for name, tensor in state.items() if not name.startswith(RESNET50.classifier)}
+    return _Network(path, AS_IT_IS, trunk, (), None)
+
+
+def _read_network(path: Path) -> _Network:
+    """The one ResNet-50 in a file, wherever it lies; a line says where, if it is not in the usual place.
 
     Raises:
-        SpatialfeatError: no such file, not a PyTorch file, or holding anything but tensors.
+        SpatialfeatError: a file that cannot be read or holds none, or several of which none is preferred.
     """
-    try:
-        # Mapped, not read: a record shorter than a tensor needs is then an error in every version of torch.
-        state = torch.load(weights_path, map_location="cpu", weights_only=True, mmap=_is_sound_archive(weights_path))
-    except SpatialfeatError:
-        raise
-    except FileNotFoundError as error:
-        raise SpatialfeatError(
-            f"{weights_path}: no such weights file; train with `spatialfeat finetune` or pass --weights PATH"
-        ) from error
-    except OSError as error:
-        raise SpatialfeatError(f"{weights_path}: cannot be read ({error.strerror or error})") from error
-    except DAMAGED_FILE_ERRORS as error:
-        raise SpatialfeatError(
-            # torch's own text advises to load the file unsafely; that advice is not passed on.
-            f"{weights_path}: is damaged, or holds other things than tensors and is not loaded for safety; {SAVE_AGAIN}"
-        ) from error
-    if not isinstance(state, Mapping):
-        raise SpatialfeatError(f"{weights_path}: holds a {type(state).__name__}, not a state dict; {SAVE_AGAIN}")
-    if not all(isinstance(value, torch.Tensor) for value in state.values()):
-        nested = [key for key in ("state_dict", "model_state_dict", "model") if key in state]
-        hint = f'; the state dict seems to be under "{nested[0]}"' if nested else ""
-        raise SpatialfeatError(f"{weights_path}: is not a plain state dict{hint}; {SAVE_AGAIN}")
-    _refuse_odd_tensors(weights_path, state)
-    return state
+    content = read_content(path)
+    if isinstance(content, torch.Tensor) or not hasattr(content, "keys"):
+        raise SpatialfeatError(f"{path}: holds a {type(content).__name__}, not a state dict; {SAVE_AGAIN}")
+    groups = tensors_by_keys(content)
+    if not groups:
+        raise SpatialfeatError(f"{path}: is not a plain state dict, and holds none; {SAVE_AGAIN}")
+    expected, needed = _names()
+    ranked: Counter[_Place] = Counter()
+    whole: list[_Network] = []
+    for keys, tensors in groups.items():
+        counts = _count_names(keys, tensors, expected)
+        ranked.update(counts)
+        whole += [
+            network
+            for place, count in counts.items()
+            if count >= len(needed) and (network := _network_at(path, place, tensors)).is_whole
+        ]
+    if not whole:
+        # Report what is wrong with what comes nearest.
+        place = max(ranked, key=lambda place: ranked[place]) if ranked else _Place(next(iter(groups)), "", False)
+        refuse_odd_tensors(path, groups[place.keys])
+        _network_at(path, place, groups[place.keys]).refuse_if_incomplete()
+    network = _choose(path, whole)
+    _refuse_other_trunk(network)
+    _tell_place(network, whole)
+    return network
 
 
-def save_tensors(content: Mapping[str, Any], path: Path) -> None:
-    """torch.save, so that equal content gives equal bytes and a full disk an OSError."""
-    # Given a path, it would write the name into the file, and report a full disk in words of its own.
-    try:
-        with path.open("wb") as file:
-            torch.save(content, file)
-    except RuntimeError as error:
-        # What torch says when it cannot end the archive, because a write before has failed.
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
+@cache
+def _names() -> tuple[dict[str, None], frozenset[str]]:
+    """The names of the network's tensors in order, and those that a file must have."""
+    with torch.device("meta"):  # Nothing is computed, and no random number drawn.
+        names = dict.fromkeys(RESNET50.build(2).state_dict())
+    optional = [name for name in names if name.endswith(RESNET50.may_lack) or name.startswith(RESNET50.classifier)]
+    return names, frozenset(names) - frozenset(optional)
 
 
-def _is_sound_archive(path: Path) -> bool:
-    """Whether `path` is a zip archive, as torch.save writes; one that would unpack to more than itself is refused.
+def _count_names(keys: tuple[str, ...], tensors: StateDict, expected: Collection[str]) -> Counter[_Place]:
+    """How many of the network's names there are under each prefix."""
+    counts: Counter[_Place] = Counter()
+    deepest = max(name.count(".") for name in expected)
+    for name in tensors:
+        pieces = str(name).rsplit(".", deepest + 1)
+        for length in range(1, len(pieces) + 1):
+            own = ".".join(pieces[-length:])
+            prefix = str(name)[: len(str(name)) - len(own)]
+            for is_numbered, known in ((False, own), (True, _named(own))):
+                if known in expected:
+                    counts[_Place(keys, prefix, is_numbered)] += 1
+    return counts
+
+
+def _named(name: str) -> str:
+    """`layer1.0.conv1.weight` for `4.0.conv1.weight`: of a child's number its name, "" if there is no such child."""
+    number, _, rest = name.partition(".")
+    children = RESNET50.children
+    return f"{children[int(number)]}.{rest}" if number in map(str, range(len(children))) else ""
+
+
+def _network_at(path: Path, place: _Place, tensors: StateDict) -> _Network:
+    expected, _ = _names()
+    state, others = {}, []
+    for name, tensor in tensors.items():
+        own = str(name).removeprefix(place.prefix) if str(name).startswith(place.prefix) else ""
+        own = _named(own) if place.is_numbered else own
+        if own in expected:
+            state[own] = tensor
+        else:
+            others.append(str(name))
+    refuse_odd_tensors(path, state)
+    classifier = [name for name in state if name.startswith(RESNET50.classifier)]
+    rows = None if place.parts() & set(RESNET50.projected) else _count_classes(path, state)
+    if rows is None:
+        for name in classifier:
+            del state[name]
+        others += [place.prefix + name for name in classifier]
+    return _Network(path, place, state, tuple(others), rows)
+
+
+def described_id_rule(weights_path: Path) -> IdRule | None:
+    """How ids were read in training, as the JSON file beside the weights says; None where it does not say.
 
     Raises:
-        SpatialfeatError: packed entries, or entries that overlap. torch.save packs nothing.
-        OSError: the file cannot be read.
+        SpatialfeatError: it names no rule.
     """
-    with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":  # torch itself distinguishes the two kinds of files by this.
-            return False
+    path = description_path(weights_path)
+    text = read_json_object(path).get("id_rule")
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise SpatialfeatError(f"{path}: is damaged ({error}); {SAVE_AGAIN}") from error
-    declared_bytes = sum(entry.file_size for entry in entries)
-    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-    if packed or declared_bytes > path.stat().st_size:
-        raise SpatialfeatError(
-            f"{path}: is a packed archive that would unpack to {declared_bytes} bytes and is not loaded for safety; "
-            f"{SAVE_AGAIN}"
-        )
-    return True
+        return None if text is None else IdRule.parse(text)
+    except SpatialfeatError as error:
+        raise SpatialfeatError(f"{path}: id_rule {error}; restore or delete the file") from error
 
 
-def _refuse_odd_tensors(path: Path, state: Mapping[str, torch.Tensor]) -> None:
-    """Refuse keys that are no names, and tensors that are not plain numbers, all of them in the file.
-
-    Raises:
-        SpatialfeatError: with the tensor's name.
-    """
-    for name, tensor in state.items():
-        if not isinstance(name, str):
-            raise SpatialfeatError(f"{path}: a tensor's name is {str(name)[:80]!r}, not a text; {SAVE_AGAIN}")
-        kind = _odd_kind(tensor)
-        if kind:
-            raise SpatialfeatError(f"{path}: {name[:80]!r} is {kind}, not a plain tensor of numbers; {SAVE_AGAIN}")
-        # An element may stand for many by a stride of 0, and one number become a tensor of terabytes.
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise SpatialfeatError(
-                f"{path}: {name[:80]!r} is declared as {tuple(tensor.shape)}, but the file holds less; {SAVE_AGAIN}"
-            )
-
-
-def _odd_kind(tensor: torch.Tensor) -> str | None:
-    if tensor.is_nested:
-        return "nested"
-    if tensor.layout != torch.strided:
-        return "sparse"
-    if tensor.device.type != "cpu":
-        return f"on the device {tensor.device.type}, without its numbers"
-    if tensor.is_quantized:
-        return "quantized"
-    return f"of type {tensor.dtype}" if tensor.is_complex() or tensor.dtype == torch.bool else None
-
-
-def _count_classes(path: Path, state: StateDict) -> int:
-    if "fc.weight" not in state or state["fc.weight"].ndim != 2:
-        _refuse_architecture(path, "it has no classifier `fc.weight`" + _prefix_hint(state))
-    rows = int(state["fc.weight"].shape[0])
+def _count_classes(path: Path, state: StateDict) -> int | None:
+    """Rows of the classifier, None where there is none, or one that takes something else than the features."""
+    weight, bias = (state.get(f"{RESNET50.classifier}{name}") for name in ("weight", "bias"))
+    if weight is None or bias is None or weight.ndim != 2 or weight.shape[1] != RESNET50.num_features:
+        return None
+    rows = int(weight.shape[0])
     if not 0 < rows <= MAX_CLASSES:
         _refuse_architecture(path, f"its classifier has {rows} rows")
     return rows
 
 
-def _load_state(model: PhaseResNet50, state: StateDict, path: Path) -> None:
-    """Copy `state` into `model`, refusing other names, shapes and values that are not finite."""
+def _choose(path: Path, whole: Sequence[_Network]) -> _Network:
+    """The network that is meant by a file with these. Equal ones count once."""
+    different: list[_Network] = []
+    for network in whole:
+        if not any(_are_equal(network, other) for other in different):
+            different.append(network)
+    if len(different) == 1:
+        return different[0]
+    for word in RESNET50.preferred:
+        chosen = [network for network in different if word in network.place.parts()]
+        if len(chosen) == 1:
+            return chosen[0]
+    places = " and ".join(network.place.text() for network in different)
+    keys, prefix, _ = different[-1].place
+    copy = str(path.with_name(f"{path.stem}-chosen.pth"))
+    imports, load = loading_line(path)
+    load += "".join(f"[{key!r}]" for key in keys)
+    raise SpatialfeatError(
+        f"{path}: holds {len(different)} different ResNet-50s, {places}, and does not say which to use; save the one "
+        f"that is meant, for example the last:\n    import {imports}; state = {load}\n    "
+        f"torch.save({{name: state[name] for name in state if name.startswith({prefix!r})}}, {copy!r})"
+    )
+
+
+def _are_equal(first: _Network, second: _Network) -> bool:
+    return first.state.keys() == second.state.keys() and all(
+        torch.equal(tensor, second.state[name]) for name, tensor in first.state.items()
+    )
+
+
+def _tell_place(network: _Network, whole: Sequence[_Network]) -> None:
+    place = network.place
+    if place == AS_IT_IS and not network.others:
+        return
+    texts = [f"the ResNet-50 is taken {place.text()}"]
+    if place.is_numbered:
+        texts.append("with names for the numbers of its children")
+    texts += [f"not {other.place.text()}" for other in whole if other is not network]
+    if network.others:
+        more = ", ..." if len(network.others) > 1 else ""
+        texts.append(f"left out: {count_text(len(network.others), 'other tensor')} ({network.others[0][:80]!r}{more})")
+    logger.info("%s: %s", network.path, "; ".join(texts))
+
+
+def _refuse_other_trunk(network: _Network) -> None:
+    """A ResNet-101 has every name of a ResNet-50, and more in the same stages."""
+    trunk = tuple(f"{child}." for child in RESNET50.children if f"{child}." != RESNET50.classifier)
+    own = [name.removeprefix(network.place.prefix) for name in network.others if name.startswith(network.place.prefix)]
+    surplus = [name for name in own if (_named(name) if network.place.is_numbered else name).startswith(trunk)]
+    if surplus:
+        _refuse_architecture(network.path, f"{surplus[0][:80]} is surplus, {len(surplus)} surplus in all")
+
+
+def _load_state(model: PhaseResNet50, network: _Network) -> None:
+    """Copy the network's weights into `model`, refusing missing ones, other shapes and values that are not finite."""
+    network.refuse_if_incomplete()
     expected = model.state_dict()
-    # Files of very old PyTorch versions lack BatchNorm's counters, which nothing reads in this recipe.
-    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
-    surplus = [name for name in state if name not in expected]
-    if missing or surplus:
-        first = f"{missing[0]} is missing" if missing else f"{surplus[0][:80]} is surplus"
-        _refuse_architecture(
-            path, f"{first}, {len(missing)} missing and {len(surplus)} surplus in all" + _prefix_hint(state)
-        )
-    converted = {name: convert_exactly(path, name, tensor, expected[name]) for name, tensor in state.items()}
+    converted = {
+        name: convert_exactly(network.path, name, tensor, expected[name]) for name, tensor in network.state.items()
+    }
     model.load_state_dict(converted, strict=False)
-
-
-def convert_exactly(path: Path, name: str, tensor: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """`tensor` in the type of `expected`: weights in half precision are taken, no number is rounded.
-
-    Raises:
-        SpatialfeatError: another shape or kind of numbers, numbers that would be rounded, NaN or infinity.
-    """
-    if tensor.shape != expected.shape:
-        raise SpatialfeatError(
-            f"{path}: is not a torchvision ResNet-50 ({name} is {tuple(tensor.shape)}, "
-            f"expected {tuple(expected.shape)}); pass the state dict of one"
-        )
-    if tensor.is_floating_point() != expected.is_floating_point():
-        raise SpatialfeatError(f"{path}: {name} is {tensor.dtype}, expected {expected.dtype}; {SAVE_AGAIN}")
-    converted = tensor.detach().to(expected.dtype)
-    if not torch.isfinite(converted).all():
-        raise SpatialfeatError(f"{path}: {name} holds NaN or infinity; the training that made it has diverged")
-    if not torch.equal(converted.to(tensor.dtype), tensor):
-        raise SpatialfeatError(
-            f"{path}: {name} is {tensor.dtype} and would be rounded to {expected.dtype}; "
-            "save the weights of model.float()"
-        )
-    return converted
 
 
 def _refuse_architecture(path: Path, why: str) -> None:
     raise SpatialfeatError(f"{path}: is not a torchvision ResNet-50 ({why}); pass the state dict of one")
-
-
-def _prefix_hint(state: StateDict) -> str:
-    if any(name.startswith("module.") for name in state):
-        return "; its names start with `module.`: save model.module.state_dict() instead"
-    return ""

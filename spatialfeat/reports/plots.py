@@ -22,10 +22,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from spatialfeat.console import count_text
+from spatialfeat.console import count_text, omission, shown_phases
 from spatialfeat.files import write_atomically
 from spatialfeat.scores.metrics import FloatArray, IntArray
-from spatialfeat.scores.summary import Evaluation
+from spatialfeat.scores.summary import Evaluation, shown_of
 
 PHASE_COLOURS = (
     "#a060f0",
@@ -62,6 +62,9 @@ BAR_IN = 0.19
 
 LONGEST_NAME = 32
 DPI = 150
+
+HIGHEST_IN = 400
+"""A PNG may have 65,536 pixels, which a figure of many folds and phases would exceed."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,15 @@ def save_figure(figure: Figure, png_path: Path) -> tuple[Path, Path]:
     # Arranging is the slow part: once is enough, and both files then look the same.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    write_atomically(png_path, lambda temporary: figure.savefig(temporary, dpi=DPI, format="png"))
+    save_png(figure, png_path)
     svg = svg_bytes(figure)
     write_atomically(svg_path, lambda temporary: temporary.write_bytes(svg))
     return png_path, svg_path
+
+
+def save_png(figure: Figure, png_path: Path) -> None:
+    """Write a figure of photographs, of which an SVG would be no smaller and no sharper."""
+    write_atomically(png_path, lambda temporary: figure.savefig(temporary, dpi=DPI, format="png"))
 
 
 def svg_bytes(figure: Figure) -> bytes:
@@ -166,13 +174,14 @@ def save_curves(
 def confusion_figure(evaluation: Evaluation) -> Figure:
     """Rows are the true phases and sum to 1; each cell shows the fraction and, smaller, the number of frames.
 
-    A phase without frames is a grey row.
+    A phase without frames is a grey row. Of more than 60 phases, those that occur are shown (`shown_phases`).
     """
-    metrics = evaluation.metrics
-    counts = np.asarray(metrics["confusion_matrix"], dtype=np.int64)
-    num_phases = len(counts)
-    names = [plain_text(name) for name in metrics["phase_names"]]
-    totals = counts.sum(axis=1, keepdims=True)
+    metrics, shown = evaluation.metrics, shown_of([evaluation])
+    counts = evaluation.tallies.counts.sum(axis=0)
+    note = omission(len(shown), len(counts))
+    totals = counts.sum(axis=1, keepdims=True)[shown]
+    counts, num_phases = counts[np.ix_(shown, shown)], len(shown)
+    names = [plain_text(metrics["phase_names"][phase]) for phase in shown]
     fractions = np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
     # Inches: a cell holds four digits; a letter of a name is about 0.085 wide, below the cells it leans by 40 degrees.
     cells, longest = max(2.6, 0.62 * num_phases), 0.085 * max(len(name) for name in names)
@@ -193,7 +202,8 @@ def confusion_figure(evaluation: Evaluation) -> Figure:
     axes.set_yticks(np.arange(num_phases) + 0.5, names)
     axes.set(xlabel="predicted phase", ylabel="true phase")
     frames, videos = count_text(metrics["num_frames"], "frame"), count_text(metrics["num_videos"], "video")
-    axes.set_title(plain_text(f"{evaluation.name}: {frames} of {videos}", longest=80), wrap=True)
+    title = plain_text(f"{evaluation.name}: {frames} of {videos}", longest=80)
+    axes.set_title(f"{title}\n{note}" if note else title, wrap=True)
     bar = figure.colorbar(mesh, ax=axes, fraction=0.046, label="fraction of the true phase's frames")
     if bar.solids is not None:
         bar.solids.set_edgecolor("face")  # Without it, viewers of SVG show hairlines between the colours.
@@ -205,8 +215,10 @@ def per_phase_figure(evaluations: Sequence[Evaluation]) -> Figure:
 
     A phase without a labelled frame is marked "no frames"; an undefined score "undefined". An interval is a black line.
     """
-    rows = evaluations[0].metrics["per_phase"]
+    shown = shown_of(evaluations)
+    rows = [evaluations[0].metrics["per_phase"][phase] for phase in shown]
     num_phases, num_sets = len(rows), len(evaluations)
+    omitted = omission(num_phases, evaluations[0].metrics["num_phases"])
     height = max(0.30, 0.17 * num_sets + 0.12) * num_phases + 1.5
     figure = Figure(figsize=(10, height), layout="constrained")
     panels = figure.subplots(1, len(BAR_SCORES), sharey=True)
@@ -214,7 +226,7 @@ def per_phase_figure(evaluations: Sequence[Evaluation]) -> Figure:
     for axes, (measure, label) in zip(panels, BAR_SCORES.items(), strict=True):
         for index, evaluation in enumerate(evaluations):
             places: FloatArray = np.arange(num_phases, dtype=np.float64) + (index + 0.5) * bar - 0.4
-            _draw_bars(axes, evaluation.metrics, measure, places, bar, index)
+            _draw_bars(axes, evaluation.metrics, shown, measure, places, bar, index)
         for phase, row in enumerate(rows):
             if row["support"] == 0:
                 axes.text(0.02, phase, "no frames", va="center", color="0.35", fontsize=8, style="italic")
@@ -229,6 +241,7 @@ def per_phase_figure(evaluations: Sequence[Evaluation]) -> Figure:
     note = f", with {intervals['level']:.0%} bootstrap intervals over {intervals['num_patients']} patients"
     if not intervals["samples"]:
         note = " (no intervals: fewer than two patients or no resamples)"
+    note += f"\n{omitted}" if omitted else ""
     figure.suptitle(f"Scores per phase, all frames of all videos pooled{note}", fontsize=10)
     if num_sets > 1:
         handles = [
@@ -244,10 +257,19 @@ def per_phase_figure(evaluations: Sequence[Evaluation]) -> Figure:
     return figure
 
 
-def _draw_bars(axes: Axes, metrics: dict[str, Any], measure: str, places: FloatArray, bar: float, index: int) -> None:
-    """One evaluation's bars of one measure. places: (C,) middles; bar: thickness, in phases."""
-    for place, row, intervals in zip(places, metrics["per_phase"], metrics["intervals"]["per_phase"], strict=True):
-        value, interval = row[measure], intervals[measure]
+def _draw_bars(
+    axes: Axes,
+    metrics: dict[str, Any],
+    shown: Sequence[int],
+    measure: str,
+    places: FloatArray,
+    bar: float,
+    index: int,
+) -> None:
+    """One evaluation's bars of one measure. places: the middles of the shown phases; bar: thickness, in phases."""
+    for place, phase in zip(places, shown, strict=True):
+        row = metrics["per_phase"][phase]
+        value, interval = row[measure], metrics["intervals"]["per_phase"][phase][measure]
         if row["support"] == 0:
             continue
         if value is None:
@@ -331,28 +353,75 @@ def balance_figure(counts: Mapping[str, Sequence[int]], phase_names: Sequence[st
 
     counts: {split: frames of each phase}, each with at least one frame.
     """
-    names = [plain_text(name) for name in phase_names]
+    num_splits = len(counts)
+    figure = Figure(figsize=(7.2, _group_in(num_splits) * len(_shown(counts)) + 1.3), layout="constrained")
+    _draw_balance(figure.add_subplot(), counts, phase_names)
+    # Not on the bars, wherever the long ones are.
+    figure.legend(loc="outside lower center", ncols=max(1, min(3, num_splits)), frameon=False)
+    return figure
+
+
+def split_figure(
+    patients: Mapping[str, Sequence[int]], counts: Mapping[str, Sequence[int]], phase_names: Sequence[str]
+) -> Figure:
+    """What a division of patients gave: above, a bar per split with a piece per patient; below, `balance_figure`.
+
+    patients: {split: labelled frames of each patient, > 0}. counts: {split: frames of each phase}.
+    """
+    num_splits = len(counts)
+    heights = (0.28 * num_splits + 0.6, _group_in(num_splits) * len(_shown(counts)) + 0.6)
+    figure = Figure(figsize=(7.2, min(sum(heights) + 0.5, HIGHEST_IN)), layout="constrained")
+    upper, lower = figure.subplots(2, 1, height_ratios=heights)
+    total = sum(map(sum, patients.values()))
+    for index, frames in enumerate(patients.values()):
+        ordered = sorted(frames, reverse=True)
+        starts = np.cumsum([0, *ordered[:-1]])
+        upper.barh([index] * len(ordered), ordered, left=starts, height=0.8, **{**_set_bars(index), "linewidth": 1.2})
+        text = f"{count_text(len(ordered), 'patient')}, {sum(ordered) / total:.1%}"
+        upper.annotate(text, (sum(ordered), index), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    upper.set_yticks(range(num_splits), [plain_text(split) for split in patients])
+    upper.set_ylim(num_splits - 0.5, -0.5)
+    upper.set_xlim(0, 1.3 * max(map(sum, patients.values())))
+    upper.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    upper.set(xlabel="labelled frames, one piece per patient", title="Patients")
+    upper.tick_params(axis="y", length=0)
+    upper.spines[["top", "right"]].set_visible(False)
+    _draw_balance(lower, counts, phase_names)
+    figure.legend(loc="outside lower center", ncols=max(1, min(3, num_splits)), frameon=False)
+    return figure
+
+
+def _shown(counts: Mapping[str, Sequence[int]]) -> list[int]:
+    return shown_phases(np.sum([np.asarray(frames) for frames in counts.values()], axis=0))
+
+
+def _group_in(num_splits: int) -> float:
+    """Inches of the bars of one phase."""
+    return BAR_IN * num_splits + 0.14
+
+
+def _draw_balance(axes: Axes, counts: Mapping[str, Sequence[int]], phase_names: Sequence[str]) -> None:
+    shown = _shown(counts)
+    names = [plain_text(phase_names[phase]) for phase in shown]
     num_phases, num_splits = len(names), len(counts)
-    group_in = BAR_IN * num_splits + 0.14
-    figure = Figure(figsize=(7.2, group_in * num_phases + 1.3), layout="constrained")
-    axes = figure.add_subplot()
-    thickness = BAR_IN / group_in
+    note = omission(num_phases, len(phase_names))
+    thickness = BAR_IN / _group_in(num_splits)
     widest = 0.0
     for index, (split, frames) in enumerate(counts.items()):
-        shares = np.asarray(frames) / sum(frames)
+        shown_frames = [frames[phase] for phase in shown]
+        shares = np.asarray(shown_frames) / sum(frames)
         widest = max(widest, float(shares.max()))
         places = np.arange(num_phases) + (index - (num_splits - 1) / 2) * thickness
         label = plain_text(f"{split}: {sum(frames)} frames")
         bars = axes.barh(places, shares, height=0.92 * thickness, label=label, **_set_bars(index))
-        texts = [f"{share:.1%}  {count}" if count else "none" for share, count in zip(shares, frames, strict=True)]
+        texts = [
+            f"{share:.1%}  {count}" if count else "none" for share, count in zip(shares, shown_frames, strict=True)
+        ]
         axes.bar_label(bars, texts, padding=3, fontsize=7)
     axes.set_yticks(range(num_phases), names)
     axes.set_ylim(num_phases - 0.5, -0.5)  # The first phase on top.
     axes.set_xlim(0, 1.22 * widest)
     axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    axes.set(xlabel="share of the split's frames", title="Frames per phase")
+    axes.set(xlabel="share of the split's frames", title=f"Frames per phase\n{note}" if note else "Frames per phase")
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right"]].set_visible(False)
-    # Not on the bars, wherever the long ones are.
-    figure.legend(loc="outside lower center", ncols=max(1, min(3, num_splits)), frameon=False)
-    return figure

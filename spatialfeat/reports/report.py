@@ -17,9 +17,10 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
 
-from spatialfeat.console import count_text
+from spatialfeat.console import count_text, omission
 from spatialfeat.data.frames import UNLABELLED
 from spatialfeat.files import write_atomically
+from spatialfeat.names import file_name
 from spatialfeat.reports.plots import (
     HATCHES,
     confusion_figure,
@@ -31,7 +32,7 @@ from spatialfeat.reports.plots import (
 from spatialfeat.reports.ribbons import Timeline, describe_video, overview_figures, ribbon_figure, timelines
 from spatialfeat.reports.tables import REPORT, difference_rows, overall_rows
 from spatialfeat.scores.metrics import MEASURES
-from spatialfeat.scores.summary import Evaluation
+from spatialfeat.scores.summary import Evaluation, shown_of
 
 PAGE_COLOURS = 128
 """A PNG on the page has so many colours: enough for bars and text, and a third of the bytes."""
@@ -56,13 +57,15 @@ def write_report(
         fps: frame numbers per second.
         facts: what to say about the run, in order: {"weights": "best_....pth", ...}.
     """
-    videos, suffixes = evaluations[0].videos, name_suffixes(evaluations)
+    videos, suffixes, shown = evaluations[0].videos, name_suffixes(evaluations), shown_of(evaluations)
     lines = timelines(videos, fps)
     overviews = _write_pictures(out_dir, evaluations, suffixes, lines)
     page = _page_template().render(
         title=title,
         facts=facts,
         metrics=evaluations[0].metrics,
+        shown=shown,
+        omission=omission(len(shown), evaluations[0].metrics["num_phases"]),
         evaluations=list(zip(evaluations, suffixes, strict=True)),
         score_rows=[{row.score.key: row for row in overall_rows(evaluation.metrics)} for evaluation in evaluations],
         comparisons=[(found, difference_rows(found, evaluations)) for found in comparisons],
@@ -72,6 +75,7 @@ def write_report(
         fps=fps,
         svg=lambda name: _data_uri("svg+xml", (out_dir / f"{name}.svg").read_bytes()),
         png=lambda name: _data_uri("png", _reduced_png(out_dir / f"{name}.png")),
+        file_name=file_name,
     )
     write_atomically(out_dir / "report.html", lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
@@ -109,7 +113,7 @@ def write_ribbons(out_dir: Path, evaluations: Sequence[Evaluation], lines: Seque
     (out_dir / "ribbons").mkdir(exist_ok=True)
     for position, line in enumerate(lines):
         video_id = evaluations[0].videos[position].video_id
-        save_figure(ribbon_figure(evaluations, position, line), out_dir / "ribbons" / f"{video_id}.png")
+        save_figure(ribbon_figure(evaluations, position, line), out_dir / "ribbons" / f"{file_name(video_id)}.png")
     pages = overview_figures(evaluations, lines)
     names = [f"ribbons_overview_{number}" for number in range(1, len(pages) + 1)]
     if len(pages) == 1:

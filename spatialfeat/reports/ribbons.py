@@ -7,20 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from PIL import Image
 
-from spatialfeat.console import count_text, duration_text
+from spatialfeat.console import clock_text, count_text, duration_text
 from spatialfeat.data.frames import UNLABELLED
 from spatialfeat.reports.plots import phase_style, plain_text
 from spatialfeat.scores.metrics import BoolArray, FloatArray, IntArray
 from spatialfeat.scores.predictions import EvaluatedVideo, usual_step
 from spatialfeat.scores.segmental import find_runs
-from spatialfeat.scores.summary import Evaluation
+from spatialfeat.scores.summary import Evaluation, shown_of
 
 GAP_FACTOR = 1.5
 """Frame numbers further apart than this many usual steps leave a gap; less is jitter of the sampling."""
@@ -113,7 +115,7 @@ def ribbon_figure(evaluations: Sequence[Evaluation], position: int, line: Timeli
     rows = _rows(evaluations, position)
     confidence = None if _has_truth(evaluations) else video.probabilities
     num_rows = len(rows) + (confidence is not None)
-    legend = _Legend(evaluations, range(position, position + 1))
+    legend = _Legend(evaluations, [position])
     figure = Figure(figsize=(WIDTH_IN, ROW_IN * num_rows + legend.height_in + 1.1), layout="constrained")
     axes = figure.add_subplot()
     for index, (_, values) in enumerate(rows):
@@ -283,14 +285,16 @@ def _time_axis(axes: Axes, length: float, label: str) -> None:
 
 
 class _Legend:
-    """Every phase with its number and colour, in as many columns as surely fit."""
+    """The phases with number and colour, in as many columns as surely fit: all, or of more than 60 those that occur."""
 
-    def __init__(self, evaluations: Sequence[Evaluation], positions: range) -> None:
+    def __init__(self, evaluations: Sequence[Evaluation], positions: Sequence[int]) -> None:
         """positions: of the videos that are drawn."""
+        names, shown = evaluations[0].metrics["phase_names"], shown_of(evaluations)
         self._handles = [
-            Patch(label=plain_text(f"{phase} {name}"), linewidth=0, **_looks(phase))
-            for phase, name in enumerate(evaluations[0].metrics["phase_names"])
+            Patch(label=plain_text(f"{phase} {names[phase]}"), linewidth=0, **_looks(phase)) for phase in shown
         ]
+        if len(shown) < len(names):
+            self._handles.append(Patch(label=f"{len(names) - len(shown)} other phases", linewidth=0, fill=False))
         rows = [row for position in positions for _, row in _rows(evaluations, position)]
         if any((row == UNLABELLED).any() for row in rows):
             self._handles.append(Patch(label="no label", linewidth=0.5, **UNLABELLED_LOOKS))
@@ -305,3 +309,73 @@ class _Legend:
             handle for column in range(self._num_columns) for handle in self._handles[column :: self._num_columns]
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=self._num_columns, fontsize=8, frameon=False)
+
+
+SHEET_COLUMNS = 6
+
+
+def contact_sheet(
+    video_id: str,
+    frame_numbers: Sequence[int],
+    labels: Sequence[int],
+    fps: float,
+    phase_names: Sequence[str],
+    pictures: Sequence[tuple[int, float, Path]],
+) -> Figure:
+    """A prepared video at a glance: the ribbon of its phases above one frame of each.
+
+    frame_numbers, labels: T each. fps: frame numbers per second. pictures: (label, seconds, file) of each frame shown.
+    """
+    shape = len(labels)
+    video = EvaluatedVideo(
+        video_id=video_id,
+        patient_id=video_id,
+        frame_ids=np.array(frame_numbers, dtype=str),
+        segments=np.zeros(shape, dtype=np.int64),
+        frame_numbers=np.array(frame_numbers, dtype=np.int64),
+        labels=np.array(labels, dtype=np.int64),
+        predictions=np.array(labels, dtype=np.int64),
+        probabilities=None,
+    )
+    line = Timeline.of(video, fps=fps, step=1)
+    unit_s, unit = time_unit(line.duration_s)
+    num_rows = -(-len(pictures) // SHEET_COLUMNS)
+    figure = Figure(figsize=(WIDTH_IN, 1.3 + 1.7 * num_rows), layout="constrained")
+    grid = figure.add_gridspec(num_rows + 1, SHEET_COLUMNS, height_ratios=[0.35, *[1.7] * num_rows])
+    ribbon = figure.add_subplot(grid[0, :])
+    _draw_row(ribbon, line, video.labels, (0.0, 1.0), unit_s, line.duration_s)
+    _write_numbers(ribbon, line, video.labels, 0.5, unit_s)
+    ribbon.set_ylim(1, 0)
+    ribbon.set_yticks([])
+    _time_axis(ribbon, line.duration_s / unit_s, f"time ({unit})")
+    title = [plain_text(video_id, longest=48), *_facts(video, line)]
+    ribbon.set_title(", ".join(title), fontsize=10)
+    for index, (label, seconds, path) in enumerate(pictures):
+        axes = figure.add_subplot(grid[1 + index // SHEET_COLUMNS, index % SHEET_COLUMNS])
+        name = "no label" if label == UNLABELLED else f"{label} {phase_names[label]}"
+        _show_picture(axes, path, f"{plain_text(name, longest=24)}\n{clock_text(seconds)}")
+        looks = _looks(label)
+        for spine in axes.spines.values():
+            spine.set_edgecolor(looks["edgecolor"] if label == UNLABELLED else looks["facecolor"])
+            spine.set_linewidth(4)
+    return figure
+
+
+def crop_sheet(pictures: Sequence[tuple[str, bool, Path]]) -> Figure:
+    """What is cut off each video. pictures: (video, whether anything is, a picture with the box drawn in)."""
+    num_rows = -(-len(pictures) // SHEET_COLUMNS)
+    figure = Figure(figsize=(WIDTH_IN, 0.5 + 1.6 * num_rows), layout="constrained")
+    grid = figure.add_gridspec(num_rows, SHEET_COLUMNS)
+    for index, (video, is_cut, path) in enumerate(pictures):
+        axes = figure.add_subplot(grid[index // SHEET_COLUMNS, index % SHEET_COLUMNS])
+        _show_picture(axes, path, plain_text(video, longest=24) + ("" if is_cut else "\nkept whole"))
+    return figure
+
+
+def _show_picture(axes: Axes, path: Path, title: str) -> None:
+    with Image.open(path) as image:
+        image.thumbnail((320, 320))
+        axes.imshow(np.asarray(image.convert("RGB")))
+    axes.set_title(title, fontsize=7)
+    axes.set_xticks([])
+    axes.set_yticks([])

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-from spatialfeat.console import align, count_text
+from spatialfeat.console import align, count_text, omission
 from spatialfeat.data.frames import UNLABELLED
 from spatialfeat.scores.metrics import MEASURES, STRATEGIES
-from spatialfeat.scores.summary import Evaluation
+from spatialfeat.scores.summary import Evaluation, shown_of
 from spatialfeat.scores.table import MEASURE_TITLES, SCORES, Score
 
 Interval: TypeAlias = Sequence[float] | None
@@ -83,7 +83,7 @@ def difference_rows(comparison: Mapping[str, Any], evaluations: Sequence[Evaluat
 def score_tables(evaluation: Evaluation) -> str:
     """Everything about one set of predictions for a terminal: overall, video-wise, relaxed, per phase."""
     metrics = evaluation.metrics
-    parts = [_headline(evaluation), _overall(metrics), _video_wise(metrics), _relaxed(metrics), _per_phase(metrics)]
+    parts = [_headline(evaluation), _overall(metrics), _video_wise(metrics), _relaxed(metrics), _per_phase(evaluation)]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
@@ -154,13 +154,17 @@ def _relaxed(metrics: Mapping[str, Any]) -> list[str]:
     return [f"relaxed boundaries: {heading}", *align(rows, left=(0, 1))]
 
 
-def _per_phase(metrics: Mapping[str, Any]) -> list[str]:
+def _per_phase(evaluation: Evaluation) -> list[str]:
+    metrics, shown = evaluation.metrics, shown_of([evaluation])
+    note = omission(len(shown), metrics["num_phases"])
     rows = [["phase", "frames", *(MEASURE_TITLES[measure] for measure in MEASURES), "95 % interval of F1"]]
-    for row, intervals in zip(metrics["per_phase"], metrics["intervals"]["per_phase"], strict=True):
+    for phase in shown:
+        row, intervals = metrics["per_phase"][phase], metrics["intervals"]["per_phase"][phase]
         name = row["name"] if len(row["name"]) <= NAME_WIDTH else f"{row['name'][: NAME_WIDTH - 2]}.."
         numbers = [TERMINAL.number(row[measure]) for measure in MEASURES]
         rows.append([name, str(row["support"]), *numbers, TERMINAL.ends(intervals["f1"])])
-    return ["per phase, all frames together", *align(rows, left=(0, 2 + len(MEASURES)))]
+    note = f" ({note}; all: per_phase.csv)" if note else ""
+    return [f"per phase, all frames together{note}", *align(rows, left=(0, 2 + len(MEASURES)))]
 
 
 def comparison_table(comparison: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> str:

@@ -7,11 +7,13 @@ Whatever the source, predictions arrive as `FramePredictions`, one per table of 
     1050_1_000001,3,3
 
 The id column is `img_id`, `frame_id` or `id`; the predicted phase `predicted_label`, `prediction` or `predicted`; the
-true phase, which may be missing where another file has it, `true_label` or `label`. Other columns are ignored.
+true phase, which may be missing where another file has it, `true_label` or `label`. A column `patient` is read as in
+the CSVs of frames; others are ignored.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +33,7 @@ from spatialfeat.config import (
 )
 from spatialfeat.console import count_text
 from spatialfeat.data.frames import UNLABELLED, FrameTable, group_videos, make_table, read_frames
+from spatialfeat.data.ids import USUAL_RULE, IdRule
 from spatialfeat.data.tables import Origin, Rows, read_rows, refuse_repeated_columns
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
@@ -56,6 +59,8 @@ OUTPUT_NAME = r"ribbons|.*\.(?:csv|html|json|png|svg)"
 NAMED_IDS = 5
 """A message names so many ids; more would bury the first."""
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, eq=False)
 class FramePredictions:
@@ -75,8 +80,13 @@ class FramePredictions:
         return cls(table, logits.argmax(axis=1).astype(np.int64), softmax(logits).astype(np.float32))
 
     def write_csv(self, path: Path) -> None:
-        """The specification's `img_id,true_label,predicted_label`, one line per row of the table, in its order."""
+        """The specification's `img_id,true_label,predicted_label`, one line per row of the table, in its order.
+
+        Where a column named the patients, which the ids then do not show, a fourth one, `patient`, follows.
+        """
         columns = {"img_id": self.table.ids, "true_label": self.table.labels, "predicted_label": self.predicted}
+        if self.table.patients_given:
+            columns["patient"] = self.table.patients
         write_csv(path, pd.DataFrame(columns))
 
 
@@ -125,7 +135,7 @@ def evaluated_videos(parts: Sequence[FramePredictions], group_by: str = "video")
                 video_id=video.video_id,
                 patient_id=video.patient_id,
                 frame_ids=table.ids[rows],
-                segments=table.segments[rows],
+                segments=video.segments,
                 frame_numbers=table.frame_numbers[rows],
                 labels=table.labels[rows],
                 predictions=part.predicted[rows],
@@ -151,7 +161,8 @@ class OpenedSource:
 
     tables: the frames that are scored. phase_names: C names. predict: gives the sets of predictions; long work, if
     there is any, happens there. stored_fps: frames per second of the frame numbers, where the source knows it. data:
-    files that `run.json` gets hashes of. facts: more for `run.json`. notices: what a reader of the scores should know.
+    files that `run.json` gets hashes of. facts: more for `run.json`, and found: what `predict` adds to them. notices:
+    what a reader of the scores should know.
     """
 
     tables: tuple[FrameTable, ...]
@@ -160,6 +171,7 @@ class OpenedSource:
     stored_fps: float | None = None
     data: tuple[Path, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
 
 
@@ -177,6 +189,8 @@ def read_feature_predictions(
             split, or another number of phases.
     """
     files = open_features(source.features, source.split, num_classes, phase_names)
+    for file in files:
+        file.require_logits("predictions come from them")
     parts = [
         feature_predictions(source.features, [file for file in files if file.split == split])
         for split in dict.fromkeys(file.split for file in files)
@@ -232,11 +246,13 @@ def _frames_of(file: FeatureFile) -> FrameTable:
     """The file's T frames."""
     with file:
         ids, labels = file.frame_ids, file.labels
-    rows = Rows(Origin(file.path, None), pd.DataFrame({"id": ids.astype(object), "label": labels}))
+    columns = {"id": ids.astype(object), "label": labels, "patient": file.patient_id}
+    rows = Rows(Origin(file.path, None), pd.DataFrame(columns))
     outside = ((labels < 0) | (labels >= file.num_phases)) & (labels != UNLABELLED)
     rows.refuse("label", outside, f"label {{value}} is outside 0..{file.num_phases - 1}", AGAIN)
     # The ids are parsed, not the stored video: a file of a whole patient holds several videos.
-    return make_table(rows, file.path.parent, file.split, labels)
+    rule = IdRule.parse(file.provenance.id_rule)
+    return make_table(rows, file.path.parent, file.split, labels, id_rule=rule)
 
 
 def _logits_of(file: FeatureFile) -> npt.NDArray[np.float32]:
@@ -271,9 +287,17 @@ def read_prediction_files(
                 f"--predictions {name}={path}: is a folder; result files, one per video, are matched with feature "
                 "files: pass --features, the folder of these"
             )
-    files = {name: PredictionFile.read(path, num_classes) for name, path in paths.items()}
-    truth = _ground_truth(source.csv, list(files.values()), num_classes)
-    sets = {name: [FramePredictions(truth, file.predicted[file.rows_of(truth)])] for name, file in files.items()}
+    rule = IdRule.given(source.id_form, source.id_pattern) or USUAL_RULE
+    files = {name: PredictionFile.read(path, num_classes, phase_names, rule) for name, path in paths.items()}
+    truth = _ground_truth(source.csv, list(files.values()), num_classes, phase_names, rule)
+    rows = {name: file.rows_of(truth) for name, file in files.items()}
+    # Frames without a true phase count nowhere: a program may have left them out.
+    predicted = np.all([found >= 0 for found in rows.values()], axis=0)
+    if not predicted.all():
+        count = count_text(int((~predicted).sum()), "unlabelled frame")
+        logger.info("%s of %s not predicted by all files: left out", count, truth.source)
+    truth = truth.take(predicted)
+    sets = {name: [FramePredictions(truth, file.predicted[rows[name][predicted]])] for name, file in files.items()}
     return OpenedSource(
         tables=(truth,),
         phase_names=phase_names or default_phase_names(num_classes),
@@ -282,8 +306,11 @@ def read_prediction_files(
     )
 
 
-def named_paths(predictions: Sequence[str]) -> dict[str, Path]:
-    """{name: path} of each `PATH` or `NAME=PATH`. Names become folders, so they must be safe and differ."""
+def named_paths(predictions: Sequence[str], num_others: int = 0) -> dict[str, Path]:
+    """{name: path} of each `PATH` or `NAME=PATH`. Names of several sets become folders, so must be safe and differ.
+
+    num_others: so many sets stand beside these.
+    """
     named: dict[str, tuple[str, Path]] = {}
     for text in predictions:
         match = re.fullmatch(r"(?P<name>[^/=]+)=(?P<path>.+)", text)
@@ -293,7 +320,7 @@ def named_paths(predictions: Sequence[str]) -> dict[str, Path]:
         else:
             name, path = match["name"], Path(match["path"])
         safe = re.fullmatch(SAFE_NAME, name) and not re.fullmatch(OUTPUT_NAME, name.casefold())
-        if len(predictions) > 1 and not safe:
+        if len(predictions) + num_others > 1 and not safe:
             raise SpatialfeatError(
                 f"--predictions {text}: {name!r} cannot be the name of an output folder; write "
                 "--predictions NAME=PATH with letters, digits, - and _"
@@ -316,25 +343,28 @@ class PredictionFile:
     predicted: IntArray
 
     @classmethod
-    def read(cls, path: Path, num_phases: int) -> PredictionFile:
+    def read(cls, path: Path, num_phases: int, phase_names: tuple[str, ...] | None, id_rule: IdRule) -> PredictionFile:
         rows = read_rows(path, "img_id,true_label,predicted_label", [])
         rows = replace(rows, id_column=_one_column(rows, ID_COLUMNS, "ids"))
         predicted_column = _one_column(rows, PREDICTED_COLUMNS, "predicted phases")
         truth_column = _one_column(rows, TRUTH_COLUMNS, "true phases", required=False)
-        predicted = rows.phases(predicted_column, num_phases, name=predicted_column)
-        labels = rows.phases(truth_column, num_phases, also=UNLABELLED) if truth_column else None
-        return cls(make_table(rows, path.parent, SPLIT, labels), labels is not None, predicted)
+        predicted = rows.phases(predicted_column, num_phases, phase_names=phase_names, name=predicted_column)
+        labels = None
+        if truth_column:
+            labels = rows.phases(truth_column, num_phases, phase_names=phase_names, unlabelled=UNLABELLED)
+        return cls(make_table(rows, path.parent, SPLIT, labels, id_rule=id_rule), labels is not None, predicted)
 
     def rows_of(self, truth: FrameTable) -> IntArray:
-        """(M,) int64: the row that holds each of the M frames of `truth`.
+        """(M,) int64: the row that holds each of the M frames of `truth`, -1 for an unlabelled one that is not there.
 
         Raises:
-            SpatialfeatError: a frame that only one of the two has, or another true phase than `truth` has.
+            SpatialfeatError: another frame that only one of the two has, or another true phase than `truth` has.
         """
         table = self.table
         row_of = {frame_id: row for row, frame_id in enumerate(table.ids.tolist())}
         ids = truth.ids.tolist()
-        lacking = [row for row, frame_id in enumerate(ids) if frame_id not in row_of]
+        rows = np.array([row_of.get(frame_id, -1) for frame_id in ids], dtype=np.int64)
+        lacking = np.flatnonzero((rows < 0) & (truth.labels != UNLABELLED)).tolist()
         added = [row_of[frame_id] for frame_id in row_of.keys() - set(ids)]
         problems = []
         if lacking:
@@ -343,8 +373,8 @@ class PredictionFile:
             problems.append(f"has {_ids_text(table, sorted(added))} that {truth.source} has not")
         if problems:
             raise SpatialfeatError(f"{table.source}: {' and '.join(problems)}; predict exactly the same frames")
-        rows = np.array([row_of[frame_id] for frame_id in ids], dtype=np.int64)
-        differing = np.flatnonzero(table.labels[rows] != truth.labels).tolist() if self.has_truth else []
+        differs = (rows >= 0) & (table.labels[rows] != truth.labels)
+        differing = np.flatnonzero(differs).tolist() if self.has_truth else []
         if differing:
             first = differing[0]
             row = int(rows[first])
@@ -372,10 +402,16 @@ def _one_column(rows: Rows, names: Sequence[str], content: str, *, required: boo
     return there[0] if there else ""
 
 
-def _ground_truth(csv: Path | None, files: Sequence[PredictionFile], num_phases: int) -> FrameTable:
+def _ground_truth(
+    csv: Path | None,
+    files: Sequence[PredictionFile],
+    num_phases: int,
+    phase_names: tuple[str, ...] | None,
+    id_rule: IdRule,
+) -> FrameTable:
     """The frames that every file is compared with."""
     if csv is not None:
-        return read_frames(csv, Path(), split=SPLIT, num_classes=num_phases, allow_unlabelled=True)
+        return read_frames(csv, Path(), split=SPLIT, id_rule=id_rule, num_classes=num_phases, phase_names=phase_names)
     for file in files:
         if file.has_truth:
             return file.table

@@ -29,11 +29,12 @@ import numpy.typing as npt
 from spatialfeat.config import ResultsSource
 from spatialfeat.console import count_text
 from spatialfeat.data.frames import UNLABELLED, FrameTable
+from spatialfeat.data.ids import IdRule
 from spatialfeat.data.tables import read_rows, require_columns
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
 from spatialfeat.features.folder import patients_of
-from spatialfeat.names import ID_BREAKS, PHASE_BREAKS, breaks_in, without_breaks
+from spatialfeat.names import ID_BREAKS, PHASE_BREAKS, breaks_in, file_name, without_breaks
 from spatialfeat.scores.calibration import softmax
 from spatialfeat.scores.metrics import BoolArray, FloatArray, IntArray
 from spatialfeat.scores.predictions import (
@@ -64,7 +65,7 @@ _POSITION = r"^(?P<patient>.+)_idx(?P<position>[0-9]{1,9})$"
 def read_results(source: ResultsSource, num_classes: int | None, phase_names: tuple[str, ...] | None) -> OpenedSource:
     """Read labels and logits of the feature files, and what each of `source.predictions` says of their frames.
 
-    The first set is what the stored logits say; then come the folders of result files, and CSVs as
+    The first set is what the stored logits say, if there are any; then come the folders of result files, and CSVs as
     `read_prediction_files` reads them.
 
     Raises:
@@ -72,15 +73,21 @@ def read_results(source: ResultsSource, num_classes: int | None, phase_names: tu
     """
     files = open_features(source.features, source.split, num_classes, phase_names)
     table = feature_table(source.features, files)
-    paths = named_paths(source.predictions)
+    has_logits = files[0].has_logits
+    paths = named_paths(source.predictions, num_others=int(has_logits))
     for name, path in paths.items():
         if name.casefold() == NETWORK_NAME.casefold():
             raise SpatialfeatError(
                 f"--predictions {name}={path}: {NETWORK_NAME} is what the feature files themselves say; choose another "
                 "name"
             )
-    sets = {NETWORK_NAME: [feature_predictions(source.features, files, table)]}
-    reader = _Reader(files, table)
+    sets = {NETWORK_NAME: [feature_predictions(source.features, files, table)]} if has_logits else {}
+    reader = _Reader(files, table, phase_names)
+    if not has_logits:
+        reader.notices.append(
+            f"the files in {source.features} have no logits, as the weights that made them have no classifier; there "
+            f"is no {NETWORK_NAME} to compare with"
+        )
     data: list[Path] = []
     for name, path in paths.items():
         if path.is_dir():
@@ -122,8 +129,10 @@ class _Reader:
     notices: what the user should know of all folders read so far. paths: the files read of the last one.
     """
 
-    def __init__(self, files: Sequence[FeatureFile], table: FrameTable) -> None:
+    def __init__(self, files: Sequence[FeatureFile], table: FrameTable, given_names: tuple[str, ...] | None) -> None:
+        """given_names: of the phases in CSVs, where they are not the stored ones, which exports write."""
         self._files, self._table = files, table
+        self._given_names = given_names
         self._phase_names = files[0].phase_names
         ends = list(accumulate(len(file) for file in files))
         self._rows = {file: np.arange(end - len(file), end) for file, end in zip(files, ends, strict=True)}
@@ -160,16 +169,22 @@ class _Reader:
 
     def read_csv(self, path: Path, name: str) -> FramePredictions:
         """The predictions of a CSV of all videos."""
+        names = self._given_names or self._phase_names
         rows = read_rows(path, "frame_id,true_label,predicted_label", [])
         id_column = next((column for column in ID_COLUMNS if column in rows.columns), None)
         fields = rows.columns[id_column].str.extract(_POSITION) if id_column else None
         if fields is None or fields.isna().to_numpy().any():
-            file = PredictionFile.read(path, len(self._phase_names))
-            return FramePredictions(self._table, file.predicted[file.rows_of(self._table)])
+            rule = IdRule.parse(self._files[0].provenance.id_rule)
+            file = PredictionFile.read(path, len(self._phase_names), names, rule)
+            found = file.rows_of(self._table)
+            if (found < 0).any():
+                count = count_text(int((found < 0).sum()), "frame")
+                self.notices.append(f"{name}: {path} has no prediction for {count} without a label")
+            return FramePredictions(self._table, np.where(found < 0, UNLABELLED, file.predicted[found]))
         require_columns(path, rows.columns, ["true_label", "predicted_label"], "frame_id,true_label,predicted_label")
         num_phases, patients = len(self._phase_names), self._patients()
-        values = rows.phases("predicted_label", num_phases, name="predicted_label")
-        truth = rows.phases("true_label", num_phases, also=UNLABELLED)
+        values = rows.phases("predicted_label", num_phases, phase_names=names, name="predicted_label")
+        truth = rows.phases("true_label", num_phases, phase_names=names, unlabelled=UNLABELLED)
         unknown = sorted(set(fields["patient"]) - {patient.name for patient in patients})
         if unknown:
             raise SpatialfeatError(f"{path}: patient {_some(unknown)} is not in {self._table.source}; check --split")
@@ -210,11 +225,10 @@ class _Reader:
     def _match(self, folder: Path, found: Mapping[str, list[Path]], name: str) -> list[tuple[_Sequence, Path]]:
         """Every sequence that has a label, or a result, with its file."""
         videos = [_Sequence(file.video_id, self._rows[file]) for file in self._files]
-        stems = _written_names([video.name for video in videos], found, ID_BREAKS, folder)
+        stems = _stems([video.name for video in videos], found, folder)
         chosen, kind = videos, "video"
         if self._lacking(videos, stems):
-            patients = sorted({file.patient_id for file in self._files})
-            of_patients = _written_names(patients, found, ID_BREAKS, folder)
+            of_patients = _stems(sorted({file.patient_id for file in self._files}), found, folder)
             if len(of_patients) > len(stems):
                 chosen, stems, kind = self._patients(), of_patients, "patient"
         lacking = self._lacking(chosen, stems)
@@ -377,6 +391,12 @@ def _list_results(folder: Path) -> dict[str, list[Path]]:
             suffix = path.suffix if path.suffix in SUFFIXES else ""
             found.setdefault(path.name.removesuffix(suffix), []).append(path)
     return found
+
+
+def _stems(ids: Iterable[str], found: Collection[str], folder: Path) -> dict[str, str]:
+    """{id of a video or patient: how its file is called, without ending}, for those that have one."""
+    name_of = {file_name(text): text for text in ids}
+    return {name_of[name]: stem for name, stem in _written_names(list(name_of), found, ID_BREAKS, folder).items()}
 
 
 def _written_names(names: Sequence[str], written: Collection[str], breaks: str, folder: Path) -> dict[str, str]:

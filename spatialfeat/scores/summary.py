@@ -26,6 +26,8 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from spatialfeat.console import shown_phases
+from spatialfeat.data.frames import UNLABELLED
 from spatialfeat.files import write_csv, write_json
 from spatialfeat.scores.calibration import calibration
 from spatialfeat.scores.metrics import (
@@ -227,6 +229,15 @@ def _per_video_rows(tallies: Tallies) -> list[dict[str, Any]]:
         for row, video_id in enumerate(tallies.video_ids)
     ])  # fmt: skip
     return rows
+
+
+def shown_of(evaluations: Sequence[Evaluation]) -> list[int]:
+    """`shown_phases` of predictions of the same frames: labelled phases go before those that are only predicted."""
+    counts = np.sum([evaluation.tallies.counts.sum(axis=0) for evaluation in evaluations], axis=0)
+    # Counted anew, because tallies leave out frames without a label, which pictures along time show.
+    predicted = np.concatenate([video.predictions for evaluation in evaluations for video in evaluation.videos])
+    times_predicted = np.bincount(predicted[predicted != UNLABELLED], minlength=len(counts))
+    return shown_phases(counts.sum(axis=1).tolist(), times_predicted.tolist())
 
 
 def compare(first: Evaluation, second: Evaluation, *, num_samples: int, seed: int) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from spatialfeat.config import TEST_CSV, FinetuneConfig
-from spatialfeat.data.frames import FrameTable, read_frames, shared_patients
+from spatialfeat.data.frames import FrameTable, labelled_frames, read_frames
+from spatialfeat.data.ids import USUAL_RULE, IdRule
+from spatialfeat.data.patients import shared_patients, show_reading
 
 SHOWN_PATIENTS = 5
 RULE = "!" * 80
@@ -19,7 +21,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StudyData:
-    """The tables of one study; `test` is None when there is no test CSV."""
+    """The tables of one study: labelled frames to train and validate on, and all test frames, None without a test CSV.
+
+    Unlabelled test frames are predicted as `evaluate` does, and count in no score.
+    """
 
     train: FrameTable
     val: FrameTable
@@ -38,12 +43,26 @@ def read_study(config: FinetuneConfig) -> StudyData:
     elif test_csv is None:
         test_csv = TEST_CSV
 
+    rule = IdRule.given(config.id_form, config.id_pattern) or USUAL_RULE
+
     def read(path: Path, split: str) -> FrameTable:
-        return read_frames(path, config.img_dir, split=split, num_classes=config.num_classes)
+        return read_frames(
+            path,
+            config.img_dir,
+            split=split,
+            id_rule=rule,
+            num_classes=config.num_classes,
+            phase_names=config.phase_names,
+        )
 
     data = StudyData(
-        read(config.train_csv, "train"), read(config.val_csv, "val"), read(test_csv, "test") if test_csv else None
+        labelled_frames(read(config.train_csv, "train")),
+        labelled_frames(read(config.val_csv, "val")),
+        read(test_csv, "test") if test_csv else None,
     )
+    if data.test is not None:
+        labelled_frames(data.test, "predicted, but counted in no score")
+    show_reading(data.tables)
     _warn_of_absent_phases(data.train, config)
     warn_of_shared_patients(data)
     return data

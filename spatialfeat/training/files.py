@@ -9,6 +9,7 @@ dicts, and is read with torch's restricted unpickler: loading it executes nothin
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,15 @@ from typing import Any
 import torch
 
 from spatialfeat.config import WEIGHTS_NAME, FinetuneConfig, default_phase_names, flag_of
+from spatialfeat.console import count_text
+from spatialfeat.data.ids import USUAL_RULE, IdRule
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.files import file_sha256, read_json_object, write_atomically
+from spatialfeat.files import ASIDE_NAME, file_sha256, read_json_object, text_sha256s, write_atomically
+from spatialfeat.names import natural_key
 from spatialfeat.network.resnet import PhaseResNet50, num_bytes
-from spatialfeat.network.weights import DAMAGED_FILE_ERRORS, StateDict, description_path, save_tensors, save_weights
+from spatialfeat.network.tensorfiles import DAMAGED_FILE_ERRORS, StateDict, save_tensors
+from spatialfeat.network.weights import description_path, save_weights
 from spatialfeat.runrecord import RECORD_NAME, recorded_options
 from spatialfeat.signals import signals_held
 from spatialfeat.training.data import StudyData
@@ -170,6 +175,7 @@ class StudyFiles:
     def _write_weights(self, state: TrainingState) -> None:
         config, best = self._config, state.history[best_epoch(state.history) - 1]
         training: dict[str, Any] = {
+            "id_rule": str(IdRule.given(config.id_form, config.id_pattern) or USUAL_RULE),
             "epoch": best.epoch,
             "val_accuracy": best.val_acc,
             "initial_weights": config.weights,
@@ -234,12 +240,13 @@ def find_study(
     Raises:
         SpatialfeatError: the study there is another one, naming what differs; or it cannot be continued.
     """
+    _tell_of_studies_aside(config.out_dir)
     path = config.out_dir / STATE_NAME
     record = read_json_object(config.out_dir / RECORD_NAME)
     was_completed = record.get("command") == "finetune" and record.get("status") == "complete"
     if path.exists():
         state = read_state(path)
-        _refuse_differences(path, state.identity, identity)
+        _refuse_differences(path, state.identity, identity, data)
         _refuse_earlier_end(path, state.history, config)
         if was_completed and is_trained(state.history, config) and _has_same_data(record, data):
             return None, True
@@ -252,7 +259,38 @@ def find_study(
     return None, False
 
 
-def _refuse_differences(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def holds_unfinished_study(folder: Path) -> bool:
+    """Whether `--resume --out FOLDER` would train on."""
+    return (folder / STATE_NAME).exists() and read_json_object(folder / RECORD_NAME).get("status") != "complete"
+
+
+def resume_options(folder: Path) -> str:
+    """The options that go on with the study in `folder`, as they are typed."""
+    return f"--resume --out {shlex.quote(str(folder))}"
+
+
+def _tell_of_studies_aside(out_dir: Path) -> None:
+    """Name the unfinished studies that starts without --resume have moved aside: perhaps one of them is meant."""
+    for folder in sorted(out_dir.glob(f"{ASIDE_NAME}*"), key=lambda folder: natural_key(folder.name)):
+        if not holds_unfinished_study(folder):
+            continue
+        history = folder / "history.csv"  # Not there yet, if the study was killed just then.
+        count = history.read_bytes().count(b"\n") - 1 if history.is_file() else 0
+        epochs = f" of {count_text(count, 'epoch')}" if count > 0 else ""
+        logger.warning(
+            "%s holds an unfinished study%s, which was moved aside; to go on with it, pass %s",
+            folder,
+            epochs,
+            resume_options(folder),
+        )
+
+
+def _refuse_differences(path: Path, before: dict[str, Any], now: dict[str, Any], data: StudyData) -> None:
+    now = now | {
+        name: before[name]
+        for name, table in (("train_csv_sha256", data.train), ("val_csv_sha256", data.val))
+        if before.get(name) in text_sha256s(table.source)
+    }
     # An option that the earlier version did not have yet did what is its default now.
     defaults = recorded_options(FinetuneConfig())
     differing = [
@@ -296,8 +334,10 @@ def _refuse_earlier_end(path: Path, history: tuple[EpochRecord, ...], config: Fi
 def _has_same_data(record: dict[str, Any], data: StudyData) -> bool:
     """Whether run.json names the same CSV contents, the test frames' included."""
     hashes = record.get("data_sha256")
-    now = sorted(file_sha256(table.source) for table in data.tables)
-    return isinstance(hashes, dict) and sorted(hashes.values()) == now
+    if not isinstance(hashes, dict):
+        return False
+    now = [text_sha256s(table.source).intersection(hashes.values()) for table in data.tables]
+    return sorted(hashes.values()) == sorted(sha256 for found in now for sha256 in found)
 
 
 def _require_same_finished_study(
@@ -311,7 +351,7 @@ def _require_same_finished_study(
     before = {name: value for name, value in options.items() if name not in MAY_DIFFER} | {
         f"{split}_csv_sha256": hashes.get(options.get(f"{split}_csv")) for split in ("train", "val")
     }
-    _refuse_differences(path, before, identity)
+    _refuse_differences(path, before, identity, data)
     for name in ("epochs", "patience"):
         if options.get(name) != getattr(config, name):
             raise SpatialfeatError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,19 +20,26 @@ from torch.utils.data import DataLoader
 from spatialfeat.config import FinetuneConfig
 from spatialfeat.console import frame_bar
 from spatialfeat.data.cache import FrameCache
-from spatialfeat.data.dataset import EpochBatches, FrameBatch, FrameDataset, make_loader
+from spatialfeat.data.dataset import EpochBatches, FrameDataset, make_loader
+from spatialfeat.data.staging import staged
 from spatialfeat.data.transforms import Preprocessing, evaluation_transform, normalize, training_transform
-from spatialfeat.device import DTYPES, random_state, restore_random_state
+from spatialfeat.device import DTYPES, augments_on_device, random_state, records_graphs, restore_random_state
 from spatialfeat.distributed import ProcessGroup
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.network.graphs import Recorded
 from spatialfeat.network.inference import run_inference
 from spatialfeat.network.resnet import FoldedStages, InferenceNetwork, PhaseResNet50
-from spatialfeat.network.weights import StateDict, snapshot
+from spatialfeat.network.tensorfiles import StateDict
+from spatialfeat.network.weights import snapshot
 from spatialfeat.training.data import StudyData
 from spatialfeat.training.history import EpochRecord
 
 STEPS_BETWEEN_LOOKS = 10
-"""Asking a GPU for a number makes it wait for the program; on a CPU it costs nothing."""
+"""So often the progress bar gets a GPU's numbers, and a loss that is no number ends the run."""
+
+
+OPTIONS_OF_DEVICE = ("fused", "capturable", "foreach")
+"""Options of an optimizer that say how it computes, not what."""
 
 
 class BatchShare(NamedTuple):
@@ -69,8 +77,11 @@ class TrainingStep:
     BatchNorm layers in training normalize with the statistics of the whole batch; on CPUs, for which torch has no such
     layer, with those of the share.
 
+    On one GPU in fp32 or bf16, without clipping, steps on whole batches are recorded anew in every epoch (`Recorded`).
+    A recording holds the learning rate, and stands on the weights' and the optimizer's places in memory.
+
     Args:
-        model: on the device to compute on, frozen as it is going to be.
+        model: on the device to compute on, frozen as it is going to be. optimizer: from `make_optimizer`.
         criterion: maps logits (B, C) float32 and labels (B,) int64 to the mean loss.
         clip_grad_norm: scale the gradient down to this norm where it is longer; None never does.
         group: None is this process alone.
@@ -106,6 +117,19 @@ class TrainingStep:
             )
         # fp16 has too narrow a range for gradients, which are therefore scaled up and back.
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self._records = (
+            records_graphs(self.device)
+            and (group is None or group.size == 1)
+            and clip_grad_norm is None
+            and precision != "fp16"
+            and all(options.get("capturable") for options in optimizer.param_groups)
+        )
+        self._recorded: Recorded | None = None
+
+    @property
+    def size_px(self) -> int:
+        """S, the side of the images."""
+        return self._preprocessing.crop_px
 
     @property
     def device(self) -> torch.device:
@@ -118,6 +142,7 @@ class TrainingStep:
         self.model.train()
         if self.model.num_fixed:
             self._fixed = FoldedStages(self.model, self.model.num_fixed, self._preprocessing, self._precision)
+        self._recorded = Recorded(self._whole_update, "training step") if self._records else None
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor, share: BatchShare | None = None) -> StepScore:
         """images (B, 3, S, S) uint8 and labels (B,) int64, on the device: a whole batch, or this share of one.
@@ -125,9 +150,21 @@ class TrainingStep:
         A share may be empty (B = 0): the process still takes part in the step.
         """
         share = share or BatchShare(len(labels), 1.0)
+        if self._recorded is not None:
+            assert share.weight == 1
+            loss, correct = self._recorded(images, labels)
+        else:
+            loss, correct = self._update(images, labels, share.weight)
+        return StepScore(loss, correct, len(labels), share.whole_frames)
+
+    def _whole_update(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self._update(images, labels, 1.0)
+
+    def _update(self, images: torch.Tensor, labels: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """See StepScore for what it returns: loss and correct."""
         self._optimizer.zero_grad(set_to_none=True)
         logits = self._logits(images)
-        loss = self._criterion(logits, labels) * share.weight if len(labels) else logits.sum()
+        loss = self._criterion(logits, labels) * weight if len(labels) else logits.sum()
         # DistributedDataParallel takes the mean over the processes, where the sum is wanted.
         scaled = self._scaler.scale(loss * (self._group.size if self._group else 1))
         scaled.backward()
@@ -136,11 +173,11 @@ class TrainingStep:
             nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_grad_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        correct = (logits.detach().argmax(dim=1) == labels).sum()
-        return StepScore(loss.detach(), correct, len(labels), share.whole_frames)
+        return loss.detach(), (logits.detach().argmax(dim=1) == labels).sum()
 
     def end_epoch(self) -> None:
         """Make sure that all processes have the same network: they must never drift apart."""
+        self._recorded = None  # Validation can use its memory.
         if self._group is None or self._group.gradients is None:
             return
         with torch.no_grad():
@@ -226,28 +263,61 @@ def train_one_epoch(
     Raises:
         SpatialfeatError: a frame that cannot be decoded, or a loss that is no number any more.
     """
-    dataset, device, score = _frames_of(loader), step.device, RunningScore()
-    steps_between_looks = 1 if device.type == "cpu" else STEPS_BETWEEN_LOOKS
-    unseen: list[StepScore] = []
+    dataset, tally = _frames_of(loader), _Tally(step.device)
+    steps_between_looks = 1 if step.device.type == "cpu" else STEPS_BETWEEN_LOOKS
+    loading = iter(loader)  # Decoding begins, while the step is made ready.
     step.start_epoch()
+    batches = zip(staged(loading, step.device, size_px=step.size_px), shares, strict=True)
     with frame_bar(len(dataset), title) as advance:
-        batch: FrameBatch
-        for number, (batch, share) in enumerate(zip(loader, shares, strict=True), start=1):
+        for number, ((batch, images, labels), share) in enumerate(batches, start=1):
             dataset.refuse_failures(batch.failures)
-            images, labels = batch.images.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
-            unseen.append(step(images, labels, share))
-            if len(unseen) == steps_between_looks or number == len(loader):
-                for seen in unseen:
-                    loss = seen.loss.item()
-                    if not math.isfinite(loss):
-                        raise SpatialfeatError(
-                            f"{title}: the training loss became {loss}; lower --lr, or start from other --weights"
-                        )
-                    score.add(loss * seen.whole_frames, int(seen.correct), seen.frames)
-                unseen.clear()
-            advance(share.whole_frames, **({} if unseen else score.text))
+            tally.add(step(images, labels, share))
+            looks = number % steps_between_looks == 0 or number == len(loader)
+            score = tally.look(wait=number == len(loader)) if looks else None
+            if score and not math.isfinite(score.loss_sum):
+                raise SpatialfeatError(
+                    f"{title}: the training loss became {score.loss_sum}; lower --lr, or start from other --weights"
+                )
+            advance(share.whole_frames, **(score.text if score else {}))
     step.end_epoch()
-    return score.of_all(group)
+    return tally.look(wait=True).of_all(group)
+
+
+class _Tally:
+    """Adds up the scores of steps on the device, which does not have to wait for a look at the sums."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
+        self._frames = 0
+        self._on_their_way: deque[tuple[torch.Tensor, torch.cuda.Event, int]] = deque()
+        self._seen = RunningScore()
+
+    def add(self, score: StepScore) -> None:
+        self._sums[0] += score.loss.double() * score.whole_frames
+        self._sums[1] += score.correct
+        self._frames += score.frames
+
+    def look(self, *, wait: bool) -> RunningScore:
+        """The score of all steps; of a GPU's, without `wait`, of those up to an earlier look."""
+        if self._sums.is_cuda:
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._on_their_way.append((self._sums.to("cpu", non_blocking=True), copied, self._frames))
+            copied.record(torch.cuda.current_stream(self._sums.device))
+            while self._on_their_way and (wait or _is_done(self._on_their_way[0][1])):
+                sums, copied, frames = self._on_their_way.popleft()
+                copied.synchronize()
+                self._see(sums, frames)
+        else:
+            self._see(self._sums, self._frames)
+        return self._seen
+
+    def _see(self, sums: torch.Tensor, frames: int) -> None:
+        loss_sum, correct = sums.tolist()
+        self._seen = RunningScore(loss_sum, int(correct), frames)
+
+
+def _is_done(event: torch.cuda.Event) -> bool:
+    return bool(event.query())  # type: ignore[no-untyped-call]
 
 
 def validate(network: InferenceNetwork, loader: DataLoader[Any], *, group: ProcessGroup, title: str) -> RunningScore:
@@ -293,16 +363,20 @@ class Trainer:
         self._config, self._model, self._group = config, model, group
         self._preprocessing = Preprocessing.for_image_size(config.image_size_px)
         self._batches = EpochBatches(len(data.train), config.batch_size, config.seed, rank=group.rank, size=group.size)
-        training = training_transform(self._preprocessing, config.training_frames_px)
+        evaluation = evaluation_transform(self._preprocessing)
+        training = training_transform(
+            self._preprocessing, config.training_frames_px, on_device=augments_on_device(group.device)
+        )
         self._train_loader = make_loader(
-            FrameDataset(data.train, training, cache=cache),
+            # Kept for evaluation, too: `extract` computes the features of all frames.
+            FrameDataset(data.train, training, cache=cache, also_kept=[evaluation]),
             batch_size=config.batch_size,
             batches=self._batches,
             workers=workers,
             device=group.device,
         )
         self._val_loader = make_loader(
-            FrameDataset(data.val, evaluation_transform(self._preprocessing), cache=cache),
+            FrameDataset(data.val, evaluation, cache=cache),
             batch_size=group.share(config.batch_size),
             positions=range(group.rank, len(data.val), group.size),
             workers=workers,
@@ -311,7 +385,7 @@ class Trainer:
         criterion = training_loss(config, data.train.labels)
         self._loss_weights = frame_weights(criterion, data.train.labels)
         model.freeze(config.freeze_until)
-        self._optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], config.lr)
+        self._optimizer = make_optimizer(model, config.lr)
         self._step = TrainingStep(
             model,
             self._optimizer,
@@ -358,7 +432,7 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self._optimizer, state["optimizer"])
         self._scheduler.load_state_dict(state["scheduler"])
         self._step.load_state_dict(state["step"])
         restore_random_state(state["random"], self._group.device)
@@ -368,6 +442,23 @@ class Trainer:
         for batch in self._batches.whole():
             mine, whole = ([frame.position for frame in frames] for frames in (self._batches.share(batch), batch))
             yield BatchShare(len(batch), float(self._loss_weights[mine].sum() / self._loss_weights[whole].sum()))
+
+
+def make_optimizer(model: PhaseResNet50, lr: float) -> torch.optim.Adam:
+    """Adam over what is trained of a model; on a GPU as one kernel, which can be recorded."""
+    on_gpu = model.fc.weight.is_cuda
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    return torch.optim.Adam(trained, lr, fused=True, capturable=True) if on_gpu else torch.optim.Adam(trained, lr)
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take over a state, but not how another device computed: a study may go on on another one."""
+    own = optimizer.param_groups
+    groups = [
+        {**stored, **{name: options[name] for name in OPTIONS_OF_DEVICE if name in options}}
+        for stored, options in zip(state["param_groups"], own, strict=True)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def training_loss(config: FinetuneConfig, labels: NDArray[np.int64]) -> nn.CrossEntropyLoss:

@@ -1,0 +1,472 @@
+"""One video after the other into a study folder: whole or not at all, and each only once.
+
+A video's frames are first written into `prepare/{video}/`, which appears when it is whole, and then moved to `images/`:
+whatever a kill leaves undone is done by the next run.
+
+    images/{video}_{k}.png
+    prepare/{video}/rows.csv      every sample: id, label, phase, k, and which source frame it is
+    prepare/{video}/video.json    what the video is, and what was left out
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from spatialfeat.console import clock_text, count_text
+from spatialfeat.errors import SpatialfeatError
+from spatialfeat.files import CsvTable, atomic_folder, file_sha256, open_csv_text, read_json_object, write_json
+from spatialfeat.signals import leave_signals_to_main_process
+from spatialfeat.sources.annotations import FRAME, MILLISECOND, Track
+from spatialfeat.sources.video import Facts, Sample, find_box, sample_video
+
+RECORDS, IMAGES = "prepare", "images"
+ROWS, RECORD = "rows.csv", "video.json"
+COLUMNS = ("id", "label", "phase", "k", "time_s", "source_frame", "source_time_s", "source_file")
+
+UNLABELLED = -100
+"""As in `data.frames`, which is slow to import for a decoding process."""
+
+ID_DIGITS = 6
+PNG_LEVEL = 2
+"""zlib's: 6 takes twice as long for files that are 4 % smaller."""
+
+JPEG_QUALITY = 95
+SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all videos of a study folder have in common. short_side: pixels, None keeps the size."""
+
+    fps: str
+    short_side: int | None
+    format: str
+    crop_border: bool
+    keep_unlabelled: bool
+    allow_cut: bool
+    allow_length_difference: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Frames of a video that are files already: number -> file. The first one is taken at `offset_s` seconds."""
+
+    files: tuple[tuple[int, Path], ...]
+    first: int
+    fps: str
+    offset_s: str
+    annotation_fps: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoJob:
+    """One video to prepare. track: None without annotations. labels: what the annotation writes -> label."""
+
+    video: str
+    patient: str
+    source: Path
+    pictures: Pictures | None
+    track: Track | None
+    labels: dict[str, int | None]
+    may_end_early: bool
+    settings: Settings
+
+    def frame_id(self, k: int) -> str:
+        return f"{self.video}_{k:0{ID_DIGITS}d}"
+
+    def inputs(self) -> dict[str, Any]:
+        """All that the video's frames and labels depend on, to find out whether they are as a run before made them."""
+        files = [self.source] if self.pictures is None else [path for _, path in self.pictures.files]
+        status = [file.stat() for file in files]
+        return {
+            "source": str(self.source),
+            "bytes": sum(entry.st_size for entry in status),
+            "modified_ns": max(entry.st_mtime_ns for entry in status),
+            "pictures": None if self.pictures is None else asdict(self.pictures) | {"files": len(files)},
+            "annotation": None if self.track is None else str(self.track.path),
+            "annotation_sha256": None if self.track is None else file_sha256(self.track.path),
+            "annotation_read_as": None
+            if self.track is None
+            else [self.track.unit, self.track.closed, *[f"{s.start} {s.end} {s.phase}" for s in self.track.spans[:2]]],
+            "labels": dict(sorted(self.labels.items())),
+            "settings": asdict(self.settings),
+        }
+
+
+def is_done(out: Path, job: VideoJob) -> bool:
+    """Whether the video's frames are there as this job would make them; finishes what a kill left undone."""
+    record = read_json_object(out / RECORDS / job.video / RECORD)
+    if record.get("inputs") != job.inputs():
+        return False
+    place_images(out, job.video)
+    suffix = record["suffix"]
+    return all((out / IMAGES / f"{row['id']}{suffix}").exists() for row in read_rows(out, job.video))
+
+
+def read_rows(out: Path, video: str) -> list[dict[str, str]]:
+    """The samples of a finished video that belong into a CSV."""
+    with (out / RECORDS / video / ROWS).open(encoding="utf-8", newline="") as file:
+        return [row for row in csv.DictReader(file) if row["id"]]
+
+
+def prepare_video(out: Path, job: VideoJob, *, threads: int, advance: Callable[[float], None]) -> dict[str, Any]:
+    """Write one video's frames, rows and record. Returns the record.
+
+    Raises:
+        SpatialfeatError: the video or its annotation is at fault; nothing of it is kept.
+    """
+    remove_video(out, job.video)
+    inputs = job.inputs()
+    with atomic_folder(out / RECORDS / job.video) as folder:
+        (folder / IMAGES).mkdir()
+        rows: list[tuple[object, ...]] = []
+        box = None
+        if job.pictures is None:
+            if job.settings.crop_border:
+                box = find_box(job.source, folder / "border.png")
+            facts, suffix = _decode(job, folder / IMAGES, rows, box, threads, advance)
+        else:
+            facts, suffix = _look_at_pictures(job, rows, advance)
+        notes = [*facts.notes, *_check_length(job, facts)]
+        kept = [row for row in rows if row[0]]
+        with open_csv_text(folder / ROWS) as text:
+            CsvTable(text, COLUMNS).add(rows)
+        record = {
+            "video": job.video,
+            "patient": job.patient,
+            "source": str(job.source),
+            "annotation": None if job.track is None else str(job.track.path),
+            "source_frames": facts.num_frames,
+            "annotation_length": _length_text(job.track),
+            "difference_s": None if job.track is None else round(float(_surplus(job, job.track, facts)), 3),
+            "seconds": round(float(facts.end), 6),
+            "size": facts.size,
+            "size_written": facts.size_written,
+            "crop_box": None if box is None else asdict(box),
+            "samples": len(rows),
+            "rows": len(kept),
+            "unlabelled": sum(row[1] == UNLABELLED for row in rows) if job.track is not None else 0,
+            "notes": notes,
+            "suffix": suffix,
+            "inputs": inputs,
+        }
+        write_json(folder / RECORD, record)
+    place_images(out, job.video)
+    return record
+
+
+Outcome = dict[str, Any] | SpatialfeatError
+"""A video's record, or why it could not be prepared."""
+
+
+def prepare_videos(
+    out: Path, jobs: Sequence[VideoJob], *, workers: int, cores: int, advance: Callable[[float], None]
+) -> Iterator[tuple[VideoJob, Outcome]]:
+    """Prepare videos, `workers` at a time, each decoded by its share of the cores. Yields them as they are finished.
+
+    advance: called with seconds of video.
+
+    Raises:
+        SpatialfeatError: a process was killed.
+    """
+    threads = max(1, cores // workers)
+    if workers == 1:
+        for job in jobs:
+            yield job, _outcome(out, job, threads, advance)
+        return
+    # A forked process could inherit locks of threads that it does not have; a new one takes half a second.
+    context = get_context("spawn")
+    seconds = context.Value("d", 0.0)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(seconds, os.getpid()))
+    try:
+        waiting: dict[Future[Outcome], VideoJob] = {pool.submit(_work, out, job, threads): job for job in jobs}
+        reported = 0.0
+        while waiting:
+            done, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            now = seconds.value
+            advance(now - reported)
+            reported = now
+            for future in done:
+                yield waiting.pop(future), future.result()
+    except BrokenProcessPool as error:
+        raise SpatialfeatError(
+            f"a decoding process was killed, most likely because the machine's memory ran out; lower --workers (now "
+            f"{workers}) and run again: finished videos are kept"
+        ) from error
+    finally:
+        processes = list((getattr(pool, "_processes", None) or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+_seconds: Any = None
+"""Of a decoding process: the seconds of video that all of them have decoded."""
+
+
+def _begin_worker(seconds: Any, main_process: int) -> None:
+    global _seconds  # noqa: PLW0603  # A pool's initializer has no other place.
+    _seconds = seconds
+    leave_signals_to_main_process()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with, args=(main_process,), daemon=True).start()
+
+
+def _end_with(main_process: int) -> None:
+    """A killed main process cannot end its workers, which would go on writing beside the next run."""
+    while os.getppid() == main_process:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _work(out: Path, job: VideoJob, threads: int) -> Outcome:
+    def advance(seconds: float) -> None:
+        with _seconds.get_lock():
+            _seconds.value += seconds
+
+    return _outcome(out, job, threads, advance)
+
+
+def _outcome(out: Path, job: VideoJob, threads: int, advance: Callable[[float], None]) -> Outcome:
+    try:
+        return prepare_video(out, job, threads=threads, advance=advance)
+    except SpatialfeatError as error:
+        return error
+
+
+def remove_video(out: Path, video: str) -> None:
+    """Remove what an earlier run has made of a video; its rows say which images are its own."""
+    record_dir = out / RECORDS / video
+    if not record_dir.exists():
+        return
+    suffix = read_json_object(record_dir / RECORD).get("suffix", "")
+    for row in read_rows(out, video):
+        (out / IMAGES / f"{row['id']}{suffix}").unlink(missing_ok=True)
+    shutil.rmtree(record_dir)
+
+
+def place_images(out: Path, video: str) -> None:
+    """Move a finished video's frames to images/, or link those that exist elsewhere; done again, it does nothing."""
+    record_dir, images_dir = out / RECORDS / video, out / IMAGES
+    own_dir = record_dir / IMAGES
+    if own_dir.exists():
+        for path in sorted(own_dir.iterdir()):
+            path.replace(images_dir / path.name)
+        own_dir.rmdir()
+    suffix = read_json_object(record_dir / RECORD)["suffix"]
+    for row in read_rows(out, video):
+        target = images_dir / f"{row['id']}{suffix}"
+        if row["source_file"] and not target.exists():
+            _link(Path(row["source_file"]), target)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link; else a symbolic one; else a copy."""
+    target.unlink(missing_ok=True)
+    refusals = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES, errno.ENOSYS)
+    for make in (os.link, os.symlink):
+        try:
+            make(source.resolve(), target)
+            return
+        except OSError as error:
+            if error.errno not in refusals:
+                raise
+    temporary = target.with_name(f".{target.name}.partial")
+    shutil.copyfile(source, temporary)
+    temporary.replace(target)
+
+
+def _decode(
+    job: VideoJob,
+    images_dir: Path,
+    rows: list[tuple[object, ...]],
+    box: Any,
+    threads: int,
+    advance: Callable[[float], None],
+) -> tuple[Facts, str]:
+    """Write the video's frames; appends a row per sample."""
+    settings = job.settings
+    fps, suffix = Fraction(settings.fps), SUFFIXES[settings.format]
+    options: dict[str, Any] = (
+        {"compress_level": PNG_LEVEL} if suffix == ".png" else {"quality": JPEG_QUALITY, "subsampling": 0}
+    )
+
+    def wanted(sample: Sample) -> bool:
+        time = Fraction(sample.k) / fps
+        label, phase = _label(job, time, sample.frame)
+        keep = label != UNLABELLED or settings.keep_unlabelled or job.track is None
+        frame_id = job.frame_id(sample.k) if keep else ""
+        rows.append((frame_id, label, phase, sample.k, float(time), sample.frame, round(float(sample.time), 6), ""))
+        return keep
+
+    def write(sample: Sample, picture: Image.Image) -> None:
+        picture.save(images_dir / f"{job.frame_id(sample.k)}{suffix}", **options)
+
+    facts = sample_video(
+        job.source,
+        fps=fps,
+        short_side=settings.short_side,
+        box=box,
+        threads=threads,
+        wanted=wanted,
+        write=write,
+        advance=advance,
+    )
+    if facts.cut and not settings.allow_cut:
+        raise SpatialfeatError(
+            f"{job.source}: ends too early: {facts.cut}; {count_text(facts.num_frames, 'frame')} until "
+            f"{clock_text(float(facts.end))} can be read. Get the file again, pass --allow-cut to take what is there, "
+            "or leave it out with --leave-out"
+        )
+    if facts.cut:
+        facts.notes.append(f"cut: {facts.cut}")
+    return facts, suffix
+
+
+def _look_at_pictures(
+    job: VideoJob, rows: list[tuple[object, ...]], advance: Callable[[float], None]
+) -> tuple[Facts, str]:
+    """Choose among frames that exist; appends a row per sample. A frame is on display until the next number is due."""
+    assert job.pictures is not None
+    pictures = job.pictures
+    fps, source_fps = Fraction(job.settings.fps), Fraction(pictures.fps)
+    files = {number - pictures.first: path for number, path in pictures.files}
+    suffixes = {path.suffix for path in files.values()}
+    if len(suffixes) > 1:
+        raise SpatialfeatError(f"{job.source}: holds {' and '.join(sorted(suffixes))} files; keep frames of one kind")
+    if min(files) < 0:
+        raise SpatialfeatError(
+            f"{files[min(files)]}: is frame {min(files) + pictures.first}, but --first-frame says that they count from "
+            f"{pictures.first}"
+        )
+    last = max(files)
+    with Image.open(files[last]) as image:
+        size = image.size
+    missing = 0
+    for k in range(int(Fraction(last) / source_fps * fps) + 1):
+        frame = int(Fraction(k) / fps * source_fps)
+        if frame not in files:
+            missing += 1
+            continue
+        time = Fraction(frame) / source_fps + Fraction(pictures.offset_s)
+        native = frame if pictures.annotation_fps is None else int(time * Fraction(pictures.annotation_fps))
+        label, phase = _label(job, time, native)
+        keep = label != UNLABELLED or job.settings.keep_unlabelled or job.track is None
+        row_id = job.frame_id(k) if keep else ""
+        number = frame + pictures.first
+        rows.append((row_id, label, phase, k, float(Fraction(k) / fps), number, float(time), str(files[frame])))
+    end = Fraction(last + 1) / source_fps
+    advance(float(end))
+    facts = Facts(num_frames=len(files), end=end, size=size, size_written=size)
+    if missing:
+        facts.notes.append(f"{count_text(missing, 'sample')} without a file between the others")
+    return facts, suffixes.pop()
+
+
+def _label(job: VideoJob, time: Fraction, frame: int) -> tuple[int, str]:
+    """(label, what the annotation writes) at this time, when this source frame is on display."""
+    if job.track is None:
+        return UNLABELLED, ""
+    position = {FRAME: Fraction(frame), MILLISECOND: time * 1000}.get(job.track.unit, time)
+    (span,) = job.track.phases_at([position])
+    label = None if span is None else job.labels[span.phase]
+    return UNLABELLED if label is None else label, "" if span is None else span.phase
+
+
+def _check_length(job: VideoJob, facts: Facts) -> Iterator[str]:
+    """Notes about annotation and video of different length; more than a sample is refused, where it may not be."""
+    track = job.track
+    if track is None:
+        return
+    rate = _frame_rate(job, facts)
+    surplus = _surplus(job, track, facts)
+    sample = 1 / Fraction(job.settings.fps)
+    is_short = surplus < 0 and track.rows_end is not None
+    own = f"{round(facts.end * rate)}" if track.unit == FRAME else f"{float(facts.end):.2f} s"
+    lengths = f"the annotation has {_length_text(track)}, the video {own}"
+    if surplus > sample or (is_short and -surplus > sample):
+        allowed = job.settings.allow_length_difference or (is_short and job.may_end_early)
+        if not allowed:
+            raise SpatialfeatError(
+                f"{track.path}: {lengths} ({job.source}), {float(abs(surplus)):.1f} s "
+                f"{'more' if surplus > 0 else 'less'}; most likely {_cause(track, facts, rate)}. "
+                "Mend it, pass --allow-length-difference if the annotation is right as far as it goes, or leave the "
+                "video out with --leave-out"
+            )
+        yield lengths
+    elif surplus > 0 or (is_short and surplus != 0):
+        yield f"{lengths}: within one sample"
+    if track.gaps:
+        yield f"the annotation lacks rows in {count_text(track.gaps, 'place')}"
+
+
+def _length_text(track: Track | None) -> str:
+    """How far an annotation goes, in its unit."""
+    if track is None:
+        return ""
+    if track.unit == FRAME:
+        return count_text(int(track.end), "frame")
+    return f"{float(_annotated_s(track, Fraction(1))):.2f} s"
+
+
+def _annotated_s(track: Track, rate: Fraction) -> Fraction:
+    """How far an annotation goes, at `rate` frames a second."""
+    unit_s = {FRAME: 1 / rate, MILLISECOND: Fraction(1, 1000)}.get(track.unit, Fraction(1))
+    return track.end * unit_s
+
+
+def _surplus(job: VideoJob, track: Track, facts: Facts) -> Fraction:
+    """Seconds by which the annotation ends after the video."""
+    return _annotated_s(track, _frame_rate(job, facts)) - facts.end
+
+
+def _frame_rate(job: VideoJob, facts: Facts) -> Fraction:
+    """Positions of unit frame per second."""
+    if job.pictures is None:
+        return facts.num_frames / facts.end
+    return Fraction(job.pictures.annotation_fps or job.pictures.fps)
+
+
+def _cause(track: Track, facts: Facts, rate: Fraction) -> str:
+    ratio = float(track.end / (facts.end * (rate if track.unit == FRAME else 1)))
+    for other in (24, 25, 30, 50, 60):
+        if track.unit == FRAME and abs(ratio * float(rate) - other) < 0.2 and abs(other - float(rate)) > 0.3:
+            return f"it counts frames of a copy with {other} frames a second (this one has {float(rate):.2f})"
+    for unit, factor in (("frames", rate), ("seconds", 1 / rate)):
+        if abs(ratio / float(factor) - 1) < 0.02 and (unit == "frames") != (track.unit == FRAME):
+            return f"its positions are {unit} (--unit)"
+    return (
+        "the video is cut, or the annotation that of another video"
+        if ratio > 1
+        else ("the annotation is cut, or that of another video")
+    )
+
+
+def thumbnails_at(rows: Sequence[dict[str, str]]) -> list[tuple[int, dict[str, str]]]:
+    """(label, row) of one frame per phase: the middle of its longest run, in order of time."""
+    best: dict[int, tuple[int, int]] = {}
+    start = 0
+    for index in range(1, len(rows) + 1):
+        if index == len(rows) or rows[index]["label"] != rows[start]["label"]:
+            label, length = int(rows[start]["label"]), index - start
+            if length > best.get(label, (0, 0))[0]:
+                best[label] = (length, start + length // 2)
+            start = index
+    return [(label, rows[middle]) for label, (_, middle) in sorted(best.items(), key=lambda item: item[1][1])]

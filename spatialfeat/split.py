@@ -1,0 +1,294 @@
+"""`spatialfeat split`: one CSV divided by patient into the specification's three, once or for every fold."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from spatialfeat.config import DEFAULT_NUM_PHASES, TEST_CSV, TRAIN_CSV, VAL_CSV, SplitConfig, default_phase_names
+from spatialfeat.console import align, count_text, wrap
+from spatialfeat.data.frames import UNLABELLED, FrameTable, read_frames
+from spatialfeat.data.ids import USUAL_RULE, IdRule
+from spatialfeat.data.patients import show_reading
+from spatialfeat.data.splits import fold_rows, split_rows
+from spatialfeat.data.tables import row_texts
+from spatialfeat.errors import SpatialfeatError, translate_os_errors
+from spatialfeat.files import atomic_folder, require_new_folder, write_csv
+from spatialfeat.names import natural_key, same_name_key
+from spatialfeat.reports.plots import save_figure, split_figure
+from spatialfeat.runrecord import RunRecord
+
+CSV_NAMES = {"train": TRAIN_CSV, "val": VAL_CSV, "test": TEST_CSV}
+IMAGES_NAME = "images"
+
+HIGHEST_UNNAMED = 1000
+"""Unless they are named, a higher label is taken for a slip: every phase up to it would get a line."""
+
+MOST_COLUMNS = 8
+"""So many folds are shown side by side."""
+
+FAR = 0.05
+"""A share that differs by more from what was asked gets an explanation."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One CSV that is written. folder: `fold1`; `` without folds. frames_per_phase: (C,) int64.
+
+    patient_frames: {patient: labelled frames}, of those whose names count as one together.
+    share: of all labelled frames.
+    """
+
+    folder: str
+    split: str
+    num_rows: int
+    num_videos: int
+    patient_frames: Mapping[str, int]
+    frames_per_phase: NDArray[np.int64]
+    asked: float
+    share: float
+
+    @property
+    def name(self) -> str:
+        """As messages call it: `fold1 train`, `train`."""
+        return f"{self.folder} {self.split}".strip()
+
+
+def split(config: SplitConfig) -> list[Part]:
+    """Write the folder `config.out`, whole or not at all, and show what came out.
+
+    Returns the parts: train, val and test (if there is one), of each fold in order.
+
+    Raises:
+        SpatialfeatError: anything that the user can fix.
+    """
+    require_new_folder(config.out)
+    table = _read(config)
+    images = _find_images(config)
+    if config.folds is None:
+        folders = {"": split_rows(table, config.shares, seed=config.seed)}
+    else:
+        found = fold_rows(table, config.folds, val=config.val, seed=config.seed)
+        folders = {f"fold{number}": splits for number, splits in enumerate(found, start=1)}
+    num_phases = len(config.phase_names) if config.phase_names else int(table.labels.max()) + 1
+    parts = [
+        _part(table, folder, name, splits == name, asked, num_phases)
+        for folder, splits in folders.items()
+        for name, asked in config.shares.items()
+    ]
+    out = config.out.resolve()
+    with (
+        translate_os_errors(config.out),
+        atomic_folder(out) as target,
+        RunRecord(target, "split", config, [config.csv]) as record,
+    ):
+        _write(config, table, folders, parts, target)
+        if images is not None:
+            for folder in folders:
+                _link_images(target / folder, os.path.relpath(images, out / folder))
+        record.finish(parts=[_facts(part) for part in parts])
+    _show(config, table, parts)
+    return parts
+
+
+def _read(config: SplitConfig) -> FrameTable:
+    table = read_frames(
+        config.csv,
+        config.csv.parent / IMAGES_NAME,
+        split="all",
+        id_rule=IdRule.given(config.id_form, config.id_pattern) or USUAL_RULE,
+        num_classes=len(config.phase_names) if config.phase_names else HIGHEST_UNNAMED,
+        phase_names=config.phase_names,
+        more_classes="name more --phase-names",
+    )
+    show_reading([table])
+    return table
+
+
+def _find_images(config: SplitConfig) -> Path | None:
+    """The folder of the images, without a link on the way to it, but perhaps one itself. None if it is not there."""
+    folder = config.img_dir or config.csv.parent / IMAGES_NAME
+    if not folder.is_dir():
+        if config.img_dir is not None:
+            raise SpatialfeatError(f"--img-dir {folder}: no such folder; pass the folder of the frames")
+        logger.info("no folder %s: pass --img-dir to finetune and extract", folder)
+        return None
+    return folder.parent.resolve() / folder.name
+
+
+def _part(table: FrameTable, folder: str, split: str, rows: NDArray[np.bool_], asked: float, num_phases: int) -> Part:
+    own = table.take(rows)
+    labelled = own.labels != UNLABELLED
+    patients, patient_of_row = np.unique(own.patients, return_inverse=True)
+    names: dict[tuple[object, ...], str] = {}
+    patient_frames: Counter[str] = Counter()
+    for patient, frames in zip(patients.tolist(), np.bincount(patient_of_row, labelled).tolist(), strict=True):
+        patient_frames[names.setdefault(same_name_key(patient), patient)] += int(frames)
+    frames_per_phase = np.bincount(own.labels[labelled], minlength=num_phases)
+    return Part(
+        folder=folder,
+        split=split,
+        num_rows=len(own),
+        num_videos=len(np.unique(own.videos)),
+        patient_frames=patient_frames,
+        frames_per_phase=frames_per_phase,
+        asked=asked,
+        share=int(frames_per_phase.sum()) / int((table.labels != UNLABELLED).sum()),
+    )
+
+
+def _write(
+    config: SplitConfig,
+    table: FrameTable,
+    folders: Mapping[str, NDArray[Any]],
+    parts: Sequence[Part],
+    target: Path,
+) -> None:
+    """All but the links and the record."""
+    header, *_ = texts = row_texts(config.csv)
+    assert table.origin.row_numbers is not None
+    own_texts = [texts[number - 1] for number in table.origin.row_numbers.tolist()]
+    for folder, splits in folders.items():
+        (target / folder).mkdir(exist_ok=True)
+        for name in config.shares:
+            rows = np.flatnonzero(splits == name).tolist()
+            _write_lines(target / folder / CSV_NAMES[name], [header, *(own_texts[row] for row in rows)])
+        if config.phase_names:
+            _write_lines(target / folder / "phase_names.txt", config.phase_names)
+    # In which split, or in the test set of which fold, every spelling of a patient's name is.
+    if config.folds is None:
+        column, place = "split", folders[""]
+    else:
+        tested = [splits == "test" for splits in folders.values()]
+        column, place = "fold", 1 + np.argmax(tested, axis=0)
+    places = pd.DataFrame({"patient": table.patients, column: place})
+    counted = places.groupby(["patient", column]).size().reset_index(name="frames")
+    counted = counted.sort_values("patient", key=lambda names: names.map(natural_key), kind="stable")
+    write_csv(target / ("patients.csv" if config.folds is None else "folds.csv"), counted)
+    shown = {part.folder or part.split: part for part in parts if config.folds is None or part.split == "test"}
+    save_figure(
+        split_figure(
+            {name: [frames for frames in part.patient_frames.values() if frames] for name, part in shown.items()},
+            {name: part.frames_per_phase.tolist() for name, part in shown.items()},
+            _phase_names(config, parts),
+        ),
+        target / "split.png",
+    )
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    path.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8"))
+
+
+def _link_images(folder: Path, to: str) -> None:
+    """Make `images` in the folder a link to the images, where the disk has links."""
+    try:
+        (folder / IMAGES_NAME).symlink_to(to, target_is_directory=True)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        logger.warning("%s: this disk has no links; pass --img-dir to finetune and extract", folder.name)
+
+
+def _phase_names(config: SplitConfig, parts: Sequence[Part]) -> tuple[str, ...]:
+    return config.phase_names or default_phase_names(len(parts[0].frames_per_phase))
+
+
+def _facts(part: Part) -> dict[str, Any]:
+    """A part as `run.json` records it, without names of patients."""
+    return {
+        "folder": part.folder,
+        "split": part.split,
+        "num_rows": part.num_rows,
+        "num_videos": part.num_videos,
+        "num_patients": len(part.patient_frames),
+        "share": round(part.share, 6),
+        "frames_per_phase": part.frames_per_phase.tolist(),
+    }
+
+
+def _show(config: SplitConfig, table: FrameTable, parts: Sequence[Part]) -> None:
+    """The tables, what is not as one would wish, and what to do next."""
+    logger.info("%s\n\n%s\n", "\n".join(_part_lines(parts)), "\n".join(_phase_lines(config, parts)))
+    num_unlabelled = int((table.labels == UNLABELLED).sum())
+    if num_unlabelled:
+        logger.info("%s without a label: kept, not counted for the balance", count_text(num_unlabelled, "row"))
+    for warning in _warnings(config, parts):
+        logger.warning("%s", "\n".join(wrap(warning)))
+    logger.info("%s: CSVs, split.png, %s", config.out, "patients.csv" if config.folds is None else "folds.csv")
+    folder = shlex.quote(str(config.out / parts[0].folder))
+    num_phases = len(parts[0].frames_per_phase)
+    options = f" --num-classes {num_phases}" if config.phase_names or num_phases > DEFAULT_NUM_PHASES else ""
+    options += " --phase-names phase_names.txt" if config.phase_names else ""
+    options += f" --id-form {config.id_form}" if config.id_form else ""
+    options += f" --id-pattern {shlex.quote(config.id_pattern)}" if config.id_pattern else ""
+    others = "\nand the same in the other folds (docs/training.md)" if config.folds else ""
+    logger.info(
+        "Next:\n  cd %s && spatialfeat check%s && spatialfeat finetune%s && spatialfeat extract%s",
+        folder, options, options, others,
+    )  # fmt: skip
+
+
+def _part_lines(parts: Sequence[Part]) -> list[str]:
+    """One line per part."""
+    cells = [
+        [
+            part.name,
+            str(len(part.patient_frames)),
+            str(part.num_videos),
+            str(part.num_rows),
+            str(part.frames_per_phase.sum()),
+            f"{part.share:.1%}",
+            f"{part.asked:.1%}",
+        ]
+        for part in parts
+    ]
+    return align([["", "patients", "videos", "rows", "labelled", "share", "asked"], *cells])
+
+
+def _phase_lines(config: SplitConfig, parts: Sequence[Part]) -> list[str]:
+    """The share of each phase in the labelled frames of each part; of folds, in their test sets."""
+    shown = [part for part in parts if config.folds is None or part.split == "test"]
+    header = [part.folder or part.split for part in shown]
+    shares = np.array([part.frames_per_phase / part.frames_per_phase.sum() for part in shown])
+    if len(shown) > MOST_COLUMNS:
+        header = ["lowest", "median", f"highest of {len(shown)} folds"]
+        shares = np.array([shares.min(axis=0), np.median(shares, axis=0), shares.max(axis=0)])
+    rows = [
+        [f"{phase} {name[:32]}", *(f"{share:.1%}" if share else "none" for share in shares[:, phase])]
+        for phase, name in enumerate(_phase_names(config, parts))
+    ]
+    return align([["phases", *header], *rows])
+
+
+def _warnings(config: SplitConfig, parts: Sequence[Part]) -> Iterator[str]:
+    names = _phase_names(config, parts)
+    occurring = np.sum([part.frames_per_phase for part in parts], axis=0) > 0
+    for part in parts:
+        absent = [f"{phase} ({names[phase]})" for phase in np.flatnonzero(occurring & (part.frames_per_phase == 0))]
+        if absent:
+            effect = "it cannot be learned there" if part.split == "train" else "scores there say nothing about it"
+            yield f"{part.name}: no frame of phase {', '.join(absent)}: too few patients have it; {effect}"
+    far = [part for part in parts if abs(part.share - part.asked) > FAR]
+    if far:
+        longest, frames = max(
+            (pair for part in parts for pair in part.patient_frames.items()), key=lambda pair: pair[1]
+        )
+        total = sum(part.frames_per_phase.sum() for part in parts if part.folder == parts[0].folder)
+        named = ", ".join(f"{part.name} {part.share:.0%} of the frames instead of {part.asked:.0%}" for part in far)
+        yield (
+            f"{named}: patients stay whole, and the longest, {longest}, has {frames / total:.0%} of all labelled frames"
+        )
