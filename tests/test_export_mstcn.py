@@ -343,7 +343,7 @@ def test_the_next_step_has_every_command(
         "--num_epochs=100 --num_layers_PG=11 --num_layers_R=10 --num_R=3",
         "scipy, seaborn and NumPy before 1.24",
         'datasets/ in place of data/, and a JSON of options with "sample_rate": 1',
-        "LTContext, FACT: take class 0, here access, for background unless told",
+        "LTContext, FACT: take class 0, here access, for background by default",
     ):
         assert line in text, line
     with caplog.at_level("INFO", logger="spatialfeat"):

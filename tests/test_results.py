@@ -399,7 +399,7 @@ def test_results_per_patient_follow_the_order_of_segments(tmp_path: Path) -> Non
 
 
 def test_the_pituitary_studys_csv_names_frames_by_their_place(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """PATIENT_idxN, sorted as text, so that idx10 is before idx2; the labels in it tell a shift."""
+    """PATIENT_idxN, sorted as text, so that idx10 is before idx2; the labels in it show a shift."""
     labels = {"1_9": [0, 0, 0, 0, 1, 1, MISSING], "1_10": [1, 2, 2, 2, 2], "2_1": [0, 1], "4_1": [MISSING]}
     features = make_features(tmp_path / "features", labels)
     truth = {"1": [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2], "2": [0, 1]}

@@ -118,7 +118,7 @@ class MsTcnExport(ExportJob):
             "    --num_epochs=100 --num_layers_PG=11 --num_layers_R=10 --num_R=3\n"
             "  ASFormer: needs scipy, seaborn and NumPy before 1.24, whose old names it uses\n"
             '  DiffAct: reads datasets/ in place of data/, and a JSON of options with "sample_rate": 1\n'
-            f"  LTContext, FACT: take class 0, here {self.phases[0]}, for background unless told\n"
+            f"  LTContext, FACT: take class 0, here {self.phases[0]}, for background by default\n"
             "  every command in full: docs/temporal.md"
         )
 
