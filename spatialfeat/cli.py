@@ -23,6 +23,7 @@ from spatialfeat.config import (
     InfoConfig,
     Option,
     Options,
+    PredictConfig,
     PrepareConfig,
     SplitConfig,
     flag_of,
@@ -100,6 +101,13 @@ def evaluate(config: EvaluateConfig) -> None:
     from spatialfeat.evaluate import evaluate
 
     evaluate(config)
+
+
+def predict(config: PredictConfig) -> None:
+    """Exit code 0 once all frames are predicted."""
+    from spatialfeat.predict import predict
+
+    predict(config)
 
 
 def extract(config: ExtractConfig) -> None:
@@ -258,5 +266,6 @@ add_command(
     shares_work=True,
     after_interruption="; finished videos are kept, run the same command again for the others",
 )
+add_command(predict, PredictConfig)
 add_command(info, InfoConfig)
 add_command(export, ExportConfig, help=export_help())  # With the tree of every format.

@@ -218,7 +218,8 @@ def _check_id_options(form: str | None, pattern: str | None) -> None:
 
 
 DATA, NETWORK, TRAINING, SCORES, DEVICE, OUTPUT = "Data", "Network", "Training", "Scores", "Device", "Output"
-PLANNED, MS_TCN, SPLITS = "Planned training, for the estimate", "Format ms-tcn", "Splits"
+PLANNED, MS_TCN, TECNO = "Planned training, for the estimate", "Format ms-tcn", "Format tecno"
+SPLITS = "Splits"
 
 # Options of several commands. One that has no default of its own somewhere is None there, with `unset`.
 _TRAIN_CSV = Option("Training frames: CSV with columns id,label.", DATA)
@@ -516,7 +517,7 @@ class WeightsSource:
     """Frames that are predicted with a weights file, and the defaults of the options that only this source has."""
 
     weights: Path = ExtractConfig.weights
-    csv: Path = TEST_CSV
+    csv: Path | None = TEST_CSV
     img_dir: Path = ExtractConfig.img_dir
     preprocessing: str | None = None
     mean: tuple[float, float, float] | None = None
@@ -541,7 +542,7 @@ class FeaturesSource:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionsSource:
-    """Predictions files, each `PATH` or `NAME=PATH`; csv holds the ground truth if the files do not."""
+    """CSVs of predictions, each `PATH` or `NAME=PATH`; csv holds the ground truth if the files do not."""
 
     predictions: tuple[str, ...]
     csv: Path | None = None
@@ -549,7 +550,14 @@ class PredictionsSource:
     id_pattern: str | None = None
 
 
-Source = WeightsSource | FeaturesSource | PredictionsSource
+@dataclass(frozen=True, kw_only=True)
+class ResultsSource(FeaturesSource):
+    """Result files of temporal models, a folder each, or CSVs as above; the feature files hold the ground truth."""
+
+    predictions: tuple[str, ...]
+
+
+Source = WeightsSource | FeaturesSource | PredictionsSource | ResultsSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -573,13 +581,17 @@ class EvaluateConfig(Options):
     id_form: str | None = _ID_FORM.field(None, unset=_AS_TRAINED)
     id_pattern: str | None = _ID_PATTERN.field(None)
     features: Path | None = option(
-        None, "Folder of feature files: their logits and labels are scored, no image is decoded.", DATA
+        None,
+        "Folder of feature files: their logits are scored against their labels, and with --predictions what temporal "
+        "models made of them.",
+        DATA,
     )
     split: str | None = option(None, "Which feature files: train, val, test, or all.", DATA, unset=FeaturesSource.split)
     predictions: tuple[str, ...] = option(
         (),
         "CSV of predicted phases, PATH or NAME=PATH; repeat it to compare. Columns: img_id, frame_id or id; "
-        "predicted_label, prediction or predicted; true_label or label (or pass --csv).",
+        "predicted_label, prediction or predicted; true_label or label (or pass --csv). With --features also a folder "
+        "of result files, one per video, as MS-TCN and its relatives write them.",
         DATA,
         metavar="[NAME=]PATH",
     )
@@ -644,35 +656,99 @@ class EvaluateConfig(Options):
     @property
     def source(self) -> Source:
         """Where the predictions come from, with the defaults of its options."""
-        if self.predictions:
-            return PredictionsSource(
-                predictions=self.predictions, csv=self.csv, id_form=self.id_form, id_pattern=self.id_pattern
-            )
-        kind: type[Any] = WeightsSource if self.features is None else FeaturesSource
-        given = {field.name: getattr(self, field.name) for field in fields(kind)}
-        found: Source = kind(**{name: value for name, value in given.items() if value is not None})
+        found: Source = _with_defaults(self._kind_of_source(), self)
         return found
 
     def resolved(self) -> EvaluateConfig:
         """The same options with the source's defaults filled in, as `run.json` records them."""
         return replace(self, **asdict(self.source))
 
-    def _refuse_options_without_effect(self) -> None:
-        if self.predictions and self.features is not None:
-            raise SpatialfeatError("--predictions and --features are two sources; score one of them at a time")
+    def _kind_of_source(self) -> type[Any]:
         if self.predictions:
-            kind: type[Any] = PredictionsSource
-            reason = "with --predictions nothing is computed from images or features"
-        elif self.features is not None:
-            kind, reason = FeaturesSource, "with --features labels and logits come from the feature files"
-        else:
-            kind, reason = WeightsSource, "it chooses among the feature files of --features"
+            return PredictionsSource if self.features is None else ResultsSource
+        return WeightsSource if self.features is None else FeaturesSource
+
+    def _refuse_options_without_effect(self) -> None:
+        kind = self._kind_of_source()
+        reason = {
+            PredictionsSource: "with --predictions nothing is computed from images or features",
+            FeaturesSource: "with --features labels and logits come from the feature files",
+            ResultsSource: "with --features frames and true phases come from the feature files",
+            WeightsSource: "it chooses among the feature files of --features",
+        }[kind]
         sources = (WeightsSource, FeaturesSource, PredictionsSource)
         others = {field.name for source in sources for field in fields(source)} - {field.name for field in fields(kind)}
-        surplus = [flag_of(EvaluateConfig, name) for name in sorted(others) if getattr(self, name) not in (None, ())]
-        if surplus:
-            does, it = ("does", "it") if len(surplus) == 1 else ("do", "them")
-            raise SpatialfeatError(f"{', '.join(surplus)} {does} nothing here: {reason}; leave {it} out")
+        _refuse_surplus(self, others, reason)
+
+
+def _with_defaults(kind: type[Any], config: Options) -> Any:
+    """The source of this kind, of the options that were given and its own defaults."""
+    given = {field.name: getattr(config, field.name) for field in fields(kind)}
+    return kind(**{name: value for name, value in given.items() if value is not None})
+
+
+def _refuse_surplus(config: Options, names: set[str], reason: str) -> None:
+    """Refuse the options of these fields where they are given: they would do nothing."""
+    surplus = [flag_of(type(config), name) for name in sorted(names) if getattr(config, name) not in (None, ())]
+    if surplus:
+        does, it = ("does", "it") if len(surplus) == 1 else ("do", "them")
+        raise SpatialfeatError(f"{', '.join(surplus)} {does} nothing here: {reason}; leave {it} out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(Options):
+    """Predict phases of videos without labels.
+
+    Writes predictions.csv, with a phase and the network's confidence in it for every frame, and ribbons of the phases
+    along time. From images, or from feature files, whose logits say the same. Labels, where there are any, are not
+    used: `spatialfeat evaluate` scores predictions.
+    """
+
+    # As in EvaluateConfig, an option that only images or only feature files have is None unless given.
+    weights: Path | None = _WEIGHTS.field(None, heading=DATA, unset=WeightsSource.weights)
+    img_dir: Path | None = _IMG_DIR.field(None, unset=WeightsSource.img_dir)
+    csv: Path | None = option(None, "Frames to predict, column id.", DATA, unset="all frames of the folder")
+    id_form: str | None = _ID_FORM.field(None, unset=_AS_TRAINED)
+    id_pattern: str | None = _ID_PATTERN.field(None)
+    features: Path | None = option(
+        None, "Folder of feature files, or one of them: their logits are used, no image is decoded.", DATA
+    )
+    split: str | None = option(None, "Which feature files: train, val, test, or all.", DATA, unset="all")
+    num_classes: int | None = option(None, "Expected number of phases.", DATA, unset="as weights or feature files have")
+    phase_names: tuple[str, ...] | None = _PHASE_NAMES.field(None)
+    group_by: str = option(
+        "video", "What gets a ribbon: video, or patient (all segments in order).", DATA, one_of(*GROUPINGS)
+    )
+    fps: float | None = _FPS.field(
+        None, help="Frames per second of the frame numbers, for the time axis.", unset="as feature files say, else 1"
+    )
+    preprocessing: str | None = _PREPROCESSING.field(None)
+    mean: tuple[float, float, float] | None = _MEAN.field(None)
+    std: tuple[float, float, float] | None = _STD.field(None)
+    batch_size: int | None = _BATCH_SIZE.field(None, unset=WeightsSource.batch_size)
+    device: str | None = _DEVICE.field(None, unset=WeightsSource.device)
+    precision: str | None = _PRECISION.field(None, unset=WeightsSource.precision)
+    workers: int | None = _WORKERS.field(None)
+    cache_dir: Path | None = _CACHE.field(None)
+    cache_limit_gb: float | None = _CACHE_LIMIT.field(None, unset=WeightsSource.cache_limit_gb)
+    out_dir: Path = option(Path("predictions"), "Folder for predictions.csv and ribbons.", OUTPUT, flag="out")
+
+    def __post_init__(self) -> None:
+        if self.features is not None:
+            others = {field.name for field in fields(WeightsSource)}
+            _refuse_surplus(self, others, "with --features logits come from the feature files")
+        else:
+            _refuse_surplus(self, {"split"}, "it chooses among the feature files of --features")
+        super().__post_init__()
+        _check_id_options(self.id_form, self.id_pattern)
+
+    @property
+    def source(self) -> WeightsSource | FeaturesSource:
+        """Where the predictions come from, with the defaults of its options; `csv` None is all frames of the folder."""
+        if self.features is not None:
+            return FeaturesSource(features=self.features, split=self.split or "all")
+        found: WeightsSource = _with_defaults(WeightsSource, self)
+        return replace(found, csv=self.csv)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -724,7 +800,12 @@ class ExportConfig(Options):
     id_replacement: str | None = option(None, "Put this for a dot, slash or space in a video's id.", MS_TCN)
     name_replacement: str | None = option(None, "Put this for a space or # in a phase's name.", MS_TCN)
     skip_short: bool = option(False, "Leave out videos of fewer than two frames.", MS_TCN)
-    allow_small_bundles: bool = option(False, "Write bundles of one video, too.", MS_TCN)
+    allow_small_bundles: bool = option(False, "Write train and test bundles of one video, too.", MS_TCN)
+    keep_anyway: bool = option(
+        False,
+        "Let --unlabelled keep write frames without a label, at which TeCNO itself stops: for readers of your own.",
+        TECNO,
+    )
     pseudonymize: Path | None = _PSEUDONYMIZE.field(None)
 
     def __post_init__(self) -> None:
@@ -740,6 +821,11 @@ class ExportConfig(Options):
                 raise SpatialfeatError(
                     f"{flag_of(ExportConfig, name)}: has no meaning for {self.format}, only for {able}; leave it out"
                 )
+        if self.format == "tecno" and self.unlabelled == "keep" and not self.keep_anyway:
+            raise SpatialfeatError(
+                "--unlabelled keep: TeCNO's metrics stop at the label -100; pass --unlabelled drop, or --keep-anyway "
+                "too if these pickles are for a reader of your own"
+            )
         if self.folds is not None and self.val_to != ExportConfig.val_to:
             raise SpatialfeatError("--val-to: has no meaning with --folds, which says where each video belongs")
         if self.background_name != ExportConfig.background_name and self.unlabelled != "background":

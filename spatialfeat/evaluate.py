@@ -1,20 +1,22 @@
-"""`spatialfeat evaluate`: score the predictions of weights, of feature files, or of anybody's CSV, and compare them."""
+"""`spatialfeat evaluate`: score and compare predictions of weights, feature files, temporal models or anybody's CSV."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 from spatialfeat import __version__
-from spatialfeat.config import PREDICTIONS_NAME, EvaluateConfig, FeaturesSource, PredictionsSource, WeightsSource
+from spatialfeat.config import (
+    PREDICTIONS_NAME,
+    EvaluateConfig,
+    FeaturesSource,
+    PredictionsSource,
+    ResultsSource,
+    WeightsSource,
+)
 from spatialfeat.console import count_text
-from spatialfeat.data.cache import open_cache
-from spatialfeat.data.dataset import require_images
 from spatialfeat.data.frames import (
     NO_LABELLED_FRAME,
     UNLABELLED,
@@ -24,20 +26,10 @@ from spatialfeat.data.frames import (
     unlabelled_text,
 )
 from spatialfeat.data.ids import USUAL_RULE, IdRule
-from spatialfeat.data.transforms import Preprocessing, evaluation_transform
-from spatialfeat.device import (
-    choose_precision,
-    choose_workers,
-    describe_arithmetic,
-    describe_device,
-    prepare_processor,
-    select_device,
-    use_true_float32,
-)
-from spatialfeat.errors import SpatialfeatError, translate_computing_faults, translate_os_errors
-from spatialfeat.files import move_into, prepare_output_dir, read_json_object, working_folder
-from spatialfeat.network.inference import predict_logits
-from spatialfeat.network.resnet import InferenceNetwork
+from spatialfeat.data.transforms import Preprocessing
+from spatialfeat.errors import SpatialfeatError
+from spatialfeat.files import prepare_output_dir, read_json_object
+from spatialfeat.network.inference import TableInference
 from spatialfeat.network.weights import (
     MORE_CLASSES,
     described_id_rule,
@@ -47,7 +39,7 @@ from spatialfeat.network.weights import (
 )
 from spatialfeat.reports.report import write_report
 from spatialfeat.reports.tables import comparison_table, score_tables
-from spatialfeat.runrecord import RECORD_NAME, RunRecord
+from spatialfeat.runrecord import RunRecord, results_folder
 from spatialfeat.scores.predictions import (
     NETWORK_NAME,
     EvaluatedVideo,
@@ -60,6 +52,7 @@ from spatialfeat.scores.predictions import (
     usual_step,
 )
 from spatialfeat.scores.relaxed import DEFAULT_WINDOW_S, cholec80_notice, relaxed_graph, window_frames
+from spatialfeat.scores.results import read_results
 from spatialfeat.scores.summary import Evaluation, ScoreOptions, compare, score, write_comparisons, write_scores
 
 RESULT_PATTERNS = (
@@ -75,8 +68,6 @@ RESULT_PATTERNS = (
     "ribbons/*.[ps][nv]g",
 )
 """What an evaluation leaves in its folder, beside a folder per set where there are several."""
-
-WORKING_NAME = ".evaluation.partial"
 
 FEW_PATIENTS = 10
 """With fewer, percentiles of resampled patients are little more than the worst and the best of them."""
@@ -108,7 +99,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     _refuse_empty_window(config, config.fps)
     prepare_output_dir(config.out_dir)
     with (
-        _results_folder(config.out_dir) as results_dir,
+        results_folder(config.out_dir, "evaluate", RESULT_PATTERNS) as results_dir,
         RunRecord(results_dir, "evaluate", config.resolved(), opened.data, **opened.facts) as record,
     ):
         sets = opened.predict()
@@ -160,6 +151,8 @@ def open_source(config: EvaluateConfig) -> OpenedSource:
     source = config.source
     if isinstance(source, PredictionsSource):
         opened = read_prediction_files(source, config.num_classes, config.phase_names)
+    elif isinstance(source, ResultsSource):
+        opened = read_results(source, config.num_classes, config.phase_names)
     elif isinstance(source, FeaturesSource):
         opened = read_feature_predictions(source, config.num_classes, config.phase_names)
     else:
@@ -171,6 +164,7 @@ def open_source(config: EvaluateConfig) -> OpenedSource:
 
 
 def _open_weights(source: WeightsSource, config: EvaluateConfig) -> OpenedSource:
+    assert source.csv is not None  # Only `predict` does without.
     checkpoint = load_checkpoint(
         source.weights,
         num_classes=config.num_classes,
@@ -188,40 +182,19 @@ def _open_weights(source: WeightsSource, config: EvaluateConfig) -> OpenedSource
     )
     warn_of_many_classes(checkpoint, [table])
     epoch = read_json_object(description_path(source.weights)).get("epoch")
-    device = select_device(source.device)
-    precision = choose_precision(source.precision, device)
-    cache = open_cache(source.cache_dir, source.cache_limit_gb)
-    steps = evaluation_transform(checkpoint.preprocessing).fixed_steps
-    is_kept = None if cache is None else lambda table, name: cache.holds(table.images, name, steps)
-    require_images([table], is_kept=is_kept)  # Last of the checks: it takes seconds, the others do not.
-
-    found: dict[str, Any] = {}
+    inference = TableInference(checkpoint, table, source)  # Last of the checks: it takes seconds, the others do not.
 
     def predict() -> PredictionSets:
-        use_true_float32()
-        prepare_processor()
-        logger.info("evaluating %s: %d frames on %s", source.csv, len(table), describe_arithmetic(device, precision))
-        workers = choose_workers(source.workers, device)
-        with translate_computing_faults(batch_size=source.batch_size, workers=workers):
-            model = checkpoint.model.to(device)
-            network = InferenceNetwork(model, checkpoint.preprocessing, precision, source.batch_size)
-            logits = predict_logits(network, table, workers=workers, title="evaluate", cache=cache)
-        if cache is not None:
-            found["cache"] = cache.close()
-        return {NETWORK_NAME: [FramePredictions.of_logits(table, logits)]}
+        logger.info("evaluating %s: %d frames on %s", source.csv, len(table), inference.arithmetic)
+        return {NETWORK_NAME: [FramePredictions.of_logits(table, inference.logits("evaluate"))]}
 
     return OpenedSource(
         tables=(table,),
         phase_names=checkpoint.phase_names,
         predict=predict,
         data=(source.csv,),
-        facts={
-            "device": describe_device(device),
-            "precision": precision,
-            "weights_sha256": checkpoint.sha256,
-            **({} if epoch is None else {"weights_epoch": epoch}),
-        },
-        found=found,
+        facts=inference.facts | ({} if epoch is None else {"weights_epoch": epoch}),
+        found=inference.found,
     )
 
 
@@ -243,27 +216,6 @@ def find_rates(
     return given_fps, (1.0 if given_fps is None else given_fps) * step
 
 
-@contextmanager
-def _results_folder(out_dir: Path) -> Iterator[Path]:
-    """A hidden folder for the results; they move to `out_dir` when all are there, so a failure leaves earlier ones.
-
-    Of a failed evaluation only the record moves, and only where there is none of a complete run.
-    """
-    with working_folder(out_dir / WORKING_NAME, out_dir) as results_dir, translate_os_errors(out_dir):
-        earlier = read_json_object(out_dir / RECORD_NAME)
-        try:
-            yield results_dir
-        except BaseException:
-            if (results_dir / RECORD_NAME).exists() and earlier.get("status") != "complete":
-                (results_dir / RECORD_NAME).replace(out_dir / RECORD_NAME)
-            raise
-        if earlier.get("command") == "evaluate":
-            # Pictures of other videos or sets would look like those of this evaluation.
-            for path in (path for pattern in RESULT_PATTERNS for path in out_dir.glob(pattern)):
-                path.unlink()
-        move_into(results_dir, out_dir, last=RECORD_NAME)
-
-
 def _refuse_empty_window(config: EvaluateConfig, sampling_fps: float | None) -> None:
     """A window of no frame forgives nothing: most likely the rate is wrong."""
     window_s = config.relaxed_window or DEFAULT_WINDOW_S
@@ -276,7 +228,7 @@ def _refuse_empty_window(config: EvaluateConfig, sampling_fps: float | None) -> 
 
 def _notices(config: EvaluateConfig, opened: OpenedSource, evaluation: Evaluation) -> list[str]:
     """What a reader of the scores should know, on the terminal and in the report."""
-    notices = []
+    notices = list(opened.notices)
     if isinstance(config.source, PredictionsSource) and config.source.csv is None:
         notices.append(
             f"the true phases are those in {opened.tables[0].source}: a frame that is missing from it is not noticed; "
@@ -313,6 +265,8 @@ def _report_facts(
         facts["true phases"] = source.csv or "from the predictions files"
     elif isinstance(source, FeaturesSource):
         facts["feature files"] = f"{source.features} (split: {source.split})"
+        if isinstance(source, ResultsSource):
+            facts["predictions"] = ", ".join(source.predictions)
     else:
         facts |= {"weights": source.weights, "frames": source.csv}
     for name, title in (("weights_epoch", "weights of epoch"), ("weights_sha256", "SHA-256 of the weights")):

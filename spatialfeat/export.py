@@ -31,6 +31,8 @@ def export(config: ExportConfig) -> ExportJob:
         job = job_class(form)(config, *open_videos(config))
         for notice in job.notices:
             logger.info("note: %s", notice)
+        for warning in job.warnings:
+            logger.warning(warning)
         # HDF5 moreover crashes at exit after writing to a full disk.
         require_room(config.out, job.num_frames * job.bytes_per_frame, "the export takes", "OUT")
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -70,6 +70,7 @@ OUT/
                                    stem (T, 2048) float32, logits (T, C) float32, labels (T,) int64
   videos.csv                       columns nn, video, split, frames""",
         unlabelled=("refuse", "drop", "keep"),
+        options=("keep_anyway",),
     ),
     ExportFormat(
         name="npy",

@@ -26,6 +26,13 @@ _UNSEEN_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _JOINERS = "\u200c\u200d"
 _KEPT_ON_TERMINALS = "\n\t" + _JOINERS
 
+ID_BREAKS = "./\\"
+"""At these, and at white space, readers of MS-TCN's tree cut a video's name: in bundles at the first dot, in names of
+results at the last slash."""
+
+PHASE_BREAKS = "#"
+"""At these, and at white space, such readers cut a phase's name."""
+
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 # A spreadsheet may cut a line at other signs than the comma, so a formula can also begin inside a cell.
 _FORMULA_START = re.compile(rf"(^|[,;\t\r\n])([\s\"']*)(?=[{re.escape(FORMULA_SIGNS)}])")
@@ -88,6 +95,18 @@ def label_problem(text: str) -> str | None:
     if len(text.encode("utf-8")) > MAX_NAME_BYTES:
         return f"is longer than {MAX_NAME_BYTES} bytes"
     return None
+
+
+def breaks_in(text: str, breaks: str) -> list[str]:
+    """The characters at which readers of MS-TCN's tree cut `text`, or that cannot be seen."""
+    return [sign for sign in text if sign.isspace() or sign in breaks or not sign.isprintable()]
+
+
+def without_breaks(text: str, breaks: str, replacement: str) -> str:
+    """`text` with `replacement` for each of `breaks_in` it."""
+    for sign in breaks_in(text, breaks):
+        text = text.replace(sign, replacement)
+    return text
 
 
 def natural_key(text: str) -> tuple[object, ...]:

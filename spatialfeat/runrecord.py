@@ -6,7 +6,8 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,8 +15,8 @@ from types import TracebackType
 from typing import Any
 
 from spatialfeat.device import library_versions
-from spatialfeat.errors import SpatialfeatError
-from spatialfeat.files import file_sha256, read_json_object, write_json
+from spatialfeat.errors import SpatialfeatError, translate_os_errors
+from spatialfeat.files import file_sha256, move_into, read_json_object, working_folder, write_json
 from spatialfeat.signals import is_interruption
 
 RUN_SCHEMA = 1
@@ -87,6 +88,30 @@ class RunRecord:
         """Add the last facts and the run's seconds, and write the record again."""
         self._content |= {"status": status, "seconds": round(time.monotonic() - self._start, 3), **facts}
         write_json(self._path, self._content)
+
+
+@contextmanager
+def results_folder(out_dir: Path, command: str, patterns: Iterable[str]) -> Iterator[Path]:
+    """A hidden folder for the results; they move to `out_dir` when all are there, so a failure leaves earlier ones.
+
+    Of a failed run only the record moves, and only where there is none of a complete run.
+
+    Args:
+        command: as in its record. patterns: what it leaves in `out_dir`; what an earlier run left is removed.
+    """
+    with working_folder(out_dir / f".{command}.partial", out_dir) as results_dir, translate_os_errors(out_dir):
+        earlier = read_json_object(out_dir / RECORD_NAME)
+        try:
+            yield results_dir
+        except BaseException:
+            if (results_dir / RECORD_NAME).exists() and earlier.get("status") != "complete":
+                (results_dir / RECORD_NAME).replace(out_dir / RECORD_NAME)
+            raise
+        if earlier.get("command") == command:
+            # Pictures of other videos or sets would look like those of this run.
+            for path in (path for pattern in patterns for path in out_dir.glob(pattern)):
+                path.unlink()
+        move_into(results_dir, out_dir, last=RECORD_NAME)
 
 
 def earlier_sessions(out_dir: Path) -> dict[str, Any]:

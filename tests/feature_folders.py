@@ -40,6 +40,7 @@ def make_video(
     spoil: tuple[int, float] | None = None,
     file_name: str | None = None,
     num_channels: int = 2048,
+    has_logits: bool = True,
 ) -> Made:
     """Write `{video_id}.h5` with random features. Frame numbers have a gap after each third frame.
 
@@ -76,7 +77,7 @@ def make_video(
     )
     path = folder / f"{file_name or video_id}.h5"
     with closing(FeatureFileWriter(path, header, provenance, {"numpy": np.__version__})) as writer:
-        writer.append(features, logits)
+        writer.append(features, logits if has_logits else logits[:, :0])
         writer.finish()
     return Made(path, features, logits, header.labels, frame_ids)
 

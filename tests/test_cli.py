@@ -252,7 +252,9 @@ def test_a_full_disk_behind_the_output_is_an_error(tmp_path: Path) -> None:
     assert "No space left" in run.stderr
 
 
-@pytest.mark.parametrize("command", ["check", "finetune", "evaluate", "extract", "export", "info", "prepare"])
+@pytest.mark.parametrize(
+    "command", ["check", "finetune", "evaluate", "predict", "extract", "export", "info", "prepare"]
+)
 def test_every_option_is_explained_under_a_heading(command: str) -> None:
     parameters = get_command(app).commands[command].params  # type: ignore[attr-defined]
     assert parameters

@@ -278,7 +278,10 @@ def test_equal_runs_write_equal_files(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 BAD_OPTIONS = [
-    (["--predictions", "a.csv", "--features", "f"], "--predictions and --features are two sources"),
+    (
+        ["--predictions", "a.csv", "--features", "f", "--img-dir", "i"],
+        "--img-dir does nothing here: with --features frames",
+    ),
     (["--predictions", "a.csv", "--weights", "w.pth"], "--weights does nothing here: with --predictions nothing"),
     (["--predictions", "a.csv", "--device", "auto", "--batch-size", "32"], "--batch-size, --device do nothing here"),
     (["--predictions", "a.csv", "--split", "test"], "--split does nothing here"),

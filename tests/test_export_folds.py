@@ -128,3 +128,12 @@ def test_joined_patients_need_folds_of_patients(features_dir: Path) -> None:
     )  # fmt: skip
     with pytest.raises(SpatialfeatError, match="--group-by patient joins them; use the columns `patient,fold`"):
         export(config)
+
+
+def test_results_of_all_splits_are_gathered_to_be_scored(features_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="spatialfeat"):
+        run(features_dir, BY_PATIENT)
+    text = caplog.text.partition("Next:")[2]
+    assert "run, also with --split=2\n" in text
+    assert "mkdir results/surgery/all; cp results/surgery/split_*/* results/surgery/all" in text
+    assert f"--predictions MS-TCN=results/surgery/all --split all --features {features_dir}" in text

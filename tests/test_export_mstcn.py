@@ -290,3 +290,63 @@ def test_any_video_comes_back_frame_by_frame(
         kept = [index for index, label in enumerate(labels) if label != MISSING or unlabelled == "background"]
         np.testing.assert_array_equal(features, made.features[kept].T)
         assert seen == [3 if labels[index] == MISSING else labels[index] for index in kept]
+
+
+def said(caplog: pytest.LogCaptureFixture, level: str) -> str:
+    return "\n".join(record.getMessage() for record in caplog.records if record.levelname == level)
+
+
+def test_a_val_bundle_of_one_video_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """MS-TCN does not read it, and the README's line must work for a study with one validation video."""
+    for number, split in enumerate(("train", "train", "val", "test", "test"), start=1):
+        make_video(tmp_path / "features", f"{number}_1", [0, 1, 2], split=split)
+    run(tmp_path / "features", tmp_path / "surgery")
+    assert "splits/val.split1.bundle names one video only, 3_1" in said(caplog, "WARNING")
+    assert "--val-to train" in said(caplog, "WARNING")
+    assert lines(tmp_path / "surgery/splits/val.split1.bundle") == ["3_1.txt"]
+    assert verify_mstcn(tmp_path / "surgery", 2048) == []
+    caplog.clear()
+    run(tmp_path / "features", tmp_path / "again", val_to="train")
+    assert said(caplog, "WARNING") == ""
+
+
+def test_videos_at_which_programs_stop_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One phase only: DiffAct looks for the first change. All background: the usual eval.py looks for a segment."""
+    labels = {"1_1": [0, 1], "1_2": [2, 2, 2], "2_1": [0, 1], "3_1": [0, 1], "3_2": [MISSING, MISSING], "4_1": [0, 1]}
+    for video, values in labels.items():
+        make_video(tmp_path / "features", video, values, split="train" if video < "3" else "test")
+    run(tmp_path / "features", tmp_path / "surgery", unlabelled="background")
+    warned = said(caplog, "WARNING")
+    assert "one phase only in video 1_2: DiffAct stops" in warned
+    assert (
+        "no label at all in test video 3_2: DiffAct and the usual eval.py stop at a video that is all backgr" in warned
+    )
+    assert warned.count("--group-by patient joins it") == 2
+    caplog.clear()
+    run(tmp_path / "features", tmp_path / "joined", unlabelled="background", group_by="patient")
+    assert said(caplog, "WARNING") == ""
+
+
+def test_the_next_step_has_every_command(
+    tmp_path: Path, study: dict[str, Made], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="spatialfeat"):
+        run(tmp_path / "features", tmp_path / "surgery")
+    text = caplog.text.partition("Next:")[2]
+    for line in (
+        "mkdir -p data",
+        f"cp -r {tmp_path}/surgery data/surgery",
+        "python main.py --action=predict --dataset=surgery --split=1",
+        f"spatialfeat evaluate --predictions MS-TCN=results/surgery/split_1 --features {tmp_path}/features",
+        "Python 2",
+        "aef4e46",
+        "--num_epochs=100 --num_layers_PG=11 --num_layers_R=10 --num_R=3",
+        "scipy, seaborn and NumPy before 1.24",
+        'datasets/ in place of data/, and a JSON of options with "sample_rate": 1',
+        "LTContext, FACT: take class 0, here access, for background by default",
+    ):
+        assert line in text, line
+    with caplog.at_level("INFO", logger="spatialfeat"):
+        run(tmp_path / "features", tmp_path / "hidden", pseudonymize=tmp_path / "map.csv")
+    # The names in the tree are not those of the feature files.
+    assert "export features that `spatialfeat extract --pseudonymize` has named alike" in caplog.text

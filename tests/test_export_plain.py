@@ -144,3 +144,17 @@ def test_numbers_come_back_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert table["label"].tolist() == made.labels.tolist()
     np.testing.assert_array_equal(table.iloc[:, 2:].to_numpy(dtype=np.float32), made.features)
     assert b"\r" not in (tmp_path / "out/1050_1.csv").read_bytes()
+
+
+def test_what_the_pituitary_study_needs_is_printed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for video, length in (("1_1", 200), ("1_2", 100), ("2_1", 299)):
+        make_video(tmp_path / "features", video, [0] * length)
+    config = ExportConfig(format="npy", features_dir=tmp_path / "features", out=tmp_path / "out")
+    with caplog.at_level("INFO", logger="spatialfeat"):
+        export(config)
+    text = " ".join(caplog.text.partition("Next:")[2].split())
+    assert "copy its temporal_study.py and your best_spatial_study_weights.pth into this folder" in text
+    assert "windows take 300 frames of a patient" in text
+    assert "leaves out, without a word, patients with fewer frames: 2 (299)." in text
+    assert ".view(B_ * T_, C_) mixes phases and time" in text
+    assert "docs/temporal.md, with combined_ResNet_DB.csv for its ribbons" in text

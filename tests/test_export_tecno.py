@@ -144,7 +144,11 @@ def test_unlabelled_frames_are_refused_dropped_or_kept(tmp_path: Path) -> None:
     make_video(tmp_path / "features", "2_1", [MISSING])
     with pytest.raises(SpatialfeatError, match=r"2 frames without a label.*--unlabelled drop or --unlabelled keep"):
         run(tmp_path / "features", tmp_path / "out")
-    notices = run(tmp_path / "features", tmp_path / "kept", unlabelled="keep")
+    with pytest.raises(
+        SpatialfeatError, match="TeCNO's metrics stop at the label -100; pass --unlabelled drop, or --kee"
+    ):
+        run(tmp_path / "features", tmp_path / "kept", unlabelled="keep")
+    notices = run(tmp_path / "features", tmp_path / "kept", unlabelled="keep", keep_anyway=True)
     assert "label -100" in notices[0]
     assert load(tmp_path / "kept/1.0fps/video_01_1.0fps.pkl")[2].tolist() == [0, MISSING, 2]
     notices = run(tmp_path / "features", tmp_path / "dropped", unlabelled="drop")
@@ -159,3 +163,60 @@ def test_labels_are_needed(tmp_path: Path) -> None:
     make_video(tmp_path / "features", "1_1", [MISSING, MISSING])
     with pytest.raises(SpatialfeatError, match="no frame has a label, and tecno needs them"):
         run(tmp_path / "features", tmp_path / "out")
+
+
+def lines_to_set(features_dir: Path, out: Path, caplog: pytest.LogCaptureFixture, **options: object) -> str:
+    """What the command says comes next."""
+    caplog.clear()
+    with caplog.at_level("INFO", logger="spatialfeat"):
+        run(features_dir, out, **options)
+    return caplog.text.partition("Next:")[2]
+
+
+def test_every_line_that_tecno_needs_is_printed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    labels = {"1_1": [0] * 8 + [1] * 4, "2_1": [1] * 2 + [2] * 2 + [MISSING], "3_1": [2] * 50, "4_1": [0, 0]}
+    splits = {"3_1": "val", "4_1": "test"}
+    for video, values in labels.items():
+        make_video(tmp_path / "features", video, values, split=splits.get(video, "train"))
+    text = lines_to_set(tmp_path / "features", tmp_path / "out", caplog, unlabelled="drop")
+    for line in (
+        f"data_root: {tmp_path / 'out'}",
+        "features_per_seconds: 1.0",
+        "out_features: 3",
+        "gpus: ['0']",
+        'self.data_p["train"]: range(1, 3)',
+        'self.data_p["val"]: range(3, 4)',
+        'self.data_p["test"]: range(4, 5)',
+        "self.class_labels = ['access', 'resection', 'closure']",
+        # 8, 6 and 2 frames of split train, whose median is 6; the 50 of val do not count.
+        'self.weights["train"] = [0.75, 1.0, 3.0]',
+        "WANDB_MODE=offline python train.py -c modules/mstcn/config/config_tcn.yml",
+        "Python 3.8, torch 1.7.1 and pytorch-lightning 1.1.8",
+    ):
+        assert line in text, line
+    assert "PrecisionOverClasses" not in text  # The seven classes that stand there are enough.
+
+
+def test_more_than_seven_phases_need_two_more_places(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    phases = tuple(f"p{number}" for number in range(8))
+    make_video(tmp_path / "features", "1_1", [0, 1, 7], phases=phases)
+    text = lines_to_set(tmp_path / "features", tmp_path / "out", caplog)
+    assert "modules/mstcn/tecno.py, in PrecisionOverClasses(...) and RecallOverClasse(...), set" in text
+    assert "num_classes=8" in text
+    # Phases that no training frame has weigh 1.
+    assert 'self.weights["train"] = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]' in text
+
+
+def test_splits_without_videos_are_not_left_to_cholec80s_ranges(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for video in ("1_1", "2_1", "3_1"):
+        make_video(tmp_path / "features", video, [0, 1, 2])
+    text = lines_to_set(tmp_path / "features", tmp_path / "out", caplog)
+    assert (
+        "41 to 48 would stay in force; take some from train, for example train range(1, 3) and val range(3, 4)" in text
+    )
+    assert "49 to 80 would stay in force; give it the numbers of val" in text
+    make_video(tmp_path / "tests", "1_1", [0, 1, 2], split="test")
+    text = lines_to_set(tmp_path / "tests", tmp_path / "out2", caplog)
+    assert 'self.data_p["train"]: no video has this split, and TeCNO cannot train without' in text

@@ -27,7 +27,7 @@ from spatialfeat.reports.plots import (
 )
 from spatialfeat.reports.ribbons import overview_figures, timelines
 from spatialfeat.reports.tables import score_tables
-from spatialfeat.scores.summary import Evaluation, ScoreOptions, score, shown_of
+from spatialfeat.scores.summary import Evaluation, ScoreOptions, score, shown_of, unscored
 
 NO_INTERVALS = ScoreOptions(num_samples=0)
 
@@ -249,6 +249,14 @@ def test_a_thousand_classes_give_pictures_of_those_that_occur(num_sets: int) -> 
     assert len(text.splitlines()) < 100
     assert "60 of 1000 phases are shown" in text
     assert "per_phase.csv" in text
+
+
+def test_of_a_thousand_classes_without_any_truth_those_that_are_predicted_are_shown() -> None:
+    video = small_video("1_1", [-100] * 4, [999, 5, 5, -100])
+    evaluation = unscored("network", [video], [f"class {number}" for number in range(1000)])
+    assert shown_of([evaluation]) == [5, 999]
+    legend = [text.get_text() for text in drawn_ribbon([evaluation], 0, fps=1).legends[0].get_texts()]
+    assert {"5 class 5", "999 class 999", "998 other phases"} <= set(legend)
 
 
 def test_all_of_sixty_phases_are_shown_also_where_they_do_not_occur() -> None:

@@ -20,17 +20,21 @@ from spatialfeat.errors import SpatialfeatError
 from spatialfeat.exports.source import FLOAT32, Advance, ExportJob, ExportVideo, name_some, npy_header
 from spatialfeat.exports.verify_mstcn import MIN_FRAMES, verify_mstcn
 from spatialfeat.features.schema import CHANNEL_TIME
-from spatialfeat.names import file_name, name_problem, natural_key, same_name_key
+from spatialfeat.names import (
+    ID_BREAKS,
+    PHASE_BREAKS,
+    breaks_in,
+    file_name,
+    name_problem,
+    natural_key,
+    same_name_key,
+    without_breaks,
+)
 
 RESERVED_NAMES = ("gtea", "50salads", "breakfast")
 
 IGNORED_PHASE = "background"
 """MS-TCN's own evaluation leaves runs of this name out of edit score and F1."""
-
-ID_BREAKS = "./\\"
-"""Bundles are split at the first dot, results are named by what follows the last slash."""
-
-PHASE_BREAKS = "#"
 
 Bundles = dict[str, list[ExportVideo]]
 """{bundle's name, e.g. "train.split1": its videos}."""
@@ -59,6 +63,7 @@ class MsTcnExport(ExportJob):
         names = _readable_names(ids, places, ID_BREAKS, config.id_replacement, "--id-replacement")
         self.names = dict(zip(self.videos, names, strict=True))
         self.phases = self._phases()
+        self._warn_of_one_phase()
 
     def write(self, target: Path, advance: Advance) -> None:
         for folder in ("features", "groundTruth", "splits"):
@@ -88,14 +93,33 @@ class MsTcnExport(ExportJob):
         ]
 
     def next_step(self) -> str:
-        name = shlex.quote(self.config.out.absolute().name)
+        name, out = shlex.quote(self.config.out.absolute().name), shlex.quote(str(self.config.out.absolute()))
+        features = shlex.quote(str(self.config.features_dir.absolute()))
         num_splits = sum(bundle.startswith("test.") for bundle in self.bundles)
-        others = f"\n  and the same with --split=2 to --split={num_splits}" if num_splits > 1 else ""
+        others, results = "", f"--predictions MS-TCN=results/{name}/split_1"
+        if num_splits > 1:
+            others = ", also with --split=2" + (f" to --split={num_splits}" if num_splits > 2 else "")
+            results = f"--predictions MS-TCN=results/{name}/all --split all"
+        gather = f"  mkdir results/{name}/all; cp results/{name}/split_*/* results/{name}/all\n" if others else ""
+        scoring = f"  spatialfeat evaluate {results} --features {features}"
+        if self.config.pseudonymize is not None:
+            scoring = (
+                "  to score the results, export features that `spatialfeat extract --pseudonymize` has named alike"
+            )
         return (
-            f"  put {self.config.out} as data/{name} into a checkout of MS-TCN, and there run\n"
+            f"  in a checkout of MS-TCN, which needs Python 2, run{others}\n"
+            "  mkdir -p data\n"
+            f"  cp -r {out} data/{name}\n"
             f"  python main.py --action=train --dataset={name} --split=1\n"
             f"  python main.py --action=predict --dataset={name} --split=1\n"
-            f"  python eval.py --dataset={name} --split=1{others}"
+            f"{gather}"
+            f"{scoring}\n"
+            "  MS-TCN++: its commit aef4e46 (the one after it does not start), and to both commands of main.py\n"
+            "    --num_epochs=100 --num_layers_PG=11 --num_layers_R=10 --num_R=3\n"
+            "  ASFormer: needs scipy, seaborn and NumPy before 1.24, whose old names it uses\n"
+            '  DiffAct: reads datasets/ in place of data/, and a JSON of options with "sample_rate": 1\n'
+            f"  LTContext, FACT: take class 0, here {self.phases[0]}, for background by default\n"
+            "  every command in full: docs/temporal.md"
         )
 
     def _long_enough(self, videos: list[ExportVideo]) -> list[ExportVideo]:
@@ -114,12 +138,37 @@ class MsTcnExport(ExportJob):
         for name, bundle in self.bundles.items():
             if not bundle:
                 raise SpatialfeatError(f"splits/{name}.bundle would be empty; move videos into it")
-            if len(bundle) == 1 and not self.config.allow_small_bundles:
-                elsewhere = "--val-to train, " if name.startswith("val.") else ""
+            if len(bundle) == 1 and name.startswith("val."):
+                self.warnings.append(
+                    f"splits/{name}.bundle names one video only, {bundle[0].video_id}; MS-TCN does not read it, but a "
+                    "program that does may not read a list of one: --val-to train puts the video to the others"
+                )
+            elif len(bundle) == 1 and not self.config.allow_small_bundles:
                 raise SpatialfeatError(
                     f"splits/{name}.bundle would name one video only, {bundle[0].video_id}; some programs of the MS-TCN"
-                    f" family cannot read a list of one: move videos into it, or pass {elsewhere}--allow-small-bundles"
+                    " family cannot read a list of one: move videos into it, or pass --allow-small-bundles"
                 )
+
+    def _warn_of_one_phase(self) -> None:
+        """DiffAct looks for the first change of phase; the usual eval.py for a segment that is not background."""
+        way_out = (
+            "" if self.config.group_by == "patient" else "; --group-by patient joins it to the patient's other videos"
+        )
+        one_phase = [
+            video.video_id for video in self.videos if video.num_labelled and len(np.unique(video.labels())) == 1
+        ]
+        if one_phase:
+            self.warnings.append(
+                f"one phase only in video {name_some(one_phase)}: DiffAct stops at a video without a change of phase"
+                f"{way_out}"
+            )
+        tested = {video for name, bundle in self.bundles.items() if name.startswith("test.") for video in bundle}
+        empty = [video.video_id for video in self.videos if video in tested and not video.num_labelled]
+        if empty:
+            self.warnings.append(
+                f"no label at all in test video {name_some(empty)}: DiffAct and the usual eval.py stop at a video that "
+                f"is all {self.phases[-1]}{way_out}"
+            )
 
     def _phases(self) -> list[str]:
         stored = self.provenance.phase_names
@@ -129,7 +178,7 @@ class MsTcnExport(ExportJob):
             self.notices.append(f"phase {IGNORED_PHASE}: MS-TCN's evaluation leaves it out of edit score and F1")
         if self.config.unlabelled == "background" and any(video.num_unlabelled for video in self.videos):
             name = self.config.background_name
-            if name in phases or not name or _breaks(name, PHASE_BREAKS):
+            if name in phases or not name or breaks_in(name, PHASE_BREAKS):
                 raise SpatialfeatError(
                     f"--background-name {name!r}: must be a new name without space or '#', beside {', '.join(phases)}"
                 )
@@ -263,28 +312,22 @@ def _readable_names(
 
     Raises SpatialfeatError, naming the place, if there is no replacement for it, or two names would become one.
     """
-    if replacement is not None and (not replacement or _breaks(replacement, breaks)):
+    if replacement is not None and (not replacement or breaks_in(replacement, breaks)):
         raise SpatialfeatError(f"{option} {replacement!r}: must itself be allowed in a name, e.g. _ or -")
     readable: list[str] = []
     for place, name in zip(places, names, strict=True):
-        result = name
-        for character in _breaks(name, breaks):
-            if replacement is None:
-                raise SpatialfeatError(
-                    f"{place} {name!r} holds a space or one of {breaks}, at which readers of this format cut it; "
-                    f"pass {option} _ to replace such characters"
-                )
-            result = result.replace(character, replacement)
+        cut = breaks_in(name, breaks)
+        if cut and replacement is None:
+            raise SpatialfeatError(
+                f"{place} {name!r} holds a space or one of {breaks}, at which readers of this format cut it; "
+                f"pass {option} _ to replace such characters"
+            )
+        result = without_breaks(name, breaks, replacement or "")
         if result in readable:
             other = names[readable.index(result)]
             raise SpatialfeatError(f"{place}s {other!r} and {name!r} would both be {result}; pass another {option}")
         readable.append(result)
     return readable
-
-
-def _breaks(text: str, breaks: str) -> list[str]:
-    """The characters at which readers cut `text`, or that cannot be seen."""
-    return [sign for sign in text if sign.isspace() or sign in breaks or not sign.isprintable()]
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:

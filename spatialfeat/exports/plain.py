@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,12 +12,24 @@ import numpy as np
 import pandas as pd
 
 from spatialfeat import __version__
+from spatialfeat.config import WEIGHTS_NAME
 from spatialfeat.console import count_text
-from spatialfeat.exports.source import FLOAT32, FRAMES_PER_BLOCK, Advance, ExportJob, ExportVideo, npy_header
+from spatialfeat.exports.source import (
+    FLOAT32,
+    FRAMES_PER_BLOCK,
+    Advance,
+    ExportJob,
+    ExportVideo,
+    name_some,
+    npy_header,
+)
 from spatialfeat.features.schema import TIME_CHANNEL, WEIGHTS_ORIGIN
 from spatialfeat.features.writer import GuardedFile
 from spatialfeat.files import CsvTable, open_csv_text, write_frame
 from spatialfeat.names import file_name
+
+STUDY_WINDOW = 300
+"""Frames of a window of the pituitary temporal study."""
 
 
 class NpyExport(ExportJob):
@@ -71,9 +84,23 @@ class NpyExport(ExportJob):
     def next_step(self) -> str:
         split, videos = next(iter(self.per_split().items()))
         example = self.config.out / f"features_{split}" / f"{videos[0].ids()[0]}.npy"
-        return (
-            f"  np.load({str(example)!r})    ({self.num_channels},) float32;\n  point the temporal study at this folder"
+        lines = [
+            f"np.load({str(example)!r})    ({self.num_channels},) float32",
+            "The temporal study of the pituitary data: copy its temporal_study.py and your",
+            f"{WEIGHTS_NAME} into this folder, and run it here; it finds the features and",
+            "extracts none. Its windows take 300 frames of a patient; its second GPU (cuda:1) may have to be cuda:0.",
+        ]
+        frames: Counter[str] = Counter()
+        for video in self.videos:
+            frames[video.patient_id] += video.num_frames
+        short = [f"{patient} ({count})" for patient, count in frames.items() if count < STUDY_WINDOW]
+        if short:
+            lines.append(f"It leaves out, without a word, patients with fewer frames: {name_some(short)}.")
+        lines.append(
+            "Its .view(B_ * T_, C_) mixes phases and time; what to write there, and its other programs, are in"
         )
+        lines.append("docs/temporal.md, with combined_ResNet_DB.csv for its ribbons and how to score its results.")
+        return "\n".join(f"  {line}" for line in lines)
 
 
 def _csv_name(split: str) -> str:

@@ -26,11 +26,11 @@ from spatialfeat.data.patients import patients_in_several_splits
 from spatialfeat.data.pseudonyms import Pseudonyms, names_to_hide, open_pseudonyms
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
-from spatialfeat.features.folder import open_feature_dir, ordered_splits
+from spatialfeat.features.folder import open_feature_dir, ordered_splits, patients_of
 from spatialfeat.features.schema import WEIGHTS_ORIGIN
 from spatialfeat.files import read_json_object
 from spatialfeat.formats import FORMATS
-from spatialfeat.names import natural_key, same_name_key
+from spatialfeat.names import natural_key
 
 FRAMES_PER_BLOCK = 4096
 """4096 frames of 2048 float32 are 32 MiB: all that is held of a video, where the format allows writing in blocks."""
@@ -150,7 +150,7 @@ def open_videos(config: ExportConfig) -> tuple[list[ExportVideo], list[str]]:
     drop = unlabelled == "drop"
     files = open_feature_dir(config.features_dir)
     if config.group_by == "patient":
-        videos = [ExportVideo(group, group[0].patient_id, drop_unlabelled=drop) for group in _patients(files)]
+        videos = [ExportVideo(group, group[0].patient_id, drop_unlabelled=drop) for group in patients_of(files)]
     else:
         videos = [ExportVideo([file], file.video_id, drop_unlabelled=drop) for file in files]
     if config.pseudonymize is not None:
@@ -164,29 +164,6 @@ def open_videos(config: ExportConfig) -> tuple[list[ExportVideo], list[str]]:
             named = name_some(f"{patient} ({', '.join(splits)})" for patient, splits in shared.items())
             notices.append(f"in more than one split, so that scores will be too good: patient {named}")
     return videos, notices
-
-
-def _patients(files: Sequence[FeatureFile]) -> list[list[FeatureFile]]:
-    """The files of each patient in the order of their segments; the patients in numeric order."""
-    patients: dict[tuple[object, ...], list[FeatureFile]] = {}
-    for file in files:
-        group = patients.setdefault(same_name_key(file.patient_id), [])
-        if group and group[0].patient_id != file.patient_id:
-            raise SpatialfeatError(
-                f"{file.path}: patient {file.patient_id} is the same as {group[0].patient_id} in "
-                f"{group[0].path.name}, written differently; use one spelling and extract again"
-            )
-        group.append(file)
-    groups = sorted(patients.values(), key=lambda group: natural_key(group[0].patient_id))
-    for group in groups:
-        group.sort(key=lambda file: (int(file.segments[0]), natural_key(file.video_id)))
-        for file in group:
-            if file.split != group[0].split:
-                raise SpatialfeatError(
-                    f"{file.path}: is in split {file.split}, but {group[0].path.name} of the same patient is in "
-                    f"{group[0].split}; a patient can only be joined within one split"
-                )
-    return groups
 
 
 def _pseudonymize(videos: list[ExportVideo], map_path: Path, outputs: Sequence[Path]) -> None:
@@ -285,7 +262,7 @@ class ExportJob(ABC):
 
     Attributes:
         videos: those that are written; a subclass may leave some out.
-        notices: what the user should know.
+        notices: what the user should know. warnings: where a program that reads this format would stop.
         provenance, num_channels, num_phases, has_logits, weights_origin: those of all videos.
     """
 
@@ -294,6 +271,7 @@ class ExportJob(ABC):
         self.config = config
         self.videos = [video for video in videos if video.num_frames]
         self.notices = list(notices)
+        self.warnings: list[str] = []
         self.provenance = videos[0].files[0].provenance
         self.num_channels = videos[0].files[0].num_channels
         self.num_phases = videos[0].files[0].num_phases

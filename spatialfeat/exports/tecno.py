@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from spatialfeat.config import ExportConfig
 from spatialfeat.console import count_text
+from spatialfeat.data.frames import UNLABELLED
 from spatialfeat.exports.source import FLOAT32, Advance, ExportJob, ExportVideo
 from spatialfeat.features.schema import TIME_CHANNEL
 from spatialfeat.files import CsvTable, open_csv_text
@@ -25,6 +26,9 @@ PROTOCOL = 4
 
 PORTABLE_NAMES = {("numpy", "ndarray"), ("numpy", "dtype")}
 """All that a pickle of ours refers to. NumPy 1 and 2 both have these; `numpy._core` and `numpy.core` only one each."""
+
+CHOLEC80_PHASES = 7
+"""So many classes TeCNO's metrics know."""
 
 FULL_RATE_FPS = 25
 """TeCNO keeps every int(25 / features_subsampling)-th frame of a pickle, so 25 keeps all of them."""
@@ -95,17 +99,61 @@ class TecnoExport(ExportJob):
         ]
 
     def next_step(self) -> str:
-        ranges = ", ".join(f"{split}: {numbers}" for split, numbers in self.numbers.items())
-        return (
-            "  in TeCNO's modules/mstcn/config/config_tcn.yml set\n"
-            f"  data_root: {self.config.out.absolute()}\n"
-            f"  features_per_seconds: {self.provenance.fps}\n"
-            f"  features_subsampling: {FULL_RATE_FPS}    (its step is int({FULL_RATE_FPS} / this): keep every frame)\n"
-            f"  out_features: {self.num_phases}\n"
-            "  and in datasets/cholec80.py, where splits, class names and class weights stand in the code, set\n"
-            f"  {ranges}\n"
-            "  then run python train.py -c modules/mstcn/config/config_tcn.yml"
-        )
+        """Every line of TeCNO's code that must say something else for these videos than for Cholec80's."""
+        lines = [
+            "in a checkout of TeCNO, in modules/mstcn/config/config_tcn.yml, set",
+            f"  data_root: {self.config.out.absolute()}",
+            f"  features_per_seconds: {self.provenance.fps}",
+            f"  features_subsampling: {FULL_RATE_FPS}    (its step is int({FULL_RATE_FPS} / this): keep every frame)",
+            f"  out_features: {self.num_phases}",
+            f"  mstcn_f_dim: {self.num_channels}",
+            "  gpus: ['0']    (the first GPU; ['1'], which stands there, is the second)",
+            "in datasets/cholec80.py, set the numbers of the videos and what is known of the phases:",
+            *(f'  self.data_p["{split}"]: {numbers}' for split, numbers in self._ranges().items()),
+            f"  self.class_labels = {list(self.provenance.phase_names)}",
+            f'  self.weights["train"] = {self._class_weights()}',
+            "    (from the frames of split train; the line that stands there weighs phases as Cholec80 needs it)",
+        ]
+        if self.num_phases > CHOLEC80_PHASES:
+            lines += [
+                "in modules/mstcn/tecno.py, in PrecisionOverClasses(...) and RecallOverClasse(...), set",
+                f"  num_classes={self.num_phases}",
+            ]
+        lines += [
+            "then run (tried with Python 3.8, torch 1.7.1 and pytorch-lightning 1.1.8)",
+            "  WANDB_MODE=offline python train.py -c modules/mstcn/config/config_tcn.yml",
+            "TeCNO writes no predictions; docs/temporal.md has the lines that make it, and how to score them.",
+        ]
+        return "\n".join(f"  {line}" for line in lines)
+
+    def _ranges(self) -> dict[str, str]:
+        """{split: what to write for i in range(41, 49) and the like}, also of splits without any video."""
+        ranges = {split: f"range({numbers[0]}, {numbers[-1] + 1})" for split, numbers in self.numbers.items()}
+        train = self.numbers.get("train", range(0))
+        if not train:
+            ranges["train"] = "no video has this split, and TeCNO cannot train without"
+        if "val" not in self.numbers:
+            end = train.stop
+            instead = f"train {range(1, end - 1)} and val {range(end - 1, end)}" if len(train) > 1 else "it"
+            ranges["val"] = (
+                "no video has this split, but TeCNO chooses its epoch there, and 41 to 48 would stay in force; take "
+                f"some from train, for example {instead}"
+            )
+        if "test" not in self.numbers:
+            ranges["test"] = (
+                "no video has this split, but TeCNO tests in the end, and 49 to 80 would stay in force; give it the "
+                "numbers of val, and do not report that score"
+            )
+        return {split: ranges[split] for split in ("train", "val", "test")}
+
+    def _class_weights(self) -> list[float]:
+        """Median of the phases' frames in split train / frames of the phase, as TeCNO weighs Cholec80's; 1 if none."""
+        counts = np.zeros(self.num_phases, dtype=np.int64)
+        for number in self.numbers.get("train", ()):
+            labels = self.numbered[number].labels()
+            counts += np.bincount(labels[labels != UNLABELLED], minlength=self.num_phases)
+        median = float(np.median(counts[counts > 0])) if counts.any() else 1.0
+        return [round(median / count, 4) if count else 1.0 for count in counts.tolist()]
 
     def _path(self, target: Path, number: int) -> Path:
         return target / self.rate / f"video_{number:02d}_{self.rate}.pkl"

@@ -62,6 +62,32 @@ def ordered_splits(splits: Iterable[str]) -> list[str]:
     return sorted(set(splits), key=lambda split: (usual.index(split) if split in usual else len(usual), split))
 
 
+def patients_of(files: Sequence[FeatureFile]) -> list[list[FeatureFile]]:
+    """The files of each patient in the order of their segments; the patients in numeric order.
+
+    Raises SpatialfeatError for a patient that is written in two ways, or is in two splits.
+    """
+    patients: dict[tuple[object, ...], list[FeatureFile]] = {}
+    for file in files:
+        group = patients.setdefault(same_name_key(file.patient_id), [])
+        if group and group[0].patient_id != file.patient_id:
+            raise SpatialfeatError(
+                f"{file.path}: patient {file.patient_id} is the same as {group[0].patient_id} in "
+                f"{group[0].path.name}, written differently; use one spelling and extract again"
+            )
+        group.append(file)
+    groups = sorted(patients.values(), key=lambda group: natural_key(group[0].patient_id))
+    for group in groups:
+        group.sort(key=lambda file: (int(file.segments[0]), natural_key(file.video_id)))
+        for file in group:
+            if file.split != group[0].split:
+                raise SpatialfeatError(
+                    f"{file.path}: is in split {file.split}, but {group[0].path.name} of the same patient is in "
+                    f"{group[0].split}; a patient can only be joined within one split"
+                )
+    return groups
+
+
 def open_feature_dir(features_dir: Path, *, allow_mixed: bool = False) -> list[FeatureFile]:
     """Open all feature files of a folder, in numeric order of the video ids.
 

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from spatialfeat.config import WeightsSource
 from spatialfeat.console import frame_bar
-from spatialfeat.data.cache import FrameCache
-from spatialfeat.data.dataset import FrameBatch, FrameDataset, make_loader
+from spatialfeat.data.cache import FrameCache, open_cache
+from spatialfeat.data.dataset import FrameBatch, FrameDataset, make_loader, require_images
 from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.staging import staged
 from spatialfeat.data.transforms import evaluation_transform
+from spatialfeat.device import (
+    choose_precision,
+    choose_workers,
+    describe_arithmetic,
+    describe_device,
+    prepare_processor,
+    select_device,
+    use_true_float32,
+)
 from spatialfeat.distributed import ProcessGroup
-from spatialfeat.errors import SpatialfeatError
+from spatialfeat.errors import SpatialfeatError, translate_computing_faults
 from spatialfeat.network.resnet import InferenceNetwork
+from spatialfeat.network.weights import Checkpoint
 
 NOT_FINITE = "the network's output is NaN or infinite; use other weights, or a finer --precision"
 
@@ -91,6 +102,48 @@ def predict_logits(
             logits[outputs.positions] = outputs.logits
             advance(len(outputs.positions) * size)
     return group.sum(logits) if group else logits  # Every row is zero in all processes but one.
+
+
+class TableInference:
+    """A weights file's network and the frames of a table: checked first, computed by `logits`.
+
+    Attributes:
+        arithmetic: what computes, for people. facts: for `run.json`. found: what `logits` adds to them.
+
+    Raises:
+        SpatialfeatError: a device or precision that is not there, a cache that cannot be used, an image that cannot be
+            read. Looking at all images takes seconds; what the cache keeps is not opened.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, table: FrameTable, source: WeightsSource) -> None:
+        """source: batch size, device, precision, workers and cache."""
+        self._checkpoint, self._table, self._source = checkpoint, table, source
+        self._device = select_device(source.device)
+        self._precision = choose_precision(source.precision, self._device)
+        self._cache = cache = open_cache(source.cache_dir, source.cache_limit_gb)
+        self.arithmetic = describe_arithmetic(self._device, self._precision)
+        self.facts: dict[str, Any] = {
+            "device": describe_device(self._device),
+            "precision": self._precision,
+            "weights_sha256": checkpoint.sha256,
+        }
+        self.found: dict[str, Any] = {}
+        steps = evaluation_transform(checkpoint.preprocessing).fixed_steps
+        is_kept = None if cache is None else lambda table, name: cache.holds(table.images, name, steps)
+        require_images([table], is_kept=is_kept)
+
+    def logits(self, title: str) -> NDArray[np.float32]:
+        """`predict_logits`, with the processor prepared for it and faults as messages. title: of the progress bar."""
+        use_true_float32()
+        prepare_processor()
+        batch_size, workers = self._source.batch_size, choose_workers(self._source.workers, self._device)
+        with translate_computing_faults(batch_size=batch_size, workers=workers):
+            model = self._checkpoint.model.to(self._device)
+            network = InferenceNetwork(model, self._checkpoint.preprocessing, self._precision, batch_size)
+            logits = predict_logits(network, self._table, workers=workers, title=title, cache=self._cache)
+        if self._cache is not None:
+            self.found["cache"] = self._cache.close()
+        return logits
 
 
 class _Running:

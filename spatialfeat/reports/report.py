@@ -142,6 +142,14 @@ def _write_pictures(
         save_figure(confusion_figure(evaluation), out_dir / f"confusion_matrix{suffix}.png")
         if "calibration" in evaluation.metrics:
             save_figure(reliability_figure(evaluation), out_dir / f"reliability{suffix}.png")
+    return write_ribbons(out_dir, evaluations, lines)
+
+
+def write_ribbons(out_dir: Path, evaluations: Sequence[Evaluation], lines: Sequence[Timeline]) -> list[str]:
+    """Write ribbons_overview (_1, _2, ... if it takes several pages) and ribbons/VIDEO, as PNG and SVG.
+
+    lines: one per video. Returns the names of the overview's pages.
+    """
     (out_dir / "ribbons").mkdir(exist_ok=True)
     for position, line in enumerate(lines):
         video_id = evaluations[0].videos[position].video_id

@@ -107,21 +107,29 @@ def time_unit(duration_s: float) -> tuple[float, str]:
 def ribbon_figure(evaluations: Sequence[Evaluation], position: int, line: Timeline) -> Figure:
     """One video: a row of ground truth above one row per evaluation, and a legend of all phases.
 
+    Where no video has a label, there is a row of confidence below instead.
+
     position: of the video in `evaluations[0].videos`. line: of that video.
     """
     video = evaluations[0].videos[position]
     unit_s, unit = time_unit(line.duration_s)
     rows = _rows(evaluations, position)
-    legend = _Legend(evaluations, [video])
-    figure = Figure(figsize=(WIDTH_IN, ROW_IN * len(rows) + legend.height_in + 1.1), layout="constrained")
+    confidence = None if _has_truth(evaluations) else video.probabilities
+    num_rows = len(rows) + (confidence is not None)
+    legend = _Legend(evaluations, [position])
+    figure = Figure(figsize=(WIDTH_IN, ROW_IN * num_rows + legend.height_in + 1.1), layout="constrained")
     axes = figure.add_subplot()
     for index, (_, values) in enumerate(rows):
         _draw_row(axes, line, values, (index + 0.06, 0.88), unit_s, line.duration_s)
         _write_numbers(axes, line, values, index + 0.5, unit_s)
     if len(line.segment_starts) > 1:
-        _mark_segments(axes, line, len(rows), unit_s)
-    axes.set_yticks(np.arange(len(rows)) + 0.5, [label for label, _ in rows])
-    axes.set_ylim(len(rows), 0)
+        _mark_segments(axes, line, num_rows, unit_s)
+    labels = [label for label, _ in rows]
+    if confidence is not None:
+        _draw_confidence(axes, line, confidence.max(axis=1), len(rows), unit_s)
+        labels.append("confidence, 0 to 1")
+    axes.set_yticks(np.arange(num_rows) + 0.5, labels)
+    axes.set_ylim(num_rows, 0)
     title = [plain_text(video.video_id, longest=48), *_facts(video, line)]
     axes.set_title(", ".join(title), fontsize=10, pad=18 if len(line.segment_starts) > 1 else 6)
     _time_axis(axes, line.duration_s / unit_s, f"time since the first frame ({unit})")
@@ -164,8 +172,9 @@ def _overview_page(
     """positions: of the page's videos. note: which page it is, ", page 2 of 3"."""
     unit_s, unit = time_unit(longest_s)
     videos = [evaluations[0].videos[position] for position in positions]
-    legend = _Legend(evaluations, videos)
-    pitch = len(evaluations) + 1.6  # Rows per video, and a space before the next.
+    legend = _Legend(evaluations, positions)
+    num_rows = len(_rows(evaluations, positions[0]))
+    pitch = num_rows + 0.6  # Rows per video, and a space before the next.
     height_in = OVERVIEW_ROW_IN * pitch * len(videos) + legend.height_in + 1.2
     figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
     axes = figure.add_subplot()
@@ -176,9 +185,10 @@ def _overview_page(
         for _, start in line.segment_starts[1:]:
             _mark_segment(axes, start / unit_s, number * pitch, number * pitch + len(rows))
     ids = [plain_text(video.video_id, longest=24) for video in videos]
-    axes.set_yticks((np.arange(len(videos)) * pitch + (len(evaluations) + 1) / 2), ids, fontsize=8)
+    axes.set_yticks((np.arange(len(videos)) * pitch + num_rows / 2), ids, fontsize=8)
     axes.set_ylim(len(videos) * pitch - 0.6, -0.3)
-    order = ", ".join(["ground truth", *(plain_text(evaluation.name, longest=24) for evaluation in evaluations)])
+    truth = ["ground truth"] if _has_truth(evaluations) else []
+    order = ", ".join([*truth, *(plain_text(evaluation.name, longest=24) for evaluation in evaluations)])
     axes.set_title(f"All videos{note}. Rows of each, from above: {order}", fontsize=10, wrap=True)
     _time_axis(axes, longest_s / unit_s, f"time since each video's first frame ({unit})")
     legend.draw(figure)
@@ -188,13 +198,29 @@ def _overview_page(
 def _rows(evaluations: Sequence[Evaluation], position: int) -> list[tuple[str, IntArray]]:
     """(label, values (T,)) per row, ground truth first; the label of predictions gives the video's accuracy."""
     video = evaluations[0].videos[position]
-    rows = [("ground truth", video.labels)]
+    rows = [("ground truth", video.labels)] if _has_truth(evaluations) else []
     for evaluation in evaluations:
         accuracy = next((row["accuracy"] for row in evaluation.per_video if row["video_id"] == video.video_id), None)
         label = plain_text(evaluation.name, longest=24)
         label = label if accuracy is None else f"{label} ({REPORT.number(accuracy)})"
         rows.append((label, evaluation.videos[position].predictions))
     return rows
+
+
+def _has_truth(evaluations: Sequence[Evaluation]) -> bool:
+    return any(video.num_labelled for video in evaluations[0].videos)
+
+
+def _draw_confidence(axes: Axes, line: Timeline, values: FloatArray, row: int, unit_s: float) -> None:
+    """Draw values (T,) of 0 to 1 as an area of the row's height, blank where frames are missing."""
+    bottom, height = row + 0.94, 0.88
+    for frames in np.split(np.arange(len(values)), np.flatnonzero(line.breaks) + 1):
+        times = np.column_stack([line.starts[frames], line.ends[frames]]).ravel() / unit_s
+        axes.fill_between(times, bottom, bottom - height * np.repeat(values[frames], 2), color="#8a8a8a", linewidth=0)
+    frame = Rectangle(
+        (0, row + 0.06), line.duration_s / unit_s, height, fill=False, edgecolor="0.45", linewidth=0.5, clip_on=False
+    )
+    axes.add_patch(frame)
 
 
 def _draw_row(
@@ -262,14 +288,16 @@ def _time_axis(axes: Axes, length: float, label: str) -> None:
 class _Legend:
     """The phases with number and colour, in as many columns as surely fit: all, or of more than 60 those that occur."""
 
-    def __init__(self, evaluations: Sequence[Evaluation], videos: Sequence[EvaluatedVideo]) -> None:
+    def __init__(self, evaluations: Sequence[Evaluation], positions: Sequence[int]) -> None:
+        """positions: of the videos that are drawn."""
         names, shown = evaluations[0].metrics["phase_names"], shown_of(evaluations)
         self._handles = [
             Patch(label=plain_text(f"{phase} {names[phase]}"), linewidth=0, **_looks(phase)) for phase in shown
         ]
         if len(shown) < len(names):
             self._handles.append(Patch(label=f"{len(names) - len(shown)} other phases", linewidth=0, fill=False))
-        if any((video.labels == UNLABELLED).any() for video in videos):
+        rows = [row for position in positions for _, row in _rows(evaluations, position)]
+        if any((row == UNLABELLED).any() for row in rows):
             self._handles.append(Patch(label="no label", linewidth=0.5, **UNLABELLED_LOOKS))
         # An 8 point letter is about 0.07 inch wide.
         longest = max(len(str(handle.get_label())) for handle in self._handles)

@@ -66,7 +66,8 @@ logger = logging.getLogger(__name__)
 class FramePredictions:
     """Predicted phases of the N frames of a table, in its order.
 
-    predicted: (N,) int64, 0..C-1. probabilities: (N, C) float32, or None if the predictions came without.
+    predicted: (N,) int64, 0..C-1; -100 where a frame without a label has no prediction. probabilities: (N, C) float32,
+    or None if the predictions came without.
     """
 
     table: FrameTable
@@ -98,8 +99,9 @@ class EvaluatedVideo:
     """One video's (or patient's) T frames, in time order: by segment, then by frame number.
 
     frame_ids: (T,) texts. segments, frame_numbers: (T,) int64, parsed from the ids; frame number / fps = seconds
-    within a segment. labels: (T,) int64, -100 where unlabelled. predictions: (T,) int64, 0..C-1.
-    probabilities: (T, C) float32, rows that sum to 1, or None if the predictions came without.
+    within a segment. labels: (T,) int64, -100 where unlabelled. predictions: (T,) int64, 0..C-1; -100 where a frame
+    without a label has no prediction. probabilities: (T, C) float32, rows that sum to 1, or None if the predictions
+    came without.
     """
 
     video_id: str
@@ -159,7 +161,8 @@ class OpenedSource:
 
     tables: the frames that are scored. phase_names: C names. predict: gives the sets of predictions; long work, if
     there is any, happens there. stored_fps: frames per second of the frame numbers, where the source knows it. data:
-    files that `run.json` gets hashes of. facts: more for `run.json`, and found: what `predict` adds to them.
+    files that `run.json` gets hashes of. facts: more for `run.json`, and found: what `predict` adds to them. notices:
+    what a reader of the scores should know.
     """
 
     tables: tuple[FrameTable, ...]
@@ -169,6 +172,7 @@ class OpenedSource:
     data: tuple[Path, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
     found: dict[str, Any] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
 
 
 def read_feature_predictions(
@@ -184,17 +188,11 @@ def read_feature_predictions(
         SpatialfeatError: files that cannot be read, do not belong together or hold impossible values, no file of that
             split, or another number of phases.
     """
-    files = read_features(source.features, split=None if source.split == ALL_SPLITS else source.split)
+    files = open_features(source.features, source.split, num_classes, phase_names)
     for file in files:
         file.require_logits("predictions come from them")
-    num_phases = files[0].num_phases
-    if num_classes not in (None, num_phases):
-        raise SpatialfeatError(
-            f"{source.features}: its files have {num_phases} phases, not {num_classes}; leave --num-classes out"
-        )
-    check_phase_names(phase_names, num_phases)
     parts = [
-        _read_split(source.features, [file for file in files if file.split == split])
+        feature_predictions(source.features, [file for file in files if file.split == split])
         for split in dict.fromkeys(file.split for file in files)
     ]
     return OpenedSource(
@@ -202,35 +200,69 @@ def read_feature_predictions(
         phase_names=phase_names or files[0].phase_names,
         predict=lambda: {NETWORK_NAME: parts},
         stored_fps=files[0].fps,
-        facts={
-            "feature_files": [file.path.name for file in files],
-            "weights_sha256": files[0].provenance.weights_sha256,
-        },
+        facts=feature_facts(files),
     )
 
 
-def _read_split(features_dir: Path, files: Sequence[FeatureFile]) -> FramePredictions:
-    """All files of one split as one table, so that the videos of a patient can be put together."""
-    tables, logits = zip(*map(_read_feature_file, files), strict=True)
+def open_features(
+    features_dir: Path, split: str, num_classes: int | None, phase_names: tuple[str, ...] | None
+) -> list[FeatureFile]:
+    """The folder's files of one split, or of all, in numeric order of their videos: see `read_feature_predictions`."""
+    files = read_features(features_dir, split=None if split == ALL_SPLITS else split)
+    num_phases = files[0].num_phases
+    if num_classes not in (None, num_phases):
+        raise SpatialfeatError(
+            f"{features_dir}: its files have {num_phases} phases, not {num_classes}; leave --num-classes out"
+        )
+    check_phase_names(phase_names, num_phases)
+    return files
+
+
+def feature_facts(files: Sequence[FeatureFile]) -> dict[str, Any]:
+    """What `run.json` says of feature files."""
+    return {
+        "feature_files": [file.path.name for file in files],
+        "weights_sha256": files[0].provenance.weights_sha256,
+    }
+
+
+def feature_table(features_dir: Path, files: Sequence[FeatureFile]) -> FrameTable:
+    """The frames of all files as one table, file after file, so that the videos of a patient can be put together."""
+    tables = [_frames_of(file) for file in files]
     names = ("ids", "labels", "videos", "patients", "segments", "frame_numbers")
-    columns = {name: np.concatenate([getattr(table, name) for table in tables]) for name in names}
-    table = replace(tables[0], origin=Origin(features_dir, None), **columns)
-    return FramePredictions.of_logits(table, np.concatenate(logits))
+    columns: dict[str, Any] = {name: np.concatenate([getattr(table, name) for table in tables]) for name in names}
+    return replace(tables[0], origin=Origin(features_dir, None), **columns)
 
 
-def _read_feature_file(file: FeatureFile) -> tuple[FrameTable, npt.NDArray[np.float32]]:
-    """The file's T frames, and their logits (T, C) float32."""
+def feature_predictions(
+    features_dir: Path, files: Sequence[FeatureFile], table: FrameTable | None = None
+) -> FramePredictions:
+    """What the stored logits predict. table: `feature_table` of the same files, if the caller has it already."""
+    logits = [_logits_of(file) for file in files]
+    return FramePredictions.of_logits(table or feature_table(features_dir, files), np.concatenate(logits))
+
+
+def _frames_of(file: FeatureFile) -> FrameTable:
+    """The file's T frames."""
     with file:
-        ids, labels, logits = file.frame_ids, file.labels, file.logits(axes=TIME_CHANNEL)
+        ids, labels = file.frame_ids, file.labels
     columns = {"id": ids.astype(object), "label": labels, "patient": file.patient_id}
     rows = Rows(Origin(file.path, None), pd.DataFrame(columns))
     outside = ((labels < 0) | (labels >= file.num_phases)) & (labels != UNLABELLED)
     rows.refuse("label", outside, f"label {{value}} is outside 0..{file.num_phases - 1}", AGAIN)
-    not_finite = np.asarray(~np.isfinite(logits).all(axis=1), dtype=bool)
-    rows.refuse("id", not_finite, "its logits are not finite", AGAIN)
     # The ids are parsed, not the stored video: a file of a whole patient holds several videos.
     rule = IdRule.parse(file.provenance.id_rule)
-    return make_table(rows, file.path.parent, file.split, labels, id_rule=rule), logits
+    return make_table(rows, file.path.parent, file.split, labels, id_rule=rule)
+
+
+def _logits_of(file: FeatureFile) -> npt.NDArray[np.float32]:
+    """(T, C) float32."""
+    with file:
+        logits = file.logits(axes=TIME_CHANNEL)
+        wrong = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+        if len(wrong):
+            raise SpatialfeatError(f"{file.path}: {file.frame_ids[wrong[0]]}: its logits are not finite; {AGAIN}")
+    return logits
 
 
 def read_prediction_files(
@@ -248,9 +280,15 @@ def read_prediction_files(
     if num_classes is None:
         num_classes = len(phase_names) if phase_names else DEFAULT_NUM_PHASES
     check_phase_names(phase_names, num_classes)
-    paths = _named_paths(source.predictions)
+    paths = named_paths(source.predictions)
+    for name, path in paths.items():
+        if path.is_dir():
+            raise SpatialfeatError(
+                f"--predictions {name}={path}: is a folder; result files, one per video, are matched with feature "
+                "files: pass --features, the folder of these"
+            )
     rule = IdRule.given(source.id_form, source.id_pattern) or USUAL_RULE
-    files = {name: _PredictionFile.read(path, num_classes, phase_names, rule) for name, path in paths.items()}
+    files = {name: PredictionFile.read(path, num_classes, phase_names, rule) for name, path in paths.items()}
     truth = _ground_truth(source.csv, list(files.values()), num_classes, phase_names, rule)
     rows = {name: file.rows_of(truth) for name, file in files.items()}
     # Frames without a true phase count nowhere: a program may have left them out.
@@ -268,8 +306,11 @@ def read_prediction_files(
     )
 
 
-def _named_paths(predictions: Sequence[str]) -> dict[str, Path]:
-    """{name: path} of each `PATH` or `NAME=PATH`. Names become folders, so they must be safe and differ."""
+def named_paths(predictions: Sequence[str], num_others: int = 0) -> dict[str, Path]:
+    """{name: path} of each `PATH` or `NAME=PATH`. Names of several sets become folders, so must be safe and differ.
+
+    num_others: so many sets stand beside these.
+    """
     named: dict[str, tuple[str, Path]] = {}
     for text in predictions:
         match = re.fullmatch(r"(?P<name>[^/=]+)=(?P<path>.+)", text)
@@ -279,7 +320,7 @@ def _named_paths(predictions: Sequence[str]) -> dict[str, Path]:
         else:
             name, path = match["name"], Path(match["path"])
         safe = re.fullmatch(SAFE_NAME, name) and not re.fullmatch(OUTPUT_NAME, name.casefold())
-        if len(predictions) > 1 and not safe:
+        if len(predictions) + num_others > 1 and not safe:
             raise SpatialfeatError(
                 f"--predictions {text}: {name!r} cannot be the name of an output folder; write "
                 "--predictions NAME=PATH with letters, digits, - and _"
@@ -294,7 +335,7 @@ def _named_paths(predictions: Sequence[str]) -> dict[str, Path]:
 
 
 @dataclass(frozen=True, eq=False)
-class _PredictionFile:
+class PredictionFile:
     """One file's N rows. table.labels: its own ground truth, if has_truth. predicted: (N,) int64."""
 
     table: FrameTable
@@ -302,7 +343,7 @@ class _PredictionFile:
     predicted: IntArray
 
     @classmethod
-    def read(cls, path: Path, num_phases: int, phase_names: tuple[str, ...] | None, id_rule: IdRule) -> _PredictionFile:
+    def read(cls, path: Path, num_phases: int, phase_names: tuple[str, ...] | None, id_rule: IdRule) -> PredictionFile:
         rows = read_rows(path, "img_id,true_label,predicted_label", [])
         rows = replace(rows, id_column=_one_column(rows, ID_COLUMNS, "ids"))
         predicted_column = _one_column(rows, PREDICTED_COLUMNS, "predicted phases")
@@ -363,7 +404,7 @@ def _one_column(rows: Rows, names: Sequence[str], content: str, *, required: boo
 
 def _ground_truth(
     csv: Path | None,
-    files: Sequence[_PredictionFile],
+    files: Sequence[PredictionFile],
     num_phases: int,
     phase_names: tuple[str, ...] | None,
     id_rule: IdRule,
@@ -381,8 +422,8 @@ def _ground_truth(
 
 
 def _ids_text(table: FrameTable, rows: Sequence[int]) -> str:
-    """`3 frames (1_1_4 in row 5, 1_1_5 in row 6, 1_1_6 in row 7)`."""
+    """`3 frames (1_1_4 in row 5, 1_1_5 in row 6, 1_1_6 in row 7)`; without rows where feature files are the table."""
     numbers = table.origin.row_numbers
-    assert numbers is not None, table.source
-    named = ", ".join(f"{table.ids[row]} in row {numbers[row]}" for row in rows[:NAMED_IDS])
+    where = {row: "" if numbers is None else f" in row {numbers[row]}" for row in rows[:NAMED_IDS]}
+    named = ", ".join(f"{table.ids[row]}{place}" for row, place in where.items())
     return f"{count_text(len(rows), 'frame')} ({named}{', ...' if len(rows) > NAMED_IDS else ''})"

@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 
 from spatialfeat.console import shown_phases
+from spatialfeat.data.frames import UNLABELLED
 from spatialfeat.files import write_csv, write_json
 from spatialfeat.scores.calibration import calibration
 from spatialfeat.scores.metrics import (
@@ -106,6 +107,21 @@ def score(
     metrics = _metrics(tallies, videos, phase_names, options)
     return Evaluation(
         name=name, videos=tuple(videos), tallies=tallies, metrics=metrics, per_video=_per_video_rows(tallies)
+    )
+
+
+def unscored(name: str, videos: Sequence[EvaluatedVideo], phase_names: Sequence[str]) -> Evaluation:
+    """Predictions without any truth: what pictures along time need, and no scores."""
+    num_phases = len(phase_names)
+    nothing = Tallies(
+        video_ids=(),
+        patient_ids=(),
+        counts=np.zeros((0, num_phases, num_phases), dtype=np.int64),
+        edit=np.zeros(0),
+        matches=np.zeros((0, len(IOU_PERCENTS), 3), dtype=np.int64),
+    )
+    return Evaluation(
+        name=name, videos=tuple(videos), tallies=nothing, metrics={"phase_names": list(phase_names)}, per_video=[]
     )
 
 
@@ -228,7 +244,10 @@ def _per_video_rows(tallies: Tallies) -> list[dict[str, Any]]:
 def shown_of(evaluations: Sequence[Evaluation]) -> list[int]:
     """`shown_phases` of predictions of the same frames: labelled phases go before those that are only predicted."""
     counts = np.sum([evaluation.tallies.counts.sum(axis=0) for evaluation in evaluations], axis=0)
-    return shown_phases(counts.sum(axis=1).tolist(), counts.sum(axis=0).tolist())
+    # Counted anew, because tallies leave out frames without a label, which pictures along time show.
+    predicted = np.concatenate([video.predictions for evaluation in evaluations for video in evaluation.videos])
+    times_predicted = np.bincount(predicted[predicted != UNLABELLED], minlength=len(counts))
+    return shown_phases(counts.sum(axis=1).tolist(), times_predicted.tolist())
 
 
 def compare(first: Evaluation, second: Evaluation, *, num_samples: int, seed: int) -> dict[str, Any]:
