@@ -448,7 +448,7 @@ def _no_bars() -> Iterator[None]:
     def disabled(bar: Any, *arguments: Any, **options: Any) -> None:
         usual(bar, *arguments, **{**options, "disable": True})
 
-    tqdm.__init__ = disabled  # type: ignore[method-assign]
+    tqdm.__init__ = disabled  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
