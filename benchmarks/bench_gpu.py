@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,21 +31,27 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import ceilings
 import torch
-from bench_frames import FrameSet, make_frames
+from bench_frames import NUM_PHASES, FrameSet, make_frames
 from bench_setup import BENCHMARKS_DIR, machine_facts, machine_line, markdown_table, run_benchmark, say
 from bench_weights import make_weights
 from comparing import read_history
 from measuring import UNTOLD, Rate, run_measured
+from tqdm import tqdm
 
 from spatialfeat.config import WEIGHTS_NAME, ExtractConfig, FinetuneConfig
 from spatialfeat.data import images
+from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.extract import extract
 from spatialfeat.finetune import finetune
+from spatialfeat.network.inference import FrameOutputs
+from spatialfeat.network.weights import save_weights
 from spatialfeat.training import trainer
 
 LIMIT_GB = 40.0
 FEW_FRAMES = 64
-"""An extraction of so few is start-up: what it takes less than a long one is the steady rate's."""
+"""An extraction of so few is start-up: what it takes less than a long one is the rate between the two."""
+STEADY_FROM = 3
+"""The first third of the batches does not count as steady: workers have loaded some of them during the start."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,10 @@ class Results:
             f"## bench_gpu\n\n{machine_line(self.facts)}",
             "One run of each, files in the page cache, most frames hard links to a few hundred drawn ones. An epoch is "
             "training and validation; `later` epochs come after the first, which starts workers and fills the cache. "
-            "Steady rates are those between a run over few frames and one over all.",
+            "A steady rate is that of the last two thirds of the batches, until the last has come back from the "
+            "network. In seconds: the whole call; of it the look at the files, and what came after the last batch; the "
+            "first batch, from the start of the call. between_runs: frames/s by which a run over all takes longer than "
+            "one over few, with the look at the files, the graph's recording and the writing.",
             markdown_table(["", "frames", "frames/s", "more"], rows or [["nothing", "", "", ""]]),
         ]
         if self.failed:
@@ -146,6 +156,13 @@ class Bench:
     def __init__(self, plan: Plan, work: Path, results: Results) -> None:
         self.plan, self.work, self.results = plan, work, results
         self.weights = make_weights(work / "weights.pth", image_size_px=plan.image_size_px)
+        save_weights(  # Again, with their description: what reads them would warn each time that there is none.
+            self.weights,
+            torch.load(self.weights, weights_only=True),
+            phase_names=tuple(f"phase_{phase}" for phase in range(NUM_PHASES)),
+            preprocessing=Preprocessing.for_image_size(plan.image_size_px),
+            training={},
+        )
         self.sets = [
             make_frames(work / f"{width}x{height}", width=width, height=height, count=count, seed=0,
                         max_drawn=plan.max_drawn)
@@ -155,20 +172,20 @@ class Bench:
     def parts(self) -> Iterator[tuple[str, Callable[[], None]]]:
         """Names and calls, the most important first."""
         small, large = self.sets
-        yield "finetune, small frames", lambda: self.finetune(small)
         yield "finetune, small frames, cache", lambda: self.finetune(small, cache=True, epochs=3)
-        yield "finetune, large frames, cache", lambda: self.finetune(large, cache=True, epochs=3)
-        yield "extract, small frames", lambda: self.extract(small)
         yield "extract, small frames, cache", lambda: self.extract(small, cache=True)
+        yield "extract, small frames", lambda: self.extract(small)
+        yield "finetune, large frames, cache", lambda: self.finetune(large, cache=True, epochs=3)
         yield "extract, large frames, cache", lambda: self.extract(large, cache=True)
-        yield "network alone", self.network
-        yield "finetune, large frames", lambda: self.finetune(large, epochs=1)
+        yield "finetune, small frames", lambda: self.finetune(small)
+        yield "finetune without CUDA graphs", lambda: self.finetune(small, cache=True, SPATIALFEAT_CUDA_GRAPHS="0")
         yield "extract, large frames", lambda: self.extract(large, most=2_500)
-        for frames, count in zip(self.sets, self.plan.plain_frames, strict=True):
-            yield f"plain finetune, {frames.size_text}", partial(self.plain, frames, count)
+        yield "finetune, large frames", lambda: self.finetune(large, epochs=1)
         for frames, count in zip(self.sets, self.plan.plain_frames, strict=True):
             yield f"plain extract, {frames.size_text}", partial(self.plain_extract, frames, count)
-        yield "finetune without CUDA graphs", lambda: self.finetune(small, cache=True, SPATIALFEAT_CUDA_GRAPHS="0")
+        for frames, count in zip(self.sets, self.plan.plain_frames, strict=True):
+            yield f"plain finetune, {frames.size_text}", partial(self.plain, frames, count)
+        yield "network alone", self.network
         yield "finetune, augmented by workers", lambda: self.finetune(small, cache=True, SPATIALFEAT_AUGMENT="workers")
         yield "finetune fp32", lambda: self.finetune(small, cache=True, precision="fp32")
         if images.decoder_name() != "Pillow":
@@ -221,7 +238,7 @@ class Bench:
         self.results.add(f"{name}: {later}", frames.size_text, count / history[-1].seconds, **rates)
 
     def extract(self, frames: FrameSet, *, cache: bool = False, most: int | None = None) -> None:
-        """Extract few frames and many: the whole call, and the steady rate between the two."""
+        """Extract few frames and many: the steady rate, the whole call, and the rate between the two."""
         most = min(most or frames.num_train, frames.num_train)
         seconds, counts = [], (min(FEW_FRAMES, most // 4), most)
         for count in counts:
@@ -239,21 +256,26 @@ class Bench:
                 cache_limit_gb=LIMIT_GB,
                 out_dir=out,
             )
-            start = time.perf_counter()
-            extract(config)
-            seconds.append(time.perf_counter() - start)
+            with _extraction_timed() as timeline:
+                start = time.perf_counter()
+                extract(config)
+                seconds.append(time.perf_counter() - start)
         few, many = counts
         more: dict[str, Any] = {
             "decoder": images.decoder_name(),
             "whole_call_s": round(seconds[1], 2),
             "few_frames_s": round(seconds[0], 2),
+            "look_s": round(timeline.look_seconds, 2),
+            "first_batch_s": round(timeline.batches[0][0] - start, 2),
+            "after_last_s": round(start + seconds[1] - timeline.batches[-1][0], 2),
             "frames": many,
         }
         if cache:
             more["decoded"] = json.loads((out / "run.json").read_text())["cache"]["frames_decoded"]
-        rate = Rate.of(seconds[1], many, seconds[0], few)
+        if between := Rate.of(seconds[1], many, seconds[0], few):
+            more["between_runs"] = round(between.frames_per_second)
         name = f"extract {self.plan.precision}{' --cache' if cache else ''}: steady"
-        self.results.add(name, frames.size_text, rate.frames_per_second if rate else None, **more)
+        self.results.add(name, frames.size_text, timeline.steady_rate(), **more)
 
     def network(self) -> None:
         """The network alone, on frames in memory."""
@@ -381,6 +403,58 @@ def _parts_timed() -> Iterator[dict[str, list[float]]]:
             setattr(trainer, name, function)
 
 
+@dataclass
+class Timeline:
+    """Of one extraction. look_seconds: of the look at the files. batches: (time when it was computed, frames)."""
+
+    look_seconds: float = 0.0
+    batches: list[tuple[float, int]] = field(default_factory=list)
+
+    def steady_rate(self) -> float | None:
+        """Frames/s from the end of the first third of the batches to the last one."""
+        counted = self.batches[len(self.batches) // STEADY_FROM :]
+        seconds = counted[-1][0] - counted[0][0]
+        return sum(frames for _, frames in counted[1:]) / seconds if seconds > 0 else None
+
+
+@contextmanager
+def _extraction_timed() -> Iterator[Timeline]:
+    module: Any = importlib.import_module("spatialfeat.extract")  # Whose name in the package is the function's.
+    before, timeline = (module.run_inference, module.check_image_files), Timeline()
+
+    def run_inference(*arguments: Any) -> Iterable[FrameOutputs]:
+        for outputs in before[0](*arguments):
+            timeline.batches.append((time.perf_counter(), len(outputs.positions)))
+            yield outputs
+
+    def check_image_files(*arguments: Any, **options: Any) -> Any:
+        start = time.perf_counter()
+        found = before[1](*arguments, **options)
+        timeline.look_seconds = time.perf_counter() - start
+        return found
+
+    module.run_inference, module.check_image_files = run_inference, check_image_files
+    try:
+        yield timeline
+    finally:
+        module.run_inference, module.check_image_files = before
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Progress bars would fill a log with empty lines."""
+    usual: Any = tqdm.__init__
+
+    def disabled(bar: Any, *arguments: Any, **options: Any) -> None:
+        usual(bar, *arguments, **{**options, "disable": True})
+
+    tqdm.__init__ = disabled  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        tqdm.__init__ = usual  # type: ignore[method-assign]
+
+
 def measure(plan: Plan, work: Path, out: Path, minutes: float, only: Sequence[str] = ()) -> Results:
     """Run the parts until the time is over; the one that is running then is finished.
 
@@ -398,7 +472,8 @@ def measure(plan: Plan, work: Path, out: Path, minutes: float, only: Sequence[st
             continue
         say(f"{time.monotonic() - start:4.0f} s: {name}")
         try:
-            part()
+            with _no_bars():
+                part()
         except Exception as error:  # noqa: BLE001  # The time of the other parts is worth more.
             traceback.print_exc()
             results.failed.append(f"{name} ({type(error).__name__}: {str(error).strip().splitlines()[:1]})")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tinydata import make_table, png_bytes, write_images
 
-from spatialfeat.data.dataset import FrameDataset, check_image_files, require_images
+from spatialfeat.data import dataset as dataset_module
+from spatialfeat.data.dataset import FrameDataset, check_image_files, make_loader, require_images
 from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.images import ImageFolder
 from spatialfeat.data.transforms import Preprocessing, evaluation_transform
@@ -136,3 +139,35 @@ def test_frames_of_several_tables_come_in_the_order_of_their_parts(tmp_path: Pat
     dataset = FrameDataset(parts, evaluation_transform(Preprocessing.for_image_size(64)))
     assert [dataset.locate(position) for position in range(len(dataset))] == wanted
     assert [dataset[position].image.unique().tolist() for position in range(len(dataset))] == [[0], [1], [2]]
+
+
+@pytest.mark.parametrize("room", [2**20, 3 * 16 * 16], ids=["in slots", "some too large for one"])
+def test_batches_that_are_kept_stay_what_workers_loaded(
+    room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers use their memory again: what the caller has must be its own. Also of batches that fit in no slot."""
+    table = make_table(tmp_path, [f"1_1_{number}" for number in range(1, 24)])
+    write_images(table)
+    table.image_path(4).write_bytes(b"")
+    dataset = FrameDataset(table, evaluation_transform(Preprocessing.for_image_size(16)), with_digests=True)
+    cpu = torch.device("cpu")
+    expected = list(make_loader(dataset, batch_size=2, workers=0, device=cpu))
+    monkeypatch.setattr(dataset_module, "SLOT_BYTES_PER_FRAME", room - (room < 2**20))
+    loader = make_loader(dataset, batch_size=2, workers=2, device=cpu, keep_workers=True)
+    first = list(loader)
+    processes = {process.pid for process in multiprocessing.active_children()}
+    second = list(loader)
+    assert processes == {process.pid for process in multiprocessing.active_children()}
+    for found in (first, second):
+        for batch, own in zip(found, expected, strict=True):
+            assert torch.equal(batch.images, own.images)
+            assert batch.images.stride() == own.images.stride()
+            assert batch.positions.tolist() == own.positions.tolist()
+            assert (batch.digests, batch.failures) == (own.digests, own.failures)
+
+
+def test_no_more_workers_than_batches(tmp_path: Path) -> None:
+    table = make_table(tmp_path, ["1_1_1", "1_1_2", "1_1_3"])
+    write_images(table)
+    dataset = FrameDataset(table, evaluation_transform(Preprocessing.for_image_size(16)))
+    assert make_loader(dataset, batch_size=2, workers=16, device=torch.device("cpu")).num_workers == 2

@@ -295,11 +295,13 @@ import sys
 from pathlib import Path
 import torch
 from spatialfeat.cli import main
+from spatialfeat.data import dataset
 
 def refuse(tensor):
     raise RuntimeError("unable to allocate shared memory(shm) for file </torch_7_1>: No space left on device (28)")
 
 torch.Tensor.share_memory_ = refuse
+dataset.SLOT_BYTES_PER_FRAME = 1  # Too small for any batch.
 if sys.argv.pop(1) == "as a library":
     from spatialfeat.extract import ExtractConfig, extract
 

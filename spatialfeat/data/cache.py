@@ -153,8 +153,9 @@ class FrameCache:
 
     def _count(self, which: int) -> int:
         with self._counts.get_lock():
-            self._counts[which] += 1
-            return int(self._counts[which])
+            counts: Any = self._counts.get_obj()  # Which takes the lock no second time.
+            counts[which] += 1
+            return int(counts[which])
 
 
 def total_use(uses: Sequence[dict[str, int]]) -> dict[str, int]:
@@ -309,12 +310,12 @@ class PackStore:
             descriptor = self._open(slab)
             if offset + HEADER.size + length > os.fstat(descriptor).st_size:
                 return None
-            entry = bytearray(HEADER.size + length)
+            entry = np.empty(HEADER.size + length, np.uint8).data  # Unlike a bytearray, not filled with zeros.
             if os.preadv(descriptor, [entry], offset) != len(entry):
                 return None
         except OSError:  # Deleted, here or on another machine of a network file system.
             return None
-        content = memoryview(entry)[HEADER.size :]
+        content = entry[HEADER.size :]
         expected = (MAGIC, key, length, zlib.crc32(content, zlib.crc32(key)))
         return content if HEADER.unpack_from(entry) == expected else None
 

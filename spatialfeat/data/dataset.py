@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import mmap
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from multiprocessing.queues import Queue
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -25,6 +29,12 @@ from spatialfeat.signals import leave_signals_to_main_process
 
 RowNumbers = NDArray[np.int64]
 """(n,) int64: rows of one frame table, in the order in which they are wanted."""
+
+BATCHES_AHEAD = 2
+"""So many batches a decoding process has in hand that the main process has not taken yet."""
+
+SLOT_BYTES_PER_FRAME = 2**20
+"""Room for a frame in shared memory, more than most take. Of what is not used nothing is taken from the machine."""
 
 
 def check_image_files(
@@ -106,7 +116,7 @@ class FrameBatch(NamedTuple):
     undecodable (position, reason) pairs. left_to_do: (G, K) float64, what `augment_batch` has to do with the images,
     which are then (G, H, W, 3), each in its upper left corner; K is 0 where nothing is left.
 
-    Only the images travel in shared memory: each tensor there costs its receiver a connection to the sender.
+    Only the images travel in shared memory, see `_Slots`.
     """
 
     images: torch.Tensor
@@ -248,6 +258,7 @@ def make_loader(
     device: torch.device,
     positions: Sequence[int] | None = None,
     batches: EpochBatches | None = None,
+    keep_workers: bool = False,
 ) -> DataLoader[FrameSample]:
     """Iterating yields FrameBatch.
 
@@ -255,20 +266,85 @@ def make_loader(
         batch_size: frames per batch, unless `batches` are given.
         positions: the frames to load, in this order; None loads all.
         batches: the frames of every batch, for training; they change from epoch to epoch.
+        keep_workers: for a loader that is iterated again: starting 16 processes anew takes a second.
     """
     order: dict[str, Any] = {"batch_sampler": batches} if batches else {"batch_size": batch_size, "sampler": positions}
+    num_batches = len(batches) if batches else math.ceil(len(dataset if positions is None else positions) / batch_size)
+    workers = min(workers, num_batches)
+    pinned = device.type == "cuda"
+    slots = None
+    # Where processes are not forked, they have no memory in common beforehand; and some systems grant no such mapping.
+    if workers and multiprocessing.get_context().get_start_method() == "fork":
+        with suppress(OSError):
+            slots = _Slots(workers, batch_size * SLOT_BYTES_PER_FRAME, pinned=pinned)
     return DataLoader(
         dataset,
         **order,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=partial(collate, slots=slots),
         worker_init_fn=_start_worker,
         # Its own generator for the seeds of workers, which nothing draws from: the global one is left alone, so that
         # its state after an epoch does not depend on workers.
         generator=torch.Generator(),
-        pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0 and batches is not None,
+        pin_memory=pinned,
+        prefetch_factor=BATCHES_AHEAD if workers else None,
+        persistent_workers=workers > 0 and keep_workers,
     )
+
+
+class _Slots:
+    """Memory in which decoding processes hand batches over, mapped before they are forked.
+
+    The usual way, a file of shared memory for each batch, costs the main process a connection to a thread of the
+    worker, which waits there for a turn beside the decoding: 5 to 15 ms per batch, at which everything else waits.
+
+    A worker fills its slots in turn. A slot's batch was copied out long before its turn comes again: a worker gets a
+    new batch to load only when the one `BATCHES_AHEAD` before it has been taken.
+    """
+
+    _numbers = count()
+    _of_number: ClassVar[WeakValueDictionary[int, _Slots]] = WeakValueDictionary()
+
+    def __init__(self, workers: int, slot_bytes: int, *, pinned: bool) -> None:
+        # Anonymous: it needs no room in /dev/shm, of which containers have little.
+        self._memory = torch.frombuffer(mmap.mmap(-1, workers * BATCHES_AHEAD * slot_bytes), dtype=torch.uint8)
+        self._slot_bytes, self._pinned = slot_bytes, pinned
+        self._number, self._turn = next(self._numbers), 0
+        self._of_number[self._number] = self
+
+    def empty(self, worker: int, shape: tuple[int, ...]) -> torch.Tensor:
+        """Of uint8, in the next slot of this worker; elsewhere if it is too large for one."""
+        num_bytes = math.prod(shape)
+        if num_bytes > self._slot_bytes:
+            return torch.empty(shape, dtype=torch.uint8)
+        start = (worker * BATCHES_AHEAD + self._turn) * self._slot_bytes
+        self._turn = (self._turn + 1) % BATCHES_AHEAD
+        return self._memory[start : start + num_bytes].view(shape)
+
+    def hold(self, images: torch.Tensor) -> bool:
+        """Whether `images` came from `empty` and are in a slot."""
+        return images.untyped_storage().data_ptr() == self._memory.untyped_storage().data_ptr()
+
+    def ticket(self, images: torch.Tensor) -> _Ticket:
+        """What the main process gets instead of `images`, and unpickles to a copy of them."""
+        return _Ticket(self._number, tuple(images.shape), images.stride(), int(images.storage_offset()))
+
+    @classmethod
+    def redeem(cls, number: int, shape: tuple[int, ...], stride: tuple[int, ...], offset: int) -> torch.Tensor:
+        """The images of a ticket, in memory of their own; pinned, if they are going to a GPU."""
+        slots = cls._of_number[number]
+        own = torch.empty_strided(shape, stride, dtype=torch.uint8, pin_memory=slots._pinned)
+        return own.copy_(slots._memory.as_strided(shape, stride, offset))
+
+
+class _Ticket(NamedTuple):
+    number: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Slots.redeem, tuple(self)
 
 
 def _start_worker(_worker_id: int) -> None:
@@ -283,33 +359,55 @@ def _end_worker(error: Exception, _batch: object) -> None:
     os._exit(1)
 
 
-def collate(samples: list[FrameSample]) -> FrameBatch:
+def collate(samples: list[FrameSample], slots: _Slots | None = None) -> FrameBatch:
     """Stack the decoded frames and list the others."""
+    worker = get_worker_info()
+    empty: EmptyImages = partial(torch.empty, dtype=torch.uint8)
+    if worker is not None and slots is not None:
+        empty = partial(slots.empty, worker.id)
     good = [sample for sample in samples if sample.image is not None]
     rows = [sample.left_to_do for sample in good]
     images = [sample.image for sample in good if sample.image is not None]
     batch = FrameBatch(
-        images=_stack_cuts(images) if any(rows) else _stack(images),
+        images=_stack_cuts(images, empty) if any(rows) else _stack(images, empty),
         labels=np.array([sample.label for sample in good], np.int64),
         positions=np.array([sample.position for sample in good], np.int64),
         digests=[sample.digest for sample in good],
         failures=[(sample.position, sample.failure) for sample in samples if sample.failure is not None],
         left_to_do=np.array(rows, np.float64).reshape(len(good), -1 if good else 0),
     )
-    if get_worker_info() is not None and batch.images.numel():
-        # They travel in shared memory. Put there here, and not on sending, a lack of it is an error of this batch.
-        batch.images.share_memory_()  # type: ignore[no-untyped-call]
+    if worker is None or not good:
+        return batch
+    if slots is not None and slots.hold(batch.images):
+        ticket: Any = slots.ticket(batch.images)
+        return batch._replace(images=ticket)
+    # Put into a file of shared memory here, and not on sending, a lack of it is an error of this batch.
+    batch.images.share_memory_()  # type: ignore[no-untyped-call]
     return batch
 
 
-def _stack(images: list[torch.Tensor]) -> torch.Tensor:
-    return torch.stack(images) if images else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
+EmptyImages = Callable[[tuple[int, ...]], torch.Tensor]
+"""Makes a uint8 tensor of a shape."""
 
 
-def _stack_cuts(cuts: list[torch.Tensor]) -> torch.Tensor:
+def _stack(images: list[torch.Tensor], empty: EmptyImages) -> torch.Tensor:
+    """Images (3, S, S) as (G, 3, S, S), in the order in memory that they have: turning it would take longer."""
+    if not images:
+        return torch.empty(0, 3, 0, 0, dtype=torch.uint8)
+    height, width = images[0].shape[1:]
+    if all(image.stride(0) == 1 for image in images):
+        stacked = empty((len(images), height, width, 3)).permute(0, 3, 1, 2)
+    else:
+        stacked = empty((len(images), 3, height, width))
+    for place, image in zip(stacked, images, strict=True):
+        place.copy_(image)
+    return stacked
+
+
+def _stack_cuts(cuts: list[torch.Tensor], empty: EmptyImages) -> torch.Tensor:
     """Cuts (3, h, w) of different sizes in one tensor (G, H, W, 3), in the order in memory that they are decoded to."""
     height, width = (max(cut.shape[side] for cut in cuts) for side in (1, 2))
-    stacked = torch.empty(len(cuts), height, width, 3, dtype=torch.uint8)
+    stacked = empty((len(cuts), height, width, 3))
     for place, cut in zip(stacked, cuts, strict=True):
         place[: cut.shape[1], : cut.shape[2]] = cut.permute(1, 2, 0)
     return stacked

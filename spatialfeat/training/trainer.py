@@ -374,6 +374,7 @@ class Trainer:
             batches=self._batches,
             workers=workers,
             device=group.device,
+            keep_workers=True,
         )
         self._val_loader = make_loader(
             FrameDataset(data.val, evaluation, cache=cache),
@@ -381,6 +382,7 @@ class Trainer:
             positions=range(group.rank, len(data.val), group.size),
             workers=workers,
             device=group.device,
+            keep_workers=True,
         )
         criterion = training_loss(config, data.train.labels)
         self._loss_weights = frame_weights(criterion, data.train.labels)
