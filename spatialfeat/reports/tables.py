@@ -74,7 +74,7 @@ class MainRow(NamedTuple):
 class DifferenceRow(NamedTuple):
     """An overall score of two sets.
 
-    is_clear: whether the interval of the difference excludes 0; None without one, or where so few patients cannot carry it.
+    is_clear: whether the interval of the difference excludes 0; None without one, or with too few patients for a claim.
     """
 
     score: Score
