@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -395,6 +396,17 @@ def test_files_are_read_while_others_have_them_open_and_locked(tmp_path: Path) -
             np.testing.assert_array_equal(file.features(axes="time,channel"), make_outputs(10)[0])
         process.communicate("\n", timeout=60)
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("theirs", [{}, {"locking": False}], ids=["as usual", "without locks"])
+def test_a_file_may_be_open_in_the_same_process_too(tmp_path: Path, theirs: dict[str, Any]) -> None:
+    path = _write(tmp_path, "1050_1")
+    with h5py.File(path, "r", **theirs) as plain, FeatureFile(path) as file:
+        np.testing.assert_array_equal(file.labels, plain["labels"][()])
+    with FeatureFile(path) as file:
+        expected = file.labels
+        with h5py.File(path, "r") as plain:
+            np.testing.assert_array_equal(plain["labels"][()], expected)
 
 
 def _text(path: Path) -> None:

@@ -297,8 +297,12 @@ def _open(path: Path, stamp: _Stamp) -> h5py.File:
     if _stamp_of(path) != stamp:
         raise SpatialfeatError(f"{path}: has changed since it was opened; open it again")
     try:
-        # Without HDF5's locks: some network drives have none, and others may look at a file while we read it.
-        return h5py.File(path, "r", locking=False)
+        try:
+            # As anybody's h5py.File: one process cannot have a file open with HDF5's locks and without.
+            return h5py.File(path, "r")
+        except OSError:
+            # Another program has it open for writing, the drive has no locks, or this process has it open without.
+            return h5py.File(path, "r", locking=False)
     except OSError as error:
         if error.errno is not None:
             reason = os.strerror(error.errno).lower()

@@ -108,6 +108,7 @@ def write_report(
         comparisons=[(found, difference_rows(found, evaluations)) for found in comparisons],
         no_claim_note=no_claim_note(comparisons[0]) if comparisons else "",
         is_marked=all(map(can_claim, comparisons)),
+        is_calibrated=any("calibration" in evaluation.metrics for evaluation in evaluations),
         mistakes=[] if frames is None else _shown_mistakes(evaluations[0], frames),
         overviews=overviews,
         videos=[(video.video_id, describe_video(video, line)) for video, line in zip(videos, lines, strict=True)],
