@@ -128,6 +128,12 @@ def test_row_numbers_are_those_of_an_editor_after_blank_lines(tmp_path: Path, ne
         ("id|label\n1_1_1|0\n", "train.csv: no column id and label (found: id|label); the header must be"),
         ("id;label\n1_1_1;0;5\n", "train.csv row 2: has 3 fields, the header 2; remove surplus semicolons"),
         ("id\tlabel\n1_1_1\t0\t5\n", "train.csv row 2: has 3 fields, the header 2; remove surplus tabs"),
+        (
+            "id,label\nvideo05/000014;-1\nvideo05/000015;0\n",
+            "train.csv row 2: its cells are separated by `;`, those of the header by `,`; use one separator in all rows: "
+            "write the header as `id;label`, or the rows like the header",
+        ),
+        ("id\tlabel\n1_1_1,0\n", "train.csv row 2: its cells are separated by `,`, those of the header by tabs; use"),
         ("id;label\n1_1_1;3,0\n", "train.csv row 2: label '3,0' is not an integer"),
         ("id,label,label\n1_1_1,0,3\n", "train.csv: column label is there twice; keep one"),
         ("id,id ,label\n1_1_1,1_1_2,3\n", "train.csv: column id is there twice; keep one"),
