@@ -130,8 +130,8 @@ def test_row_numbers_are_those_of_an_editor_after_blank_lines(tmp_path: Path, ne
         ("id\tlabel\n1_1_1\t0\t5\n", "train.csv row 2: has 3 fields, the header 2; remove surplus tabs"),
         (
             "id,label\nvideo05/000014;-1\nvideo05/000015;0\n",
-            "train.csv row 2: its cells are separated by `;`, those of the header by `,`; use one separator in all rows: "
-            "write the header as `id;label`, or the rows like the header",
+            "train.csv row 2: its cells are separated by `;`, those of the header by `,`; use one separator in all "
+            "rows: write the header as `id;label`, or the rows like the header",
         ),
         ("id\tlabel\n1_1_1,0\n", "train.csv row 2: its cells are separated by `,`, those of the header by tabs; use"),
         ("id;label\n1_1_1;3,0\n", "train.csv row 2: label '3,0' is not an integer"),
