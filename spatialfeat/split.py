@@ -98,9 +98,9 @@ def split(config: SplitConfig) -> list[Part]:
         RunRecord(target, "split", config, [config.csv]) as record,
     ):
         _write(config, table, folders, parts, target)
-        is_linked = images is not None
-        for folder in folders if images is not None else ():
-            is_linked &= _link_images(target / folder, os.path.relpath(images, out / folder))
+        is_linked = images is not None and all(
+            _link_images(target / folder, os.path.relpath(images, out / folder)) for folder in folders
+        )
         record.finish(parts=[_facts(part) for part in parts])
     _show(config, table, parts, "" if is_linked else str(images or UNKNOWN_FOLDER))
     return parts
