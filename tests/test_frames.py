@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tinydata import make_table, write_csv
 
-from spatialfeat.data.frames import FrameTable, list_frames, read_frames, refuse_two_spellings
+from spatialfeat.data.frames import FrameTable, labelled_frames, list_frames, read_frames, refuse_two_spellings
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.names import natural_key
 
@@ -361,3 +361,20 @@ def test_labels_counted_from_one_are_recognized(tmp_path: Path) -> None:
     message = _error(tmp_path, "id,label\n1_1_1,1\n1_1_2,4\n1_1_3,7\n")
     assert message.startswith("train.csv row 4: label 7 is outside 0..6; ")
     assert "these run from 1 to 7, so subtract 1 everywhere" in message
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        ((0, -1, -1, -1), "train.csv: 2_1 and 1 other video have no label at all: left out"),
+        ((0, -1, 1, -1), "train.csv: 10_1 has no label at all: left out"),
+        ((0, -1, 1, 0), ""),
+    ],
+)
+def test_videos_without_any_label_are_named(
+    tmp_path: Path, labels: tuple[int, ...], text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = zip(("1_1_1", "1_1_2", "2_1_1", "10_1_1"), labels, strict=True)
+    labelled_frames(_read(tmp_path, "id,label\n" + "".join(f"{frame_id},{label}\n" for frame_id, label in rows)))
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [message.replace(f"{tmp_path}/", "") for message in told] == ([text] if text else [])

@@ -298,7 +298,8 @@ def _tell_of_studies_beside(out_dir: Path, data: StudyData, identity: dict[str, 
     for folder in sorted({path.parent for path in places}, key=lambda folder: natural_key(str(folder))):
         is_known = folder.name.startswith(ASIDE_NAME) or folder.resolve() == out_dir.resolve()
         record = read_json_object(folder / RECORD_NAME)
-        if not is_known and _has_same_data(record, data) and _recorded_identity(record) == identity:
+        is_study = record.get("command") == "finetune" and isinstance(record.get("options"), dict)
+        if not is_known and is_study and _has_same_data(record, data) and _recorded_identity(record) == identity:
             logger.warning(
                 "nothing to resume in %s, but %s holds this study; to go on with it, pass %s",
                 out_dir,
@@ -308,7 +309,7 @@ def _tell_of_studies_beside(out_dir: Path, data: StudyData, identity: dict[str, 
 
 
 def _recorded_identity(record: dict[str, Any]) -> dict[str, Any]:
-    """What `study_identity` gave when `record`, which must be one of finetune, was written."""
+    """What `study_identity` gave when finetune wrote `record`."""
     options, hashes = record["options"], record["data_sha256"]
     return {name: value for name, value in options.items() if name not in MAY_DIFFER} | {
         f"{split}_csv_sha256": hashes.get(options.get(f"{split}_csv")) for split in ("train", "val")
