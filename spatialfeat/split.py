@@ -241,7 +241,7 @@ def _show(config: SplitConfig, table: FrameTable, parts: Sequence[Part], img_dir
     options += f" --id-pattern {shlex.quote(config.id_pattern)}" if config.id_pattern else ""
     where = f" --img-dir {shlex.quote(img_dir)}" if img_dir else ""
     options += where
-    others = f"\nwith the folder of the frames for {UNKNOWN_FOLDER}" if img_dir == UNKNOWN_FOLDER else ""
+    others = f"\nwith the whole path of the frames' folder for {UNKNOWN_FOLDER}" if img_dir == UNKNOWN_FOLDER else ""
     others += "\nand the same in the other folds (docs/training.md)" if config.folds else ""
     logger.info(
         "Next:\n  cd %s && spatialfeat check%s && spatialfeat finetune%s && spatialfeat extract%s%s",

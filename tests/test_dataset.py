@@ -137,6 +137,10 @@ def test_a_wrong_folder_of_images_is_named_with_the_right_one(tmp_path: Path, mo
     found = error(".")
     assert "row 2: cannot read video01/1.png or .jpg: the file does not exist (3 of 3 images are missing); " in found
     assert found.endswith("; pass --img-dir frames, which holds the folder video01 of the ids")
+    flat = make_table(tmp_path, ["1_1_1", "1_1_2"])
+    write_images(flat)
+    with pytest.raises(SpatialfeatError, match=r"pass --img-dir images: all of them are there$"):
+        require_images([replace(flat, images=ImageFolder(Path()))])
     # The others say what a missing image would be called.
     for frame_id in ids[:2]:
         Path("frames", f"{frame_id}.jpg").write_bytes(png_bytes())

@@ -167,7 +167,7 @@ def test_rows_are_copied_as_they_stand(tmp_path: Path, line_end: str, mark: str)
     assert f"no folder {tmp_path / 'images'}: pass --img-dir" in result.output
     next_steps = " ".join(result.output.partition("Next:")[2].split())
     assert next_steps.count("--img-dir FOLDER") == 3  # check, finetune and extract.
-    assert "with the folder of the frames for FOLDER" in next_steps
+    assert "with the whole path of the frames' folder for FOLDER" in next_steps
 
 
 def test_no_test_set(data: Path) -> None:

@@ -341,6 +341,9 @@ class ImageFolder:
                 return f"pass --img-dir {self.path / place}, which holds the folder {folder} of the ids"
         if folder and stem in present:
             return f"write the ids without their folder, {stem} for {example}: this one is {self.file(stem)}"
+        for place in sorted(inner, key=natural_key) if not folder and not present else ():
+            if not stem.startswith(place) and self.names([place]).issuperset(f"{place}/{name}" for name in missing):
+                return f"pass --img-dir {self.path / place}: all of them are there"
         # `video01_000031` may be 000031 in the folder video01, or lie there under its whole name.
         start, _, number = stem.rpartition("_")
         candidates = [f"{start}/{number}", *(f"{place}/{stem}" for place in sorted(inner, key=natural_key))]
