@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -169,9 +170,13 @@ def _names_of_lines(text: str, content: str) -> tuple[str, ...]:
             )
         names[int(match[1])] = match[2]
     if sorted(names) != list(range(len(names))):
+        lacking = max(names) - min(names) + 1 - len(names)
+        first = next(number for number in count(min(names)) if number not in names)
+        others = f" and {lacking - 1} others" if lacking > 1 else ""
+        without = f", without {first}{others}" if lacking else ""
         raise SpatialfeatError(
-            f"--phase-names {text}: its lines are numbered {min(names)} to {max(names)}; number {len(names)} phases "
-            f"from 0 to {len(names) - 1}, each once"
+            f"--phase-names {text}: its lines are numbered {min(names)} to {max(names)}{without}; number "
+            f"{len(names)} phases from 0 to {len(names) - 1}, each once"
         )
     return tuple(names[number] for number in range(len(names)))
 
@@ -241,6 +246,7 @@ _ID_PATTERN = Option(
 )
 _AS_TRAINED = "as the weights were trained, else auto"
 _NUM_CLASSES = Option("Number of phases; labels are 0..N-1.", DATA, at_least(2))
+_AS_NAMED = f"as many as --phase-names, else {DEFAULT_NUM_PHASES}"
 _PHASE_NAMES = Option(
     "Phase names in label order: NAME,NAME,...; a text file, one per line or `number name` as in mapping.txt; the JSON "
     "beside weights; or feature files. Labels in CSVs may then be names.",
@@ -329,7 +335,7 @@ class FinetuneConfig(Options):
     img_dir: Path = _IMG_DIR.field(Path("images"))
     id_form: str | None = _ID_FORM.field(None)
     id_pattern: str | None = _ID_PATTERN.field(None)
-    num_classes: int = _NUM_CLASSES.field(DEFAULT_NUM_PHASES)
+    num_classes: int = _NUM_CLASSES.field(None, unset=_AS_NAMED)  # An int once the object is made.
     phase_names: tuple[str, ...] | None = _PHASE_NAMES.field(None)
     weights: str = option("imagenet", "Start from: imagenet, random, or the path of a ResNet-50 state dict.", NETWORK)
     reset_classifier: bool = option(
@@ -383,6 +389,7 @@ class FinetuneConfig(Options):
     tensorboard: bool = option(True, "Log to tensorboard/ in --out, where TensorBoard is installed.", OUTPUT)
 
     def __post_init__(self) -> None:
+        _count_phases(self)
         super().__post_init__()
         _check_id_options(self.id_form, self.id_pattern)
         if self.cache_size_px is not None and self.cache_dir is None:
@@ -1040,7 +1047,7 @@ class CheckConfig(Options):
     img_dir: Path = _IMG_DIR.field(FinetuneConfig.img_dir)
     id_form: str | None = _ID_FORM.field(None)
     id_pattern: str | None = _ID_PATTERN.field(None)
-    num_classes: int = _NUM_CLASSES.field(FinetuneConfig.num_classes)
+    num_classes: int = _NUM_CLASSES.field(None, unset=_AS_NAMED)
     phase_names: tuple[str, ...] | None = _PHASE_NAMES.field(None)
     fps: float = _FPS.field(ExtractConfig.fps)
     decode: bool = option(
@@ -1066,6 +1073,7 @@ class CheckConfig(Options):
     out_dir: Path = option(Path("check"), "Folder for check.json, check.txt and class_balance.png.", OUTPUT, flag="out")
 
     def __post_init__(self) -> None:
+        _count_phases(self)
         super().__post_init__()
         self.study()
         named = [
@@ -1139,6 +1147,14 @@ class SplitConfig(Options):
         test = 1 / self.folds if self.folds else DEFAULT_TEST_SHARE if self.test is None else self.test
         shares = {"train": 1 - self.val - test, "val": self.val, "test": test}
         return {split: share for split, share in shares.items() if split != "test" or share}
+
+
+def _count_phases(config: FinetuneConfig | CheckConfig) -> None:
+    """Where --num-classes is not given, there are as many phases as names."""
+    if config.num_classes is None:
+        num_names = len(config.phase_names or ())
+        # One name is too few: the message about names says so.
+        object.__setattr__(config, "num_classes", num_names if num_names > 1 else DEFAULT_NUM_PHASES)
 
 
 def default_phase_names(num_phases: int) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from spatialfeat.data.cache import open_cache, total_use
 from spatialfeat.data.dataset import (
     FrameDataset,
     check_image_files,
+    count_broken,
     describe_broken_image,
     make_loader,
     where_missing_may_be,
@@ -212,7 +213,7 @@ class _Extraction:
         where = where_missing_may_be(broken)
         if failed and len(failed) == len(self.videos):
             first = describe_broken_image(*broken[0])
-            others = f" ({len(broken)} of {sum(map(len, self.videos))} images are broken)" if len(broken) > 1 else ""
+            others = count_broken(broken, sum(map(len, self.videos)))
             raise SpatialfeatError(f"{first}{others}; no video is left to extract: {where or 'check --img-dir'}")
         if where:
             logger.warning("of the missing images: %s", where)

@@ -294,8 +294,8 @@ class _Study:
         logger.info("fine-tuning a ResNet-50 for %d phases; frames of %s", config.num_classes, frames)
         arithmetic = describe_arithmetic(self.group.device, config.precision)
         logger.info("computing on %s%s", arithmetic, self.group.processes_text)
-        workers = count_text(self.workers, "decoding worker")
-        logger.info("%s (PNG by %s), seed %d", workers, decoder_name(), config.seed)
+        workers = count_text(self.workers, "decoding process", "decoding processes") if self.workers else "this process"
+        logger.info("frames are decoded by %s (plain PNG with %s); seed %d", workers, decoder_name(), config.seed)
         if state is not None:
             logger.info("resuming after epoch %d of at most %d", len(state.history), config.epochs)
             return

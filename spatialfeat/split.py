@@ -31,6 +31,8 @@ from spatialfeat.runrecord import RunRecord
 
 CSV_NAMES = {"train": TRAIN_CSV, "val": VAL_CSV, "test": TEST_CSV}
 IMAGES_NAME = "images"
+UNKNOWN_FOLDER = "FOLDER"
+"""What a printed command names where only the user knows the folder of the frames."""
 
 HIGHEST_UNNAMED = 1000
 """Unless they are named, a higher label is taken for a slip: every phase up to it would get a line."""
@@ -96,11 +98,11 @@ def split(config: SplitConfig) -> list[Part]:
         RunRecord(target, "split", config, [config.csv]) as record,
     ):
         _write(config, table, folders, parts, target)
-        if images is not None:
-            for folder in folders:
-                _link_images(target / folder, os.path.relpath(images, out / folder))
+        is_linked = images is not None and all(
+            _link_images(target / folder, os.path.relpath(images, out / folder)) for folder in folders
+        )
         record.finish(parts=[_facts(part) for part in parts])
-    _show(config, table, parts)
+    _show(config, table, parts, "" if is_linked else str(images or UNKNOWN_FOLDER))
     return parts
 
 
@@ -124,7 +126,7 @@ def _find_images(config: SplitConfig) -> Path | None:
     if not folder.is_dir():
         if config.img_dir is not None:
             raise SpatialfeatError(f"--img-dir {folder}: no such folder; pass the folder of the frames")
-        logger.info("no folder %s: pass --img-dir to finetune and extract", folder)
+        logger.info("no folder %s: pass --img-dir to what comes next, or to split, which then makes a link", folder)
         return None
     return folder.parent.resolve() / folder.name
 
@@ -193,14 +195,16 @@ def _write_lines(path: Path, lines: Sequence[str]) -> None:
     path.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8"))
 
 
-def _link_images(folder: Path, to: str) -> None:
-    """Make `images` in the folder a link to the images, where the disk has links."""
+def _link_images(folder: Path, to: str) -> bool:
+    """Make `images` in the folder a link to the images. Returns whether the disk has links."""
     try:
         (folder / IMAGES_NAME).symlink_to(to, target_is_directory=True)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
         logger.warning("%s: this disk has no links; pass --img-dir to finetune and extract", folder.name)
+        return False
+    return True
 
 
 def _phase_names(config: SplitConfig, parts: Sequence[Part]) -> tuple[str, ...]:
@@ -220,8 +224,8 @@ def _facts(part: Part) -> dict[str, Any]:
     }
 
 
-def _show(config: SplitConfig, table: FrameTable, parts: Sequence[Part]) -> None:
-    """The tables, what is not as one would wish, and what to do next."""
+def _show(config: SplitConfig, table: FrameTable, parts: Sequence[Part], img_dir: str) -> None:
+    """The tables, what is not as one would wish, and what to do next. img_dir: what its commands must name."""
     logger.info("%s\n\n%s\n", "\n".join(_part_lines(parts)), "\n".join(_phase_lines(config, parts)))
     num_unlabelled = int((table.labels == UNLABELLED).sum())
     if num_unlabelled:
@@ -235,10 +239,13 @@ def _show(config: SplitConfig, table: FrameTable, parts: Sequence[Part]) -> None
     options += " --phase-names phase_names.txt" if config.phase_names else ""
     options += f" --id-form {config.id_form}" if config.id_form else ""
     options += f" --id-pattern {shlex.quote(config.id_pattern)}" if config.id_pattern else ""
-    others = "\nand the same in the other folds (docs/training.md)" if config.folds else ""
+    where = f" --img-dir {shlex.quote(img_dir)}" if img_dir else ""
+    options += where
+    others = f"\nwith the whole path of the frames' folder for {UNKNOWN_FOLDER}" if img_dir == UNKNOWN_FOLDER else ""
+    others += "\nand the same in the other folds (docs/training.md)" if config.folds else ""
     logger.info(
-        "Next:\n  cd %s && spatialfeat check%s && spatialfeat finetune%s && spatialfeat extract%s",
-        folder, options, options, others,
+        "Next:\n  cd %s && spatialfeat check%s && spatialfeat finetune%s && spatialfeat extract%s%s",
+        folder, options, options, where, others,
     )  # fmt: skip
 
 

@@ -110,6 +110,12 @@ def some_unlabelled(data: DataSet) -> None:
         row[1] = text
 
 
+@plants("unlabelled-video", 1, "train.csv: video 12_1 has no label at all", "add its labels")
+def unlabelled_video(data: DataSet) -> None:
+    for row in data.rows["train"][NUM_FRAMES:]:
+        row[1] = "-1"
+
+
 @plants("no-label-zero", 1, "the labels found run from 1 to 2", "subtract 1 from every label")
 def no_zero(data: DataSet) -> None:
     for rows in data.rows.values():

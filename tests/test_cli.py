@@ -108,7 +108,7 @@ USER_MISTAKES = [
     (["finetune", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
     (["finetune", "--freeze-until", "10"], "--freeze-until 10: must be 0 (train everything) to 9"),
     (["finetune", "--lr", "-1"], "--lr -1: must be a positive number"),
-    (["finetune", "--phase-names", "a,b"], "2 names for 7 phases"),
+    (["finetune", "--phase-names", "a,b", "--num-classes", "7"], "2 names for 7 phases"),
     (["finetune", "--phase-names", "absent.txt"], "--phase-names absent.txt: cannot be read (No such file"),
     (["extract"], "--img-dir images: cannot be read"),
     (["finetune", "--precision", "fp8"], "--precision fp8: must be one of auto, fp32, bf16, fp16"),

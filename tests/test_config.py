@@ -10,6 +10,7 @@ import pytest
 from feature_folders import PHASES, make_video
 
 from spatialfeat.config import (
+    CheckConfig,
     EvaluateConfig,
     ExtractConfig,
     FinetuneConfig,
@@ -18,6 +19,17 @@ from spatialfeat.config import (
     read_phase_names,
 )
 from spatialfeat.errors import SpatialfeatError
+
+
+@pytest.mark.parametrize("kind", [FinetuneConfig, CheckConfig])
+def test_the_number_of_phases_follows_their_names(kind: type[FinetuneConfig] | type[CheckConfig]) -> None:
+    config = kind(phase_names=tuple("abcde"))
+    assert config.num_classes == 5
+    assert replace(config, phase_names=None).num_classes == 5
+    assert kind().num_classes == 7
+    assert kind(num_classes=5).num_classes == 5
+    with pytest.raises(SpatialfeatError, match="--phase-names: 5 names for 7 phases"):
+        kind(num_classes=7, phase_names=tuple("abcde"))
 
 
 def test_the_defaults_are_the_specified_study() -> None:
@@ -66,7 +78,8 @@ def test_options_cannot_change_during_a_run() -> None:
         ({"label_smoothing": float("nan")}, "--label-smoothing nan: must be at least 0"),
         ({"clip_grad_norm": 0.0}, "--clip-grad-norm 0: must be a positive number"),
         ({"clip_grad_norm": float("inf")}, "--clip-grad-norm inf: must be a positive number"),
-        ({"phase_names": ("a", "b")}, "--phase-names: 2 names for 7 phases"),
+        ({"phase_names": ("a", "b"), "num_classes": 7}, "--phase-names: 2 names for 7 phases"),
+        ({"phase_names": ("a",)}, "--phase-names: 1 names for 7 phases; give one name per phase"),
         ({"cache_limit_gb": 0.0}, "--cache-limit 0: must be a positive number of gigabytes, e.g. 100"),
         ({"cache_size_px": 320}, "--cache-size: has no meaning without --cache"),
         ({"cache_size_px": 223, "cache_dir": Path("cache")}, "--cache-size 223: must be at least 224"),
@@ -146,7 +159,11 @@ def test_files_of_phase_names(tmp_path: Path, content: str, expected: tuple[str,
         ("0 a\n1 b\n\n1 c\n", "mapping.txt line 4: '1 c' has number 1 again; number every line or none"),
         ("0 a\nb\n", "mapping.txt line 2: 'b' has no number before the name, as others have; number every line"),
         ("1 a\n2 b\n", "mapping.txt: its lines are numbered 1 to 2; number 2 phases from 0 to 1, each once"),
-        ("0 a\n2 b\n3 c\n", "mapping.txt: its lines are numbered 0 to 3; number 3 phases from 0 to 2, each once"),
+        ("0 a\n5 b\n900000000 c\n", "mapping.txt: its lines are numbered 0 to 900000000, without 1 and 899999997 o"),
+        (
+            "0 a\n2 b\n3 c\n",
+            "mapping.txt: its lines are numbered 0 to 3, without 1; number 3 phases from 0 to 2, each once",
+        ),
     ],
 )
 def test_numbers_before_phase_names_are_0_to_the_last_each_once(tmp_path: Path, content: str, message: str) -> None:

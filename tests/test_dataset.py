@@ -118,6 +118,35 @@ def test_missing_image_folder(tmp_path: Path) -> None:
         check_image_files([table], progress=False)
 
 
+def test_a_wrong_folder_of_images_is_named_with_the_right_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("check", "frames/video01"):
+        Path(folder).mkdir(parents=True)
+    ids = ["video01/1", "video01/2", "video02/1"]
+    table = make_table(tmp_path, ids)
+
+    def error(img_dir: str) -> str:
+        with pytest.raises(SpatialfeatError) as caught:
+            require_images([replace(table, images=ImageFolder(Path(img_dir)))])
+        return str(caught.value)
+
+    assert error("frame") == (
+        "--img-dir frame: cannot be read (No such file or directory); pass the folder of the images, such as frames, "
+        "which holds video01"
+    )
+    found = error(".")
+    assert "row 2: cannot read video01/1.png or .jpg: the file does not exist (3 of 3 images are missing); " in found
+    assert found.endswith("; pass --img-dir frames, which holds the folder video01 of the ids")
+    flat = make_table(tmp_path, ["1_1_1", "1_1_2"])
+    write_images(flat)
+    with pytest.raises(SpatialfeatError, match=r"pass --img-dir images: all of them are there$"):
+        require_images([replace(flat, images=ImageFolder(Path()))])
+    # The others say what a missing image would be called.
+    for frame_id in ids[:2]:
+        Path("frames", f"{frame_id}.jpg").write_bytes(png_bytes())
+    assert "row 4: cannot read frames/video02/1.jpg: the file does not exist; put the image there" in error("frames")
+
+
 def test_what_a_decoding_process_gets_does_not_grow_with_the_length_of_the_folder_name(tmp_path: Path) -> None:
     """A path for every frame would be copied to every process: gigabytes for a large data set in a deep folder."""
     table = make_table(tmp_path, [f"1_1_{number}" for number in range(1000)])

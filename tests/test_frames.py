@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tinydata import make_table, write_csv
 
-from spatialfeat.data.frames import FrameTable, list_frames, read_frames, refuse_two_spellings
+from spatialfeat.data.frames import FrameTable, labelled_frames, list_frames, read_frames, refuse_two_spellings
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.names import natural_key
 
@@ -128,6 +128,12 @@ def test_row_numbers_are_those_of_an_editor_after_blank_lines(tmp_path: Path, ne
         ("id|label\n1_1_1|0\n", "train.csv: no column id and label (found: id|label); the header must be"),
         ("id;label\n1_1_1;0;5\n", "train.csv row 2: has 3 fields, the header 2; remove surplus semicolons"),
         ("id\tlabel\n1_1_1\t0\t5\n", "train.csv row 2: has 3 fields, the header 2; remove surplus tabs"),
+        (
+            "id,label\nvideo05/000014;-1\nvideo05/000015;0\n",
+            "train.csv row 2: its cells are separated by `;`, those of the header by `,`; use one separator in all "
+            "rows: write the header as `id;label`, or the rows like the header",
+        ),
+        ("id\tlabel\n1_1_1,0\n", "train.csv row 2: its cells are separated by `,`, those of the header by tabs; use"),
         ("id;label\n1_1_1;3,0\n", "train.csv row 2: label '3,0' is not an integer"),
         ("id,label,label\n1_1_1,0,3\n", "train.csv: column label is there twice; keep one"),
         ("id,id ,label\n1_1_1,1_1_2,3\n", "train.csv: column id is there twice; keep one"),
@@ -355,3 +361,20 @@ def test_labels_counted_from_one_are_recognized(tmp_path: Path) -> None:
     message = _error(tmp_path, "id,label\n1_1_1,1\n1_1_2,4\n1_1_3,7\n")
     assert message.startswith("train.csv row 4: label 7 is outside 0..6; ")
     assert "these run from 1 to 7, so subtract 1 everywhere" in message
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        ((0, -1, -1, -1), "train.csv: 2_1 and 1 other video have no label at all: left out"),
+        ((0, -1, 1, -1), "train.csv: 10_1 has no label at all: left out"),
+        ((0, -1, 1, 0), ""),
+    ],
+)
+def test_videos_without_any_label_are_named(
+    tmp_path: Path, labels: tuple[int, ...], text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = zip(("1_1_1", "1_1_2", "2_1_1", "10_1_1"), labels, strict=True)
+    labelled_frames(_read(tmp_path, "id,label\n" + "".join(f"{frame_id},{label}\n" for frame_id, label in rows)))
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [message.replace(f"{tmp_path}/", "") for message in told] == ([text] if text else [])

@@ -74,6 +74,7 @@ def test_finetune_trains_on_the_labelled_frames_and_counts_the_others(
         assert result.test_metrics is not None
         assert result.test_metrics["num_frames"] == 11
     assert weights[folder] == weights[labelled]
+    assert "frames are decoded by this process (plain PNG with " in caplog.text
     assert "3 of 28 train frames in train_ResNet_DB.csv without a label: left out" in caplog.text
     assert "3 of 14 val frames in val_ResNet_DB.csv without a label: left out" in caplog.text
     assert (

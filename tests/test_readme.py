@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from spatialfeat.config import ExtractConfig
+from spatialfeat.data.frames import named_csvs
 from spatialfeat.extract import extract
 from spatialfeat.finetune import FinetuneResult
 
@@ -48,8 +49,29 @@ def test_the_formats_page_loads_the_weights_with_plain_torchvision(
     exec(compile(block, "formats.md", "exec"), {})
 
 
-def test_every_linked_page_and_picture_exists() -> None:
-    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
-            if "://" not in target:
-                assert (document.parent / target).exists(), f"{document.name} links to {target}"
+def anchors(document: Path) -> set[str]:
+    """What `#...` may name in a page, as code hosts make it of headings: lower case, without signs, blanks as `-`."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ +(.*?) *$", text, flags=re.MULTILINE)
+    slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    return {slug if slug not in slugs[:at] else f"{slug}-{slugs[:at].count(slug)}" for at, slug in enumerate(slugs)}
+
+
+def test_every_link_leads_to_a_page_a_picture_or_a_heading() -> None:
+    assert "frames-csv-and-images" in anchors(ROOT / "docs" / "formats.md")
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"]
+    dead = []
+    for document in pages:
+        for link in re.findall(r"\]\(<?([^)\s>]+)>?[^)]*\)", document.read_text(encoding="utf-8")):
+            page, _, anchor = link.partition("#")
+            target = document.parent / page if page else document
+            if "://" not in link and (not target.exists() or (anchor and anchor not in anchors(target))):
+                dead.append(f"{document.name}: {link}")
+    assert not dead
+
+
+def test_the_readmes_csvs_name_their_splits() -> None:
+    examples = re.findall(r"`extract((?: --csv \S+?)+)`", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert examples
+    for example in examples:
+        assert [split for split, _ in named_csvs(example.replace("--csv", "").split())] == ["train", "test"]

@@ -262,7 +262,7 @@ def test_a_run_without_a_usable_image_counts_all_and_says_what_is_known(tmp_path
     with pytest.raises(SpatialfeatError) as caught:
         extract(config_of(tmp_path, weights, csvs=(str(csv),)))
     assert str(caught.value) == (
-        f"{csv} row 2: cannot read {tmp_path}/frames/v1_1.png: the file does not exist (3 of 3 images are broken); no "
+        f"{csv} row 2: cannot read {tmp_path}/frames/v1_1.jpg: the file does not exist (3 of 3 images are missing); no "
         f"video is left to extract: write the folder in the ids, v1/1 for v1_1: this one is {tmp_path}/frames/v1/1.jpg"
     )
 

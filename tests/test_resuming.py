@@ -117,6 +117,26 @@ def test_another_study_is_refused_with_what_differs(
     assert "leave out --resume to start the study anew" in str(caught.value)
 
 
+def test_resume_names_the_same_study_in_another_folder(
+    config: FinetuneConfig, data: StudyData, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    missing = replace(config, out_dir=tmp_path / "outt")
+    for other in (config, replace(config, seed=1, out_dir=tmp_path / "seed1")):
+        other.out_dir.mkdir(exist_ok=True)
+        save(other, data)
+        named = replace(other, train_csv=data.train.source, val_csv=data.val.source)
+        RunRecord(other.out_dir, "finetune", named, [table.source for table in data.tables]).finish()
+    assert look(missing, data) == (None, False)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == [
+        f"nothing to resume in {tmp_path}/outt, but {tmp_path}/out holds this study; to go on with it, pass --resume "
+        f"--out {tmp_path}/out"
+    ]
+    caplog.clear()
+    look(replace(config, out_dir=tmp_path), data)
+    assert f"{tmp_path}/out holds this study" in caplog.text
+
+
 @pytest.mark.parametrize("leave", [save, finish])
 def test_other_training_frames_are_refused(
     leave: Callable[[FinetuneConfig, StudyData], None], config: FinetuneConfig, data: StudyData

@@ -68,6 +68,7 @@ def test_one_division(data: Path) -> None:
     for row in listed:
         assert row["patient"] in patients_of(study / f"{row['split']}_ResNet_DB.csv")
         assert row["frames"] == "8"
+    assert "--img-dir" not in result.output.partition("Next:")[2]
     lines = [line.split() for line in result.stdout.splitlines()]
     assert ["", "patients", "videos", "rows", "labelled", "share", "asked"][1:] in lines
     assert ["train", "5", "10", "40", "40", "50.0%", "50.0%"] in lines
@@ -164,6 +165,9 @@ def test_rows_are_copied_as_they_stand(tmp_path: Path, line_end: str, mark: str)
     assert pieces == sorted(wanted)
     assert "3 rows without a label: kept" in result.output
     assert f"no folder {tmp_path / 'images'}: pass --img-dir" in result.output
+    next_steps = " ".join(result.output.partition("Next:")[2].split())
+    assert next_steps.count("--img-dir FOLDER") == 3  # check, finetune and extract.
+    assert "with the whole path of the frames' folder for FOLDER" in next_steps
 
 
 def test_no_test_set(data: Path) -> None:
@@ -231,6 +235,8 @@ def test_a_disk_without_links_is_said(data: Path, monkeypatch: pytest.MonkeyPatc
     result = run("split", data / "all.csv", data / "study")
     assert result.exit_code == 0
     assert "this disk has no links; pass --img-dir" in result.output
+    # The commands go to the study's folder first.
+    assert result.output.partition("Next:")[2].count(f"--img-dir {data.resolve() / 'images'}") == 3
 
 
 def test_a_failure_leaves_no_folder(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

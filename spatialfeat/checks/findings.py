@@ -35,6 +35,7 @@ CODES = {
     "repeated-images": (WARNING, "picture", "videos share pictures"),
     "many-videos": (WARNING, "patient", "a patient has ten videos or more: ids may be read wrongly"),
     "one-frame-videos": (WARNING, "video", "most videos have a single frame: ids may be read wrongly"),
+    "unlabelled-video": (WARNING, "video", "a video has no label at all, though others have"),
     "no-label-zero": (WARNING, "data set", "no frame has label 0: phases may be counted from 1"),
     "phase-not-in-train": (WARNING, "phase", "a phase has no training frame"),
     "frame-step": (WARNING, "video", "frame numbers do not advance by --fps, or not equally in all videos"),

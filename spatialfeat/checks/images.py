@@ -222,7 +222,10 @@ def _check_missing(images: ImageFolder, tables: Sequence[FrameTable], present: s
     ]
     if rows:
         missing = [str(table.image_names[row]) for table, row in rows]
-        places = [f"{table.where(row)}: {table.image_path(row)} does not exist" for table, row in rows]
+        places = [
+            f"{table.where(row)}: {images.shown(name)} does not exist"
+            for (table, row), name in zip(rows, missing, strict=True)
+        ]
         remedy = images.where_else(missing) or "put the images there, pass --img-dir, or remove the rows"
         yield Finding("missing-image", places[0], remedy, places)
 

@@ -20,6 +20,7 @@ from spatialfeat.data.frames import (
     read_frames,
     two_spellings,
     unlabelled_text,
+    unlabelled_videos,
 )
 from spatialfeat.data.ids import USUAL_RULE, IdRule
 from spatialfeat.data.patients import id_questions, shared_patients
@@ -85,6 +86,11 @@ def _unlabelled(table: FrameTable, problems: Sequence[RowProblem], *, trains: bo
         message = f"{unlabelled_text(table, faulty)} (-100, -1 or nothing)"
         remedy = "nothing, if these frames belong to no phase: training and scores leave them out, extract keeps them"
         yield Finding("unlabelled", message, remedy, total=unlabelled - faulty)
+    # Whose labels are all faulty cannot be told from whose are missing.
+    places = [] if faulty else [f"video {video} has no label at all" for video in unlabelled_videos(table)]
+    if places:
+        remedy = "nothing, if it was never annotated; else add its labels: its annotation may have been left out"
+        yield Finding("unlabelled-video", f"{table.source}: {places[0]}", remedy, places)
 
 
 def _two_spellings(tables: Sequence[FrameTable]) -> Iterator[Finding]:

@@ -86,14 +86,21 @@ def where_missing_may_be(broken: Sequence[tuple[FrameTable, int, str]]) -> str:
 
 def describe_broken_image(table: FrameTable, row: int, reason: str) -> str:
     """`train.csv row 812: cannot read images/1050_1_000812.png: the file is empty`."""
-    return f"{table.where(row)}: cannot read {table.image_path(row)}: {reason}"
+    path = table.images.shown(str(table.image_names[row])) if reason == MISSING else table.image_path(row)
+    return f"{table.where(row)}: cannot read {path}: {reason}"
+
+
+def count_broken(broken: Sequence[tuple[FrameTable, int, str]], num_rows: int) -> str:
+    """` (2 of 140 images are missing)`, of what `check_image_files` found; "" of a single image."""
+    what = "missing" if all(reason == MISSING for _, _, reason in broken) else "broken"
+    return f" ({len(broken)} of {num_rows} images are {what})" if len(broken) > 1 else ""
 
 
 def require_images(tables: Sequence[FrameTable], *, is_kept: Callable[[FrameTable, str], bool] | None = None) -> None:
     """Raise SpatialfeatError naming the first broken image and the number of others; see `check_image_files`."""
     broken = check_image_files(tables, is_kept=is_kept)
     if broken:
-        others = f" ({len(broken)} of {sum(map(len, tables))} images are broken)" if len(broken) > 1 else ""
+        others = count_broken(broken, sum(map(len, tables)))
         remedy = where_missing_may_be(broken) or "put the image there, pass --img-dir, or remove the row"
         raise SpatialfeatError(f"{describe_broken_image(*broken[0])}{others}; {remedy}")
 

@@ -166,6 +166,12 @@ def unlabelled_text(table: FrameTable, num_faulty: int = 0) -> str | None:
     return f"{count} of {len(table)} {table.split} frames in {table.source} without a label" if count else None
 
 
+def unlabelled_videos(table: FrameTable) -> list[str]:
+    """The videos none of whose frames has a label, in numeric order; none if there is no label at all."""
+    labelled = set(table.videos[table.labels != UNLABELLED].tolist())
+    return sorted(set(table.videos.tolist()) - labelled, key=natural_key) if labelled else []
+
+
 def labelled_frames(table: FrameTable, fate: str = "left out") -> FrameTable:
     """The rows with a label. Says how many have none, and their fate; raises SpatialfeatError if none has one."""
     keep = table.labels != UNLABELLED
@@ -173,6 +179,10 @@ def labelled_frames(table: FrameTable, fate: str = "left out") -> FrameTable:
         raise SpatialfeatError(f"{table.source}: {NO_LABELLED_FRAME}")
     if text := unlabelled_text(table):
         logger.info("%s: %s", text, fate)
+    if videos := unlabelled_videos(table):
+        more = count_text(len(videos) - 1, "other video")
+        have = "has" if len(videos) == 1 else f"and {more} have"
+        logger.warning("%s: %s %s no label at all: %s", table.source, videos[0], have, fate)
     return table.take(keep)
 
 

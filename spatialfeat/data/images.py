@@ -191,7 +191,7 @@ def image_header(head: bytes) -> tuple[int, int, str]:
 
 
 class _Listing(NamedTuple):
-    """Which files a folder holds. usual: the suffix of most. others: {stem: suffix} of the rest.
+    """Which files a folder holds. usual: the suffix of most, "" without images. others: {stem: suffix} of the rest.
 
     several: {stem: the files} where there are two for one name.
     """
@@ -221,9 +221,24 @@ class ImageFolder:
 
     def file_name(self, name: str) -> str:
         """`video01/000031.jpg`: the file of `file`, seen from the folder."""
+        return name + (self._suffix(name) or SUFFIXES[0])
+
+    def shown(self, name: str) -> str:
+        """`images/video01/000031.jpg`, of a missing image; `... .png or .jpg` where no other image says which."""
+        return f"{self.path / name}{self._suffix(name) or ' or '.join(SUFFIXES[:2])}"
+
+    def _suffix(self, name: str) -> str:
+        """Of an image; of one that is not there, that of most others. "" if none is known here."""
         folder, _, stem = name.rpartition("/")
         listing = self._listing(folder)
-        return name + (SUFFIXES[0] if listing is None else listing.others.get(stem, listing.usual))
+        if listing is not None and listing.usual:
+            return listing.others.get(stem, listing.usual)
+        own = [
+            listing.usual
+            for place, listing in _listings.items()
+            if listing.usual and (place == str(self.path) or place.startswith(f"{self.path}/"))
+        ]
+        return Counter(own).most_common(1)[0][0] if own else ""
 
     def names(self, folders: Iterable[str] = ("",)) -> set[str]:
         """Names of all images in these folders, by one listing of each; "" is this folder itself.
@@ -238,11 +253,24 @@ class ImageFolder:
             except OSError as error:
                 if folder and self.path.is_dir() and isinstance(error, FileNotFoundError | NotADirectoryError):
                     continue
+                place, beside = self.path / folder, ""
+                if not self.path.exists():
+                    place, beside = self.path, self._beside(folders)
                 raise SpatialfeatError(
-                    f"--img-dir {self.path / folder}: cannot be read ({error.strerror}); pass the folder of the images"
+                    f"--img-dir {place}: cannot be read ({error.strerror}); pass the folder of the images{beside}"
                 ) from error
             found |= {f"{folder}/{stem}" for stem in stems} if folder else stems
         return found
+
+    def _beside(self, folders: Iterable[str]) -> str:
+        """`, such as frames, which holds video01`: a folder beside this one that holds the folders of the ids."""
+        inner = sorted(filter(None, folders), key=natural_key)
+        with suppress(OSError):
+            for path in sorted(self.path.parent.iterdir()):
+                found = next((folder for folder in inner if path.name[0] != "." and (path / folder).is_dir()), None)
+                if found is not None:
+                    return f", such as {path}, which holds {found}"
+        return ""
 
     def folders(self) -> list[str]:
         """The folders within this one that hold images, `video01` or `centre1/video01`, in numeric order.
@@ -308,14 +336,22 @@ class ImageFolder:
             )
         if folder and any((self.path.parent / f"{example}{suffix}").exists() for suffix in SUFFIXES):
             return f"pass --img-dir {self.path.parent}: the ids name the folder {folder} themselves"
+        for place in sorted(inner, key=natural_key) if folder else ():
+            if (self.path / place / folder).is_dir():
+                return f"pass --img-dir {self.path / place}, which holds the folder {folder} of the ids"
         if folder and stem in present:
             return f"write the ids without their folder, {stem} for {example}: this one is {self.file(stem)}"
+        for place in sorted(inner, key=natural_key) if not folder and not present else ():
+            if not stem.startswith(place) and self.names([place]).issuperset(f"{place}/{name}" for name in missing):
+                return f"pass --img-dir {self.path / place}: all of them are there"
         # `video01_000031` may be 000031 in the folder video01, or lie there under its whole name.
         start, _, number = stem.rpartition("_")
         candidates = [f"{start}/{number}", *(f"{place}/{stem}" for place in sorted(inner, key=natural_key))]
         for name in candidates if start and not folder else ():
             if name in self.names([name.rpartition("/")[0]]):
                 return f"write the folder in the ids, {name} for {example}: this one is {self.file(name)}"
+        if not present and folder and self._suffix(example):
+            return ""  # Other folders of the ids are here.
         if not present:
             folders = f"it holds {count_text(len(inner), 'folder')}, such as {min(inner)}" if inner else ""
             return f"pass the folder of the frames as --img-dir: {folders or 'it has no PNG or JPEG'}"
@@ -465,7 +501,7 @@ def _list(place: str) -> set[str]:
             several[stem].sort()
         suffix_of[stem] = dot + suffix
     counts = Counter(suffix_of.values())
-    usual = min(counts, key=lambda suffix: (-counts[suffix], suffix)) if counts else SUFFIXES[0]
+    usual = min(counts, key=lambda suffix: (-counts[suffix], suffix), default="")
     others = {stem: suffix for stem, suffix in suffix_of.items() if suffix != usual}
     _listings[place] = _Listing(usual, others, several)
     return set(suffix_of)

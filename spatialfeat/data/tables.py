@@ -46,6 +46,7 @@ def read_csv_text(csv_path: Path, header: str) -> pd.DataFrame:
     if not names:
         raise SpatialfeatError(f"{csv_path}: is empty; the first line must be `{header}`")
     for number, fields in enumerate(rows, FIRST_ROW):
+        _refuse_other_separator(f"{csv_path} row {number}", fields, names, separator)
         if len(fields) > len(names):
             raise SpatialfeatError(
                 f"{csv_path} row {number}: has {len(fields)} fields, the header {len(names)}; remove surplus "
@@ -90,6 +91,18 @@ def _separator(first_line: str, names: Sequence[str]) -> str:
     there = [sign for sign in SEPARATORS if sign in first_line]
     cells = {sign: [cell.strip(' \r"') for cell in first_line.split(sign)] for sign in there}
     return max(there, key=lambda sign: sum(name in cells[sign] for name in names), default=",")
+
+
+def _refuse_other_separator(where: str, fields: Sequence[str], names: Sequence[str], separator: str) -> None:
+    """Refuse `video05/000014;-1` under the header `id,label`: read as one cell, it would be an id that nobody wrote."""
+    for sign in SEPARATORS:
+        if len(fields) == 1 < len(names) == len(fields[0].split(sign)):
+            shown = {",": "`,`", ";": "`;`", "\t": "tabs"}
+            fix = "with tabs" if sign == "\t" else f"as `{sign.join(names)}`"
+            raise SpatialfeatError(
+                f"{where}: its cells are separated by {shown[sign]}, those of the header by {shown[separator]}; "
+                f"use one separator in all rows: write the header {fix}, or the rows like the header"
+            )
 
 
 def _parse(csv_path: Path, text: str, separator: str) -> list[list[str]]:

@@ -257,6 +257,7 @@ def find_study(
     if was_completed and (config.out_dir / WEIGHTS_NAME).exists():
         _require_same_finished_study(config, data, identity, record)
         return None, True
+    _tell_of_studies_beside(config.out_dir, data, identity)
     logger.info("nothing to resume in %s: starting from the beginning", config.out_dir)
     return None, False
 
@@ -285,6 +286,34 @@ def _tell_of_studies_aside(out_dir: Path) -> None:
             epochs,
             resume_options(folder),
         )
+
+
+def _tell_of_studies_beside(out_dir: Path, data: StudyData, identity: dict[str, Any]) -> None:
+    """Name the same study where it is in another folder here: perhaps --out is not the one that was meant.
+
+    Other folds and other seeds, which a script may start with --resume one after the other, are not this study.
+    """
+    above = out_dir.parent if out_dir.name not in ("", "..") else out_dir.resolve().parent
+    places = [*above.glob(f"*/{STATE_NAME}"), *out_dir.glob(f"*/{STATE_NAME}")]
+    for folder in sorted({path.parent for path in places}, key=lambda folder: natural_key(str(folder))):
+        is_known = folder.name.startswith(ASIDE_NAME) or folder.resolve() == out_dir.resolve()
+        record = read_json_object(folder / RECORD_NAME)
+        is_study = record.get("command") == "finetune" and isinstance(record.get("options"), dict)
+        if not is_known and is_study and _has_same_data(record, data) and _recorded_identity(record) == identity:
+            logger.warning(
+                "nothing to resume in %s, but %s holds this study; to go on with it, pass %s",
+                out_dir,
+                folder,
+                resume_options(folder),
+            )
+
+
+def _recorded_identity(record: dict[str, Any]) -> dict[str, Any]:
+    """What `study_identity` gave when finetune wrote `record`."""
+    options, hashes = record["options"], record["data_sha256"]
+    return {name: value for name, value in options.items() if name not in MAY_DIFFER} | {
+        f"{split}_csv_sha256": hashes.get(options.get(f"{split}_csv")) for split in ("train", "val")
+    }
 
 
 def _refuse_differences(path: Path, before: dict[str, Any], now: dict[str, Any], data: StudyData) -> None:
@@ -350,10 +379,7 @@ def _require_same_finished_study(
     options, hashes = record.get("options"), record.get("data_sha256")
     if not isinstance(options, dict) or not isinstance(hashes, dict):
         raise SpatialfeatError(f"{path}: is not a record of this version of spatialfeat; {START_ANEW}")
-    before = {name: value for name, value in options.items() if name not in MAY_DIFFER} | {
-        f"{split}_csv_sha256": hashes.get(options.get(f"{split}_csv")) for split in ("train", "val")
-    }
-    _refuse_differences(path, before, identity, data)
+    _refuse_differences(path, _recorded_identity(record), identity, data)
     for name in ("epochs", "patience"):
         if options.get(name) != getattr(config, name):
             raise SpatialfeatError(
