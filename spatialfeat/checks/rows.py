@@ -86,7 +86,7 @@ def _unlabelled(table: FrameTable, problems: Sequence[RowProblem], *, trains: bo
         message = f"{unlabelled_text(table, faulty)} (-100, -1 or nothing)"
         remedy = "nothing, if these frames belong to no phase: training and scores leave them out, extract keeps them"
         yield Finding("unlabelled", message, remedy, total=unlabelled - faulty)
-    # Whose labels are all faulty cannot be told from whose are missing.
+    # A video whose labels are all faulty looks like one whose labels are missing.
     places = [] if faulty else [f"video {video} has no label at all" for video in unlabelled_videos(table)]
     if places:
         remedy = "nothing, if it was never annotated; else add its labels: its annotation may have been left out"
