@@ -47,6 +47,17 @@ CHOLEC80_GRAPH = "cholec80"
 DEFAULT_TEST_SHARE = 0.2
 """What `split` gives to the test set."""
 
+CHOLEC80_PHASES = (
+    "Preparation",
+    "CalotTriangleDissection",
+    "ClippingCutting",
+    "GallbladderDissection",
+    "GallbladderPackaging",
+    "CleaningCoagulation",
+    "GallbladderRetraction",
+)
+"""In label order."""
+
 DEFAULT_NUM_PHASES = 7
 """The specification's number of phases, where neither weights, feature files nor options say it."""
 

@@ -74,6 +74,12 @@ def lasting_streams() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
+def new_bar(**options: Any) -> tqdm[Any]:
+    """tqdm's bar, that goes when it is done. tqdm shows it before it has all that closing it needs."""
+    with signals_held():
+        return tqdm(leave=False, **options)
+
+
 @contextmanager
 def frame_bar(total: int, title: str, unit: str = " frames") -> Iterator[Callable[..., None]]:
     """A progress bar on standard error, also of several processes; in a log every half minute. unit: what it counts.
@@ -82,16 +88,7 @@ def frame_bar(total: int, title: str, unit: str = " frames") -> Iterator[Callabl
     signal has come.
     """
     interval = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LOG_FILE_UPDATES
-    with signals_held():  # tqdm shows a bar before it has all that closing it needs.
-        bar: tqdm[Any] = tqdm(
-            total=total,
-            desc=title,
-            unit=unit,
-            leave=False,
-            mininterval=interval,
-            dynamic_ncols=True,
-            disable=own_rank() > 0,
-        )
+    bar = new_bar(total=total, desc=title, unit=unit, mininterval=interval, dynamic_ncols=True, disable=own_rank() > 0)
 
     def advance(num_frames: int, **facts: str) -> None:
         raise_if_interrupted()

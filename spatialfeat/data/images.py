@@ -22,12 +22,10 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
-from spatialfeat.console import count_text
+from spatialfeat.console import count_text, new_bar
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.names import natural_key, same_name_key
-from spatialfeat.signals import signals_held
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 """Of files that are frames, in any letter case. What a file is its first bytes say: JPEG data named .png is fine."""
@@ -414,14 +412,8 @@ class ImageFolder:
         chunks = [names[start : start + LOOKED_AT_TOGETHER] for start in range(0, len(names), LOOKED_AT_TOGETHER)]
         found: list[tuple[str | None, bool]] = []
         with ThreadPoolExecutor(max_workers=8) as pool:
-            with signals_held():  # As in console.frame_bar.
-                bar = tqdm(
-                    total=len(names),
-                    desc="checking images",
-                    unit=" files",
-                    disable=None if progress else True,
-                    leave=False,
-                )
+            disable = None if progress else True  # None: shown on a terminal only.
+            bar = new_bar(total=len(names), desc="checking images", unit=" files", disable=disable)
             try:
                 with bar:
                     for of_chunk in pool.map(look, chunks):

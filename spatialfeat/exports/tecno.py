@@ -27,8 +27,8 @@ PROTOCOL = 4
 PORTABLE_NAMES = {("numpy", "ndarray"), ("numpy", "dtype")}
 """All that a pickle of ours refers to. NumPy 1 and 2 both have these; `numpy._core` and `numpy.core` only one each."""
 
-CHOLEC80_PHASES = 7
-"""So many classes TeCNO's metrics know."""
+KNOWN_PHASES = 7
+"""So many phases, those of Cholec80, TeCNO's metrics know."""
 
 FULL_RATE_FPS = 25
 """TeCNO keeps every int(25 / features_subsampling)-th frame of a pickle, so 25 keeps all of them."""
@@ -114,7 +114,7 @@ class TecnoExport(ExportJob):
             f'  self.weights["train"] = {self._class_weights()}',
             "    (from the frames of split train; the line that stands there weighs phases as Cholec80 needs it)",
         ]
-        if self.num_phases > CHOLEC80_PHASES:
+        if self.num_phases > KNOWN_PHASES:
             lines += [
                 "in modules/mstcn/tecno.py, in PrecisionOverClasses(...) and RecallOverClasse(...), set",
                 f"  num_classes={self.num_phases}",

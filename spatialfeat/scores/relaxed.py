@@ -22,23 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
-from spatialfeat.config import CHOLEC80_GRAPH
+from spatialfeat.config import CHOLEC80_GRAPH, CHOLEC80_PHASES
 from spatialfeat.data.tables import Rows, read_rows
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.scores.metrics import BoolArray, IntArray, PhaseScores, ratio
 from spatialfeat.scores.segmental import find_runs
 
 DEFAULT_WINDOW_S = 10.0
-
-CHOLEC80_PHASES = (
-    "Preparation",
-    "CalotTriangleDissection",
-    "ClippingCutting",
-    "GallbladderDissection",
-    "GallbladderPackaging",
-    "CleaningCoagulation",
-    "GallbladderRetraction",
-)
 
 
 def transition_graph(num_phases: int, pairs: Iterable[tuple[int, int]]) -> BoolArray:

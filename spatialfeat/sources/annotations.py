@@ -130,7 +130,7 @@ def read_table(path: Path, separator: str = "", header: Sequence[str] | bool | N
             if not is_header:
                 raise SpatialfeatError(
                     f"{path} line {rows[0][0]}: {separator.join(head)[:80]!r} is not the header "
-                    f"{separator.join(wanted)!r} of these files; get the file again, or mend it"
+                    f"{separator.join(wanted)!r} of these files; get the file again, or fix it"
                 )
         if is_header:
             first, rows = head, rows[1:]
@@ -311,7 +311,7 @@ def _number_labels(
         bad = max(values, key=values.__getitem__) if low >= min(readings) else min(values, key=values.__getitem__)
         allowed = " or ".join(f"{first}..{first + len(names or ()) - 1 if names else ''}" for first in readings)
         raise SpatialfeatError(
-            f"{places[bad]}: phase {bad} is outside {allowed} (the phases run from {int(low)} to {int(high)}); mend "
+            f"{places[bad]}: phase {bad} is outside {allowed} (the phases run from {int(low)} to {int(high)}); fix "
             "the file, or say what it means with --phase-map"
         )
     if len(fitting) > 1:

@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from textwrap import indent
 
+from spatialfeat.config import CHOLEC80_PHASES
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.names import same_name_key
 from spatialfeat.sources.annotations import (
@@ -275,16 +276,6 @@ def _read_jigsaws(path: Path) -> Track:
     return Track(path=path, unit=FRAME, spans=tuple(spans))
 
 
-_CHOLEC80_PHASES = (
-    "Preparation",
-    "CalotTriangleDissection",
-    "ClippingCutting",
-    "GallbladderDissection",
-    "GallbladderPackaging",
-    "CleaningCoagulation",
-    "GallbladderRetraction",
-)
-
 _VIDEO = r"\.(?:mp4|avi|mkv|mov)"
 
 _DATA_SETS = (
@@ -295,7 +286,7 @@ _DATA_SETS = (
         videos=rf"(video\d+){_VIDEO}",
         annotations=r"(video\d+)-phase\.txt",
         read=_dense(FRAME, "\t", ("Frame", "Phase")),
-        phases=_CHOLEC80_PHASES,
+        phases=CHOLEC80_PHASES,
         splits={
             "40/8/32": _by_number(train=range(1, 41), val=range(41, 49), test=range(49, 81)),
             "32/8/40": _by_number(train=range(1, 33), val=range(33, 41), test=range(41, 81)),
@@ -310,7 +301,7 @@ _DATA_SETS = (
         videos=rf"((?:test_)?workflow_video_\d+){_VIDEO}",
         annotations=r"((?:test_)?workflow_video_\d+)\.txt",
         read=_dense(FRAME, "\t", ("Frame", "Phase")),
-        phases=("TrocarPlacement", *_CHOLEC80_PHASES),
+        phases=("TrocarPlacement", *CHOLEC80_PHASES),
         splits={"27/14": lambda _, video: "test" if video.lower().startswith("test") else "train"},
         may_end_early=True,
     ),
@@ -321,7 +312,7 @@ _DATA_SETS = (
         videos=rf"(hei-chole\d+){_VIDEO}",
         annotations=r"(hei-chole\d+)_annotation_phase\.csv",
         read=_dense(FRAME, ",", False),
-        phases=_CHOLEC80_PHASES,
+        phases=CHOLEC80_PHASES,
         first_phase=(0,),
         note="white frames are censored ones, and keep their labels; its test labels are not public",
     ),

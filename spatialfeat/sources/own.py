@@ -307,7 +307,7 @@ def _interval_tracks(found: Mapping[str, _Rows], unit: str, reading: Reading) ->
             if reading.overlap is None:
                 raise SpatialfeatError(
                     f"{table.where(later.line)}: {later.phase} of {video} begins before {earlier.phase} of line "
-                    f"{earlier.line} has ended; mend it, or pass --overlap later (the one that starts later counts) or "
+                    f"{earlier.line} has ended; fix it, or pass --overlap later (the one that starts later counts) or "
                     "--overlap earlier"
                 )
         ordered = sorted(shifted, key=lambda span: span.start, reverse=reading.overlap == "earlier")
