@@ -21,19 +21,16 @@ from spatialfeat.config import (
     ExtractConfig,
     FinetuneConfig,
     InfoConfig,
-    Option,
-    Options,
     PredictConfig,
     PrepareConfig,
     SplitConfig,
-    flag_of,
-    options_of,
 )
 from spatialfeat.console import lasting_streams, show_log_messages
 from spatialfeat.distributed import name_rank, own_rank, ranks_of_environment
 from spatialfeat.errors import AlreadyToldError, Interrupted, SpatialfeatError, describe_os_error
 from spatialfeat.formats import export_help
 from spatialfeat.names import for_terminal
+from spatialfeat.options import Option, Options, flag_of, options_of
 from spatialfeat.signals import interruption_first, signals_as_exceptions
 from spatialfeat.sources.datasets import prepare_help
 

@@ -1,25 +1,20 @@
 """Every option of every command, written once: type, default, help, bounds. The command line is generated from here.
 
-A field of a command's dataclass is `name: type = option(default, help, heading, ...)`. Only the standard library is
-imported, so that `spatialfeat --help` answers at once.
+A field of a command's dataclass is `name: type = option(default, help, heading, ...)`: see `options.py`.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import pkgutil
 import re
-from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.formats import FORMATS, LIMITED_OPTIONS
-from spatialfeat.names import label_problem
+from spatialfeat.options import Option, Options, Rule, at_least, flag_of, one_of, option, positive
+from spatialfeat.phases import DEFAULT_NUM_PHASES, check_phase_names, read_phase_names
 
 TRAIN_CSV = Path("train_ResNet_DB.csv")
 VAL_CSV = Path("val_ResNet_DB.csv")
@@ -46,150 +41,6 @@ CHOLEC80_GRAPH = "cholec80"
 
 DEFAULT_TEST_SHARE = 0.2
 """What `split` gives to the test set."""
-
-CHOLEC80_PHASES = (
-    "Preparation",
-    "CalotTriangleDissection",
-    "ClippingCutting",
-    "GallbladderDissection",
-    "GallbladderPackaging",
-    "CleaningCoagulation",
-    "GallbladderRetraction",
-)
-"""In label order."""
-
-DEFAULT_NUM_PHASES = 7
-"""The specification's number of phases, where neither weights, feature files nor options say it."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What a value must be: `must` completes "--lr 0: must ..."."""
-
-    holds: Callable[[Any], bool]
-    must: str
-
-
-def at_least(minimum: int) -> Rule:
-    """Whole numbers from `minimum` on."""
-    return Rule(lambda value: bool(value >= minimum), f"be at least {minimum}")
-
-
-def one_of(*choices: str) -> Rule:
-    """One of some words."""
-    return Rule(lambda value: value in choices, f"be one of {', '.join(choices)}")
-
-
-def positive(what: str) -> Rule:
-    """Numbers above 0. `what` completes "be a positive number", with an example."""
-    return Rule(lambda value: bool(0 < value < float("inf")), f"be a positive number{what}")
-
-
-@dataclass(frozen=True)
-class Option:
-    """What the command line says of a field, and which values it takes (None, where a field has it, always).
-
-    heading: under which the help lists it. flag: the option without dashes, where it is not the field's name; of a
-    switch that is on by default, "no-..." is the only one to type.
-    unset: what happens where the value is None, shown as the default. metavar: what the help shows for the value; for
-    a positional argument its name. parse: makes the value of the text that was typed.
-    """
-
-    help: str
-    heading: str
-    rule: Rule | None = None
-    flag: str = ""
-    unset: object = ""
-    metavar: str = ""
-    is_argument: bool = False
-    parse: Callable[[str], Any] | None = None
-
-    def field(self, default: Any = MISSING, **changes: Any) -> Any:
-        """A dataclass field that carries this option, with some of its attributes changed."""
-        return field(default=default, metadata={"option": replace(self, **changes)})
-
-
-def option(default: Any, help: str, heading: str, rule: Rule | None = None, **more: Any) -> Any:
-    """A dataclass field with an option of its own: see `Option`."""
-    return Option(help, heading, rule, **more).field(default)
-
-
-class Options:
-    """Base of the dataclasses below: refuses values that break a field's rule, naming the option."""
-
-    def __post_init__(self) -> None:
-        for name, option in options_of(type(self)).items():
-            value = getattr(self, name)
-            if value is not None and option.rule is not None and not option.rule.holds(value):
-                shown = f"{value:g}" if isinstance(value, float) else value
-                raise SpatialfeatError(f"{flag_of(type(self), name)} {shown}: must {option.rule.must}")
-
-
-def options_of(kind: type[Options]) -> dict[str, Option]:
-    """{field: its option} of a command's dataclass, in its order."""
-    return {field.name: field.metadata["option"] for field in fields(kind)}  # type: ignore[arg-type]
-
-
-def flag_of(kind: type[Options], name: str) -> str:
-    """`--image-size` for the field `image_size_px`, `FORMAT` for a positional argument: as messages name an option."""
-    option = options_of(kind)[name]
-    return option.metavar if option.is_argument else f"--{option.flag or name.replace('_', '-')}"
-
-
-def read_phase_names(text: str) -> tuple[str, ...]:
-    """Names from a list with commas, a text file, the JSON beside weights, or feature files (a folder, or one).
-
-    A text file has one name per line, or lines `number name` as MS-TCN's mapping.txt has.
-    """
-    if "," in text and not os.path.exists(text):  # noqa: PTH110  # A path would not take a text of any length.
-        return tuple(name.strip() for name in text.split(","))
-    path = Path(text)
-    if path.is_dir() or path.suffix == ".h5":
-        stored: tuple[str, ...] = pkgutil.resolve_name("spatialfeat.features.folder:stored_phase_names")(path)
-        return stored
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise SpatialfeatError(
-            f"--phase-names {text}: cannot be read ({reason}); pass a text file, one name per line, or NAME,NAME,..."
-        ) from error
-    return _names_beside_weights(text, content) if path.suffix == ".json" else _names_of_lines(text, content)
-
-
-def _names_beside_weights(text: str, content: str) -> tuple[str, ...]:
-    try:
-        names = json.loads(content)["phase_names"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        names = None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise SpatialfeatError(f"--phase-names {text}: holds no list phase_names; pass the JSON file beside weights")
-    return tuple(names)
-
-
-def _names_of_lines(text: str, content: str) -> tuple[str, ...]:
-    lines = {number: line.strip() for number, line in enumerate(content.splitlines(), start=1) if line.strip()}
-    numbered = {number: re.fullmatch(r"([0-9]{1,9})[\s,;]+(.+)", line) for number, line in lines.items()}
-    if not any(numbered.values()):
-        return tuple(lines.values())
-    names: dict[int, str] = {}
-    for number, match in numbered.items():
-        if match is None or int(match[1]) in names:
-            what = "has no number before the name, as others have" if match is None else f"has number {match[1]} again"
-            raise SpatialfeatError(
-                f"--phase-names {text} line {number}: {lines[number][:80]!r} {what}; number every line or none"
-            )
-        names[int(match[1])] = match[2]
-    if sorted(names) != list(range(len(names))):
-        lacking = max(names) - min(names) + 1 - len(names)
-        first = next(number for number in count(min(names)) if number not in names)
-        others = f" and {lacking - 1} others" if lacking > 1 else ""
-        without = f", without {first}{others}" if lacking else ""
-        raise SpatialfeatError(
-            f"--phase-names {text}: its lines are numbered {min(names)} to {max(names)}{without}; number "
-            f"{len(names)} phases from 0 to {len(names) - 1}, each once"
-        )
-    return tuple(names[number] for number in range(len(names)))
 
 
 def read_colours(flag: str, text: str) -> tuple[float, float, float]:
@@ -1166,25 +1017,3 @@ def _count_phases(config: FinetuneConfig | CheckConfig) -> None:
         num_names = len(config.phase_names or ())
         # One name is too few: the message about names says so.
         object.__setattr__(config, "num_classes", num_names if num_names > 1 else DEFAULT_NUM_PHASES)
-
-
-def default_phase_names(num_phases: int) -> tuple[str, ...]:
-    """`phase_0`, `phase_1`, ...: used where the phases have no names."""
-    return tuple(f"phase_{phase}" for phase in range(num_phases))
-
-
-def check_phase_names(phase_names: tuple[str, ...] | None, num_phases: int) -> None:
-    """Refuse names that are too few, too many, empty or repeated."""
-    if phase_names is None:
-        return
-    if len(phase_names) != num_phases:
-        raise SpatialfeatError(
-            f"--phase-names: {len(phase_names)} names for {num_phases} phases; "
-            "give one name per phase, in label order, or pass --num-classes"
-        )
-    for name in phase_names:
-        problem = label_problem(name)
-        if problem is not None:
-            raise SpatialfeatError(f"--phase-names: {name[:80]!r} {problem}; every name must be present and unique")
-    if len(set(phase_names)) != num_phases:
-        raise SpatialfeatError(f"--phase-names: {', '.join(phase_names)}: every name must be present and unique")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from spatialfeat.config import DEFAULT_NUM_PHASES, PrepareConfig
+from spatialfeat.config import PrepareConfig
 from spatialfeat.console import align, clock_text, count_text, frame_bar
 from spatialfeat.data.frames import make_table
 from spatialfeat.data.tables import Origin, Rows
@@ -22,6 +22,7 @@ from spatialfeat.device import usable_cores
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import CsvTable, open_csv_text, read_json_object, write_atomically
 from spatialfeat.names import name_problem, natural_key, same_name_key
+from spatialfeat.phases import DEFAULT_NUM_PHASES
 from spatialfeat.reports.plots import save_png
 from spatialfeat.reports.ribbons import contact_sheet, crop_sheet
 from spatialfeat.runrecord import RunRecord, recorded_options

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from spatialfeat.config import DEFAULT_NUM_PHASES, TEST_CSV, TRAIN_CSV, VAL_CSV, SplitConfig, default_phase_names
+from spatialfeat.config import TEST_CSV, TRAIN_CSV, VAL_CSV, SplitConfig
 from spatialfeat.console import align, count_text, wrap
 from spatialfeat.data.frames import UNLABELLED, FrameTable, read_frames
 from spatialfeat.data.ids import USUAL_RULE, IdRule
@@ -26,6 +26,7 @@ from spatialfeat.data.tables import row_texts
 from spatialfeat.errors import SpatialfeatError, translate_os_errors
 from spatialfeat.files import atomic_folder, require_new_folder, write_csv
 from spatialfeat.names import natural_key, same_name_key
+from spatialfeat.phases import DEFAULT_NUM_PHASES, default_phase_names
 from spatialfeat.reports.plots import save_figure, split_figure
 from spatialfeat.runrecord import RunRecord
 

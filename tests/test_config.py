@@ -9,16 +9,9 @@ from typing import Any
 import pytest
 from feature_folders import PHASES, make_video
 
-from spatialfeat.config import (
-    CheckConfig,
-    EvaluateConfig,
-    ExtractConfig,
-    FinetuneConfig,
-    WeightsSource,
-    check_phase_names,
-    read_phase_names,
-)
+from spatialfeat.config import CheckConfig, EvaluateConfig, ExtractConfig, FinetuneConfig, WeightsSource
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.phases import check_phase_names, read_phase_names
 
 
 @pytest.mark.parametrize("kind", [FinetuneConfig, CheckConfig])

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tinydata import make_header, write_feature_file
 
-from spatialfeat.config import PredictionsSource, check_phase_names, read_phase_names
+from spatialfeat.config import PredictionsSource
 from spatialfeat.data.frames import read_frames
 from spatialfeat.data.pseudonyms import open_pseudonyms
 from spatialfeat.data.transforms import Preprocessing
@@ -25,6 +25,7 @@ from spatialfeat.features.file import FeatureFile
 from spatialfeat.names import MAX_NAME_BYTES, for_terminal, name_problem, spreadsheet_cell
 from spatialfeat.network.tensorfiles import read_content, refuse_odd_tensors, tensors_by_keys
 from spatialfeat.network.weights import read_description
+from spatialfeat.phases import check_phase_names, read_phase_names
 from spatialfeat.scores.predictions import read_prediction_files
 
 EXAMPLES = settings(

@@ -20,7 +20,7 @@ from torch import nn
 from torchrun import torchrun
 
 from spatialfeat import read_features
-from spatialfeat.config import PRECISIONS, ExtractConfig, FinetuneConfig, default_phase_names
+from spatialfeat.config import PRECISIONS, ExtractConfig, FinetuneConfig
 from spatialfeat.data.augmentation import Augmentation, augment_batch
 from spatialfeat.data.dataset import EpochBatches, FrameDataset, make_loader
 from spatialfeat.data.frames import read_frames
@@ -32,6 +32,7 @@ from spatialfeat.extract import extract
 from spatialfeat.finetune import FinetuneResult, finetune
 from spatialfeat.network.resnet import InferenceNetwork, PhaseResNet50
 from spatialfeat.network.weights import save_weights, snapshot
+from spatialfeat.phases import default_phase_names
 from spatialfeat.training.trainer import TrainingStep, make_optimizer
 
 pytestmark = pytest.mark.gpu

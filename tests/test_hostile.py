@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 import spatialfeat
 from spatialfeat.cli import app
-from spatialfeat.config import ExportConfig, check_phase_names
+from spatialfeat.config import ExportConfig
 from spatialfeat.console import BarSafeHandler
 from spatialfeat.data.frames import read_frames
 from spatialfeat.data.transforms import Preprocessing
@@ -38,6 +38,7 @@ from spatialfeat.files import write_csv as write_csv_frame
 from spatialfeat.names import for_terminal, name_problem, spreadsheet_cell
 from spatialfeat.network.tensorfiles import convert_exactly
 from spatialfeat.network.weights import description_path, load_checkpoint, read_description
+from spatialfeat.phases import check_phase_names
 
 PACKAGE = Path(spatialfeat.__file__).parent
 

@@ -11,13 +11,14 @@ import pandas as pd
 import pytest
 from tinydata import make_table
 
-from spatialfeat.config import CheckConfig, EvaluateConfig, ExtractConfig, FinetuneConfig, Options
+from spatialfeat.config import CheckConfig, EvaluateConfig, ExtractConfig, FinetuneConfig
 from spatialfeat.data.frames import FrameTable, group_videos, list_frames, read_frames
 from spatialfeat.data.ids import USUAL_RULE, IdRule
 from spatialfeat.data.patients import id_questions, ids_as_read, shared_patients, show_reading
 from spatialfeat.data.pseudonyms import pseudonymized
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.names import file_name
+from spatialfeat.options import Options
 
 
 def fields(rule: IdRule, frame_id: str) -> tuple[str, str, int, int] | None:

@@ -11,8 +11,9 @@ from spatialfeat.checks.findings import ERROR, LEVELS, NOTE, WARNING, Finding
 from spatialfeat.checks.images import ImageScan
 from spatialfeat.checks.rows import SplitFacts
 from spatialfeat.checks.videos import VideoFacts
-from spatialfeat.config import CheckConfig, default_phase_names
+from spatialfeat.config import CheckConfig
 from spatialfeat.console import align, clock_text, count_text, duration_text, omission, shown_phases, size_text, wrap
+from spatialfeat.phases import default_phase_names
 
 CHECK_SCHEMA = 1
 SHOWN_PLACES = 4

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torchvision.models import ResNet50_Weights
 
-from spatialfeat.config import DEFAULT_NUM_PHASES, IMAGENET, check_phase_names, default_phase_names
+from spatialfeat.config import IMAGENET
 from spatialfeat.console import count_text
 from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.ids import IdRule
@@ -41,6 +41,7 @@ from spatialfeat.network.tensorfiles import (
     save_tensors,
     tensors_by_keys,
 )
+from spatialfeat.phases import DEFAULT_NUM_PHASES, check_phase_names, default_phase_names
 
 DESCRIPTION_SCHEMA = 1
 MAX_DESCRIPTION_BYTES = 10_000_000

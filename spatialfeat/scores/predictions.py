@@ -24,13 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from spatialfeat.config import (
-    DEFAULT_NUM_PHASES,
-    FeaturesSource,
-    PredictionsSource,
-    check_phase_names,
-    default_phase_names,
-)
+from spatialfeat.config import FeaturesSource, PredictionsSource
 from spatialfeat.console import count_text
 from spatialfeat.data.frames import UNLABELLED, FrameTable, group_videos, make_table, read_frames
 from spatialfeat.data.ids import USUAL_RULE, IdRule
@@ -40,6 +34,7 @@ from spatialfeat.features.file import FeatureFile
 from spatialfeat.features.folder import read_features
 from spatialfeat.features.schema import TIME_CHANNEL
 from spatialfeat.files import write_csv
+from spatialfeat.phases import DEFAULT_NUM_PHASES, check_phase_names, default_phase_names
 from spatialfeat.scores.calibration import softmax
 from spatialfeat.scores.metrics import IntArray
 

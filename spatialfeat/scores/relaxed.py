@@ -22,9 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-from spatialfeat.config import CHOLEC80_GRAPH, CHOLEC80_PHASES
+from spatialfeat.config import CHOLEC80_GRAPH
 from spatialfeat.data.tables import Rows, read_rows
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.phases import CHOLEC80_PHASES
 from spatialfeat.scores.metrics import BoolArray, IntArray, PhaseScores, ratio
 from spatialfeat.scores.segmental import find_runs
 

@@ -17,9 +17,9 @@ from functools import lru_cache
 from pathlib import Path
 from textwrap import indent
 
-from spatialfeat.config import CHOLEC80_PHASES
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.names import same_name_key
+from spatialfeat.phases import CHOLEC80_PHASES
 from spatialfeat.sources.annotations import (
     FRAME,
     MILLISECOND,

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from spatialfeat.config import WEIGHTS_NAME, FinetuneConfig, default_phase_names, flag_of
+from spatialfeat.config import WEIGHTS_NAME, FinetuneConfig
 from spatialfeat.console import count_text
 from spatialfeat.data.ids import USUAL_RULE, IdRule
 from spatialfeat.data.transforms import Preprocessing
@@ -27,6 +27,8 @@ from spatialfeat.names import natural_key
 from spatialfeat.network.resnet import PhaseResNet50, num_bytes
 from spatialfeat.network.tensorfiles import DAMAGED_FILE_ERRORS, StateDict, save_tensors
 from spatialfeat.network.weights import description_path, save_weights
+from spatialfeat.options import flag_of
+from spatialfeat.phases import default_phase_names
 from spatialfeat.runrecord import RECORD_NAME, recorded_options
 from spatialfeat.signals import signals_held
 from spatialfeat.training.data import StudyData

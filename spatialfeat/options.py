@@ -1,0 +1,87 @@
+"""What an option is: a field of a command's dataclass that carries its help, bounds and place on the command line.
+
+`config.py` has the options, `cli.py` makes the command line of them. Only the standard library is imported, so that
+`spatialfeat --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import Any
+
+from spatialfeat.errors import SpatialfeatError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value must be: `must` completes "--lr 0: must ..."."""
+
+    holds: Callable[[Any], bool]
+    must: str
+
+
+def at_least(minimum: int) -> Rule:
+    """Whole numbers from `minimum` on."""
+    return Rule(lambda value: bool(value >= minimum), f"be at least {minimum}")
+
+
+def one_of(*choices: str) -> Rule:
+    """One of some words."""
+    return Rule(lambda value: value in choices, f"be one of {', '.join(choices)}")
+
+
+def positive(what: str) -> Rule:
+    """Numbers above 0. `what` completes "be a positive number", with an example."""
+    return Rule(lambda value: bool(0 < value < float("inf")), f"be a positive number{what}")
+
+
+@dataclass(frozen=True)
+class Option:
+    """What the command line says of a field, and which values it takes (None, where a field has it, always).
+
+    heading: under which the help lists it. flag: the option without dashes, where it is not the field's name; of a
+    switch that is on by default, "no-..." is the only one to type.
+    unset: what happens where the value is None, shown as the default. metavar: what the help shows for the value; for
+    a positional argument its name. parse: makes the value of the text that was typed.
+    """
+
+    help: str
+    heading: str
+    rule: Rule | None = None
+    flag: str = ""
+    unset: object = ""
+    metavar: str = ""
+    is_argument: bool = False
+    parse: Callable[[str], Any] | None = None
+
+    def field(self, default: Any = MISSING, **changes: Any) -> Any:
+        """A dataclass field that carries this option, with some of its attributes changed."""
+        return field(default=default, metadata={"option": replace(self, **changes)})
+
+
+def option(default: Any, help: str, heading: str, rule: Rule | None = None, **more: Any) -> Any:
+    """A dataclass field with an option of its own: see `Option`."""
+    return Option(help, heading, rule, **more).field(default)
+
+
+class Options:
+    """Base of the dataclasses below: refuses values that break a field's rule, naming the option."""
+
+    def __post_init__(self) -> None:
+        for name, option in options_of(type(self)).items():
+            value = getattr(self, name)
+            if value is not None and option.rule is not None and not option.rule.holds(value):
+                shown = f"{value:g}" if isinstance(value, float) else value
+                raise SpatialfeatError(f"{flag_of(type(self), name)} {shown}: must {option.rule.must}")
+
+
+def options_of(kind: type[Options]) -> dict[str, Option]:
+    """{field: its option} of a command's dataclass, in its order."""
+    return {field.name: field.metadata["option"] for field in fields(kind)}  # type: ignore[arg-type]
+
+
+def flag_of(kind: type[Options], name: str) -> str:
+    """`--image-size` for the field `image_size_px`, `FORMAT` for a positional argument: as messages name an option."""
+    option = options_of(kind)[name]
+    return option.metavar if option.is_argument else f"--{option.flag or name.replace('_', '-')}"
