@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -24,23 +25,32 @@ DRAWN_SECONDS = 20
 
 
 def draw(path: Path, minutes: float) -> None:
-    """A video of so many minutes, encoded as H.264 with key frames every 10 s."""
+    """A video of so many minutes, encoded as H.264 with key frames every 10 s: the same seconds again and again."""
     width, height = SIZE
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     noise = [rng.normal(0, 3, (height, width, 1)).astype(np.float32) for _ in range(5)]
+    num_drawn = DRAWN_SECONDS * RATE
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=RATE, options={"preset": "veryfast", "crf": "21", "g": "250"})
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        drawn = []
-        for number in range(DRAWN_SECONDS * RATE):
+        packets: list[av.Packet[Any]] = []
+        for number in range(num_drawn):
             phase = number / RATE
             waves = [np.sin(x / (60 + 9 * c) + phase) * np.cos(y / (45 + 7 * c) - phase / 2) for c in range(3)]
-            drawn.append(np.clip(120 + 60 * np.stack(waves, axis=2) + noise[number % 5], 0, 255).astype(np.uint8))
-        for number in range(round(minutes * 60 * RATE)):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(drawn[number % len(drawn)], format="rgb24")))
-        container.mux(stream.encode())
+            drawn = np.clip(120 + 60 * np.stack(waves, axis=2) + noise[number % 5], 0, 255).astype(np.uint8)
+            packets += stream.encode(av.VideoFrame.from_ndarray(drawn, format="rgb24"))
+        packets += stream.encode()
+        pieces = [(bytes(packet), packet.pts or 0, packet.dts or 0, packet.is_keyframe) for packet in packets]
+        time_base = packets[0].time_base
+        ticks = num_drawn * int(1 / (time_base * RATE))
+        for repeat in range(round(minutes * 60 / DRAWN_SECONDS)):
+            for content, pts, dts, is_keyframe in pieces:
+                packet = av.Packet(content)
+                packet.stream, packet.time_base, packet.is_keyframe = stream, time_base, is_keyframe
+                packet.pts, packet.dts = pts + repeat * ticks, dts + repeat * ticks
+                container.mux(packet)
 
 
 def filter_with_pyav(video: Path, out: Path) -> None:
