@@ -95,6 +95,27 @@ def test_a_turned_video_is_upright(rotation: int, tmp_path: Path) -> None:
     assert facts.notes == ["turned upright, as players do"]
 
 
+@pytest.mark.parametrize("rotation", [45, 91])
+def test_a_turn_that_is_no_quarter_is_refused(rotation: int, tmp_path: Path) -> None:
+    path = draw_video(tmp_path / "a.mp4", 3, 1, rotation=rotation)
+    with pytest.raises(SpatialfeatError, match=r"a.mp4: is to be shown turned by .* degrees, .* --leave-out"):
+        take(path)
+
+
+def test_time_stamps_that_run_backwards_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height = SIZE
+        stream.pix_fmt = "yuvj420p"
+        for number, tick in enumerate((0, 40, 120, 80, 160)):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(drawn_frame(number), format="rgb24")):
+                packet.time_base, packet.pts, packet.dts = Fraction(1, 1000), tick, number
+                container.mux(packet)
+    with pytest.raises(SpatialfeatError, match=r"a.mkv: frame 3 is shown at 0.080 s, before frame 2 at 0.120 s"):
+        take(path, 25)
+
+
 def test_interlaced_frames_are_deinterlaced_and_stay_in_place(tmp_path: Path) -> None:
     options = {"x264-params": "interlaced=1"}
     facts, samples, _ = take(draw_video(tmp_path / "a.mp4", 60, 25, options=options, size=(64, 64)), 5)

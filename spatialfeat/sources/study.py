@@ -47,6 +47,9 @@ PNG_LEVEL = 2
 """zlib's: 6 takes twice as long for files that are 4 % smaller."""
 
 JPEG_QUALITY = 95
+TINY_PART = 20
+"""Intervals that end within this part of the video are asked about: minutes may have been read as seconds."""
+
 SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
 
 
@@ -76,7 +79,10 @@ class Pictures:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoJob:
-    """One video to prepare. track: None without annotations. labels: what the annotation writes -> label."""
+    """One video to prepare. track: None without annotations. labels: what the annotation writes -> label.
+
+    may_end_early: whether annotations that are shorter than the video are usual here.
+    """
 
     video: str
     patient: str
@@ -398,7 +404,7 @@ def _check_length(job: VideoJob, facts: Facts) -> Iterator[str]:
     rate = _frame_rate(job, facts)
     surplus = _surplus(job, track, facts)
     sample = 1 / Fraction(job.settings.fps)
-    is_short = surplus < 0 and track.rows_end is not None
+    is_short = surplus < 0 and (track.rows_end is not None or 0 < TINY_PART * (facts.end + surplus) < facts.end)
     own = f"{round(facts.end * rate)}" if track.unit == FRAME else f"{float(facts.end):.2f} s"
     lengths = f"the annotation has {_length_text(track)}, the video {own}"
     if surplus > sample or (is_short and -surplus > sample):
@@ -452,6 +458,8 @@ def _cause(track: Track, facts: Facts, rate: Fraction) -> str:
     for unit, factor in (("frames", rate), ("seconds", 1 / rate)):
         if abs(ratio / float(factor) - 1) < 0.02 and (unit == "frames") != (track.unit == FRAME):
             return f"its positions are {unit} (--unit)"
+    if track.unit != FRAME and 50 < 1 / ratio < 70:
+        return "its positions are minutes, or hours and minutes; write h:m:s"
     return (
         "the video is cut, or the annotation that of another video"
         if ratio > 1
