@@ -93,6 +93,18 @@ def turn(path: Path, rotation: int) -> None:
     path.write_bytes(content)
 
 
+def damage(path: Path, packet: int) -> Path:
+    """Overwrite the start of one packet, counted from 0, with what no decoder takes for a frame."""
+    with av.open(str(path)) as container:
+        places = [(found.pos, found.size) for found in container.demux(video=0) if found.size]
+    content = bytearray(path.read_bytes())
+    start, size = places[packet]
+    assert start is not None
+    content[start : start + min(size, 12)] = bytes(min(size, 12))
+    path.write_bytes(content)
+    return path
+
+
 def prepare(*arguments: str | Path) -> Result:
     """Run `spatialfeat prepare` here, in this process."""
     more = [] if "--workers" in arguments else ["--workers", "1"]

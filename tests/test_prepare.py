@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawn_videos import draw_video, labels_of, per_video, prepare, read_number
+from drawn_videos import damage, draw_video, labels_of, per_video, prepare, read_number
 from matplotlib.figure import Figure
 from PIL import Image
 from typer.testing import CliRunner
@@ -288,7 +288,7 @@ def test_jpeg_frames_go_through_all_commands(tmp_path: Path, monkeypatch: pytest
     names, quick = ("--phase-names", "phase_names.txt"), ("--device", "cpu", "--workers", "0")
     for step in (
         ("check", *names, "--test-csv", "test_ResNet_DB.csv", *quick, "--no-estimate", "--image-size", "64"),
-        ("finetune", *names, *quick, "--weights", "random", "--image-size", "64", "--epochs", "1", "--freeze-until", "9"),
+        ("finetune", *names, *quick, "--weights", "random", "--image-size", "64", "--epochs", "1"),
         ("extract", *quick),
     ):
         result = CliRunner().invoke(app, step)
@@ -316,6 +316,20 @@ def test_rows_that_are_missing_are_unlabelled_and_noted(videos: Path, tmp_path: 
     result = prepare("videos", videos, tmp_path / "out", "--annotations", tmp_path / "labels", "--leave-out", "op2")
     assert list(labels_of(tmp_path / "out")) == [f"op1_00000{k}" for k in (0, 2, 3, 4)]
     assert "lacks rows in 1 place" in result.output
+
+
+def test_rows_of_frames_that_the_video_has_lost_are_refused(tmp_path: Path) -> None:
+    """One lost frame shifts all rows behind it by one: too little for the length, too much for a label."""
+    damage(draw_video(tmp_path / "data" / "op1.ts", NUM_FRAMES), 30)
+    rows = ("--annotations", table(tmp_path / "op1.csv", frames_table(0)))
+    result = prepare("videos", tmp_path / "data", tmp_path / "out", *rows)
+    assert result.exit_code == 2
+    assert "has 110 frames, the video 109" in result.output
+    assert "1 frame of the video got lost, which the annotation still counts" in result.output
+    table(tmp_path / "op1.csv", frames_table(0, num_rows=109))  # Of the video as it is.
+    result = prepare("videos", tmp_path / "data", tmp_path / "out", *rows)
+    assert result.exit_code == 0
+    assert "1 frame missing by the time stamps" in result.output
 
 
 def test_unlabelled_frames_are_kept_on_request(videos: Path, tmp_path: Path) -> None:

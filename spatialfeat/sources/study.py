@@ -337,7 +337,7 @@ def _decode(
     )
     if facts.cut and not settings.allow_cut:
         raise SpatialfeatError(
-            f"{job.source}: ends too early: {facts.cut}; {count_text(facts.num_frames, 'frame')} until "
+            f"{job.source}: ends too early, or is damaged: {facts.cut}; {count_text(facts.num_frames, 'frame')} until "
             f"{clock_text(float(facts.end))} can be read. Get the file again, pass --allow-cut to take what is there, "
             "or leave it out with --leave-out"
         )
@@ -407,7 +407,9 @@ def _check_length(job: VideoJob, facts: Facts) -> Iterator[str]:
     is_short = surplus < 0 and (track.rows_end is not None or 0 < TINY_PART * (facts.end + surplus) < facts.end)
     own = f"{round(facts.end * rate)}" if track.unit == FRAME else f"{float(facts.end):.2f} s"
     lengths = f"the annotation has {_length_text(track)}, the video {own}"
-    if surplus > sample or (is_short and -surplus > sample):
+    # Rows of frames that the video has lost shift all that are behind them.
+    is_shifted = facts.lost > 0 and track.unit == FRAME and track.rows_end is not None and surplus > 0
+    if surplus > sample or (is_short and -surplus > sample) or is_shifted:
         allowed = job.settings.allow_length_difference or (is_short and job.may_end_early)
         if not allowed:
             raise SpatialfeatError(
@@ -419,6 +421,8 @@ def _check_length(job: VideoJob, facts: Facts) -> Iterator[str]:
         yield lengths
     elif surplus > 0 or (is_short and surplus != 0):
         yield f"{lengths}: within one sample"
+    if facts.lost and track.unit == FRAME and track.rows_end is None:
+        yield "its intervals are taken to count the frames that are left"
     if track.gaps:
         yield f"the annotation lacks rows in {count_text(track.gaps, 'place')}"
 
@@ -451,6 +455,8 @@ def _frame_rate(job: VideoJob, facts: Facts) -> Fraction:
 
 
 def _cause(track: Track, facts: Facts, rate: Fraction) -> str:
+    if facts.lost:
+        return f"{count_text(facts.lost, 'frame')} of the video got lost, which the annotation still counts"
     ratio = float(track.end / (facts.end * (rate if track.unit == FRAME else 1)))
     for other in (24, 25, 30, 50, 60):
         if track.unit == FRAME and abs(ratio * float(rate) - other) < 0.2 and abs(other - float(rate)) > 0.3:
