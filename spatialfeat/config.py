@@ -720,8 +720,7 @@ OWN_SOURCES = ("videos", "frames")
 ANNOTATIONS, VIDEOS = "Annotations", "Videos"
 
 
-def _fraction(what: str) -> Rule:
-    return Rule(lambda value: 0 < value < 1, f"lie between 0 and 1: the part of the patients that is for {what}")
+_SHARE = Rule(lambda value: 0 < value < 1, "lie between 0 and 1, e.g. 0.2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -807,16 +806,16 @@ class PrepareConfig(Options):
     split: str | None = option(None, "Which of a data set's published splits.", DATA, unset="the first one it has")
     val: float | None = option(
         None,
-        "Part of the patients for validation, where nothing was published for it.",
+        "Share of the labelled frames for validation, where no videos were published for it; patients stay whole.",
         DATA,
-        _fraction("validation"),
+        _SHARE,
         unset="none",
     )
     test: float | None = option(
         None,
-        "Part of the patients for test, where nothing was published for it.",
+        "The same for the test.",
         DATA,
-        _fraction("test"),
+        _SHARE,
         unset="none",
     )
     seed: int = option(0, "Seed of --val and --test.", DATA, at_least(0))
@@ -863,7 +862,10 @@ class PrepareConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         is_own, is_frames = self.source in OWN_SOURCES, self.source == "frames"
-        only_annotated = ("unit", "first_row", "interval_end", "overlap", "first_phase", "phase_names", "phase_map")
+        only_annotated = (
+            *("unit", "first_row", "interval_end", "overlap", "first_phase", "phase_names", "phase_map"),
+            *("val", "test"),
+        )
         only_frames = ("source_fps", "taken_at", "annotation_fps", "first_row")
         without_effect = {
             f"for {self.source}, whose annotations are known": ()
@@ -880,6 +882,16 @@ class PrepareConfig(Options):
             for name in names:
                 if getattr(self, name) != getattr(PrepareConfig, name):
                     raise SpatialfeatError(f"{flag_of(PrepareConfig, name)}: has no meaning {reason}; leave it out")
+        if self.shares and self.shares["train"] <= 1e-9:
+            raise SpatialfeatError(
+                f"--val {self.val:g} and --test {self.test:g}: leave nothing to train on; lower them"
+            )
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """{split: its share of the labelled frames that are shared out}; nothing where none is asked for."""
+        asked = {split: share for split, share in (("val", self.val), ("test", self.test)) if share is not None}
+        return {"train": 1 - (self.val or 0) - (self.test or 0)} | asked if asked else {}
 
     @property
     def short_side_px(self) -> int | None:
@@ -979,7 +991,7 @@ class SplitConfig(Options):
         0.2,
         "Share of the labelled frames for validation.",
         SPLITS,
-        Rule(lambda value: 0 < value < 1, "lie between 0 and 1, e.g. 0.2"),
+        _SHARE,
     )
     test: float | None = option(
         None,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +10,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from spatialfeat.config import PrepareConfig
 from spatialfeat.console import align, clock_text, count_text, frame_bar
 from spatialfeat.data.frames import make_table
+from spatialfeat.data.splits import split_rows
 from spatialfeat.data.tables import Origin, Rows
 from spatialfeat.device import usable_cores
 from spatialfeat.errors import SpatialfeatError
@@ -28,7 +28,7 @@ from spatialfeat.reports.ribbons import contact_sheet, crop_sheet
 from spatialfeat.runrecord import RunRecord, recorded_options
 from spatialfeat.sources.annotations import Phases, Track, name_phases, read_phase_map
 from spatialfeat.sources.datasets import DATA_SETS, DataSet, matching, tracks_of
-from spatialfeat.sources.own import Reading, read_own_tracks
+from spatialfeat.sources.own import VIDEO_SUFFIX, Reading, read_own_tracks
 from spatialfeat.sources.study import (
     IMAGES,
     RECORD,
@@ -47,10 +47,10 @@ from spatialfeat.sources.video import header_length, load_av
 MANIFEST = "prepare.json"
 PHASE_NAMES = "phase_names.txt"
 SPLITS = ("train", "val", "test", "all")
+SHARED_OUT = ("train", "all")
+"""The splits whose patients --val and --test share out."""
 
-VIDEO_SUFFIXES = re.compile(
-    r"\.(mp4|m4v|mov|avi|mkv|webm|mpe?g|m2v|m?ts|m2ts|wmv|asf|flv|vob|3gp|ogv|mxf|h264|264)", re.IGNORECASE
-)
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 FIXED = ("source", "fps", "short_side", "image_format", "crop_border", "unlabelled")
@@ -61,7 +61,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be done. splits: {video: split}. phases: None without annotations. notes: what to report."""
+    """What is to be done. splits: {video: split}, before --val and --test. phases: None without annotations.
+
+    notes: what to report.
+    """
 
     jobs: list[VideoJob]
     splits: dict[str, str]
@@ -97,18 +100,19 @@ def prepare(config: PrepareConfig) -> list[dict[str, Any]]:
     annotations = sorted({job.track.path for job in plan.jobs if job.track is not None})
     with RunRecord(config.out, "prepare", config, annotations, file_name=MANIFEST) as record:
         records = _prepare_all(config, plan)
-        _write_study(config, plan)
+        splits = _share_out(config, plan)
+        _write_study(config, plan, splits)
         if config.crop_border:
             _write_crop_sheet(config.out, records)
         record.finish(
             phase_names=None if plan.phases is None else list(plan.phases.names),
             notes=plan.notes,
             videos=[
-                {"split": plan.splits[entry["video"]]} | {key: entry[key] for key in entry if key != "inputs"}
+                {"split": splits[entry["video"]]} | {key: entry[key] for key in entry if key != "inputs"}
                 for entry in records
             ],
         )
-    _tell(config, plan, records)
+    _tell(config, plan, splits, records)
     return records
 
 
@@ -158,19 +162,22 @@ def _plan(config: PrepareConfig) -> Plan:
         allow_cut=config.allow_cut,
         allow_length_difference=config.allow_length_difference,
     )
-    jobs = [
-        VideoJob(
+
+    def job(video: str, own: _Found) -> VideoJob:
+        track = None if tracks is None else tracks[video]
+        return VideoJob(
             video=video,
             patient=_patient(video) if data_set is None else data_set.patient(video),
             source=own.path,
             pictures=own.pictures,
-            track=None if tracks is None else tracks[video],
-            labels=_own_labels(phases, None if tracks is None else tracks[video]),
-            may_end_early=data_set is not None and data_set.may_end_early,
+            track=track,
+            labels=_own_labels(phases, track),
+            # The unit of data sets is known; of intervals, any number may be missing.
+            may_end_early=data_set is not None and (data_set.may_end_early or track is None or track.rows_end is None),
             settings=settings,
         )
-        for video, own in found.items()
-    ]
+
+    jobs = [job(video, own) for video, own in found.items()]
     return Plan(jobs=jobs, splits=_splits(config, data_set, jobs, notes), phases=phases, notes=notes)
 
 
@@ -211,7 +218,7 @@ def _data_set(config: PrepareConfig, data_set: DataSet) -> tuple[dict[str, _Foun
         tracks = tracks_of(data_set, files)
     except SpatialfeatError as error:
         raise SpatialfeatError(f"DIR {config.data_dir}: {error}") from error
-    notes = [data_set.note] if data_set.note else []
+    notes = data_set.remarks
     without = [video for video in videos if same_name_key(video) not in tracks]
     if without:
         notes.append(f"left out, there is no annotation: {', '.join(without)}")
@@ -273,7 +280,7 @@ def _own(
         interval_end=config.interval_end,
         overlap=config.overlap,
     )
-    tracks = read_own_tracks(config.annotations, config.data_dir, list(found), reading, length)
+    tracks, foreign = read_own_tracks(config.annotations, config.data_dir, list(found), reading, length)
     without = [video for video in found if same_name_key(video) not in tracks]
     if without:
         raise SpatialfeatError(
@@ -281,12 +288,16 @@ def _own(
             f"{' and others' if len(without) > 10 else ''}; tables belong to a video by a column `video` or by their "
             "file's name; add them, or leave the videos out with --leave-out"
         )
-    return found, {video: tracks[same_name_key(video)] for video in found}, []
+    notes = []
+    if foreign:
+        about = count_text(len(foreign), "video that is", "videos that are")
+        notes.append(f"annotations of {about} not here, or left out: {', '.join(foreign[:10])}")
+    return found, {video: tracks[same_name_key(video)] for video in found}, notes
 
 
 def _find_videos(config: PrepareConfig) -> dict[str, _Found]:
     """Named by the file; by the folder where several folders have a file of the same name."""
-    paths = [path for path in _files(config).values() if VIDEO_SUFFIXES.fullmatch(path.suffix)]
+    paths = [path for path in _files(config).values() if VIDEO_SUFFIX.fullmatch(path.suffix)]
     if not paths:
         raise SpatialfeatError(
             f"DIR {config.data_dir}: holds no video (such as .mp4, .avi, .mkv); pass the right folder"
@@ -364,7 +375,7 @@ def _patient(video: str) -> str:
 def _splits(
     config: PrepareConfig, data_set: DataSet | None, jobs: Sequence[VideoJob], notes: list[str]
 ) -> dict[str, str]:
-    """{video: train, val, test or all}."""
+    """{video: train, val, test or all}, as published."""
     splits = {job.video: "all" for job in jobs}
     if data_set is not None and data_set.splits:
         name = config.split or next(iter(data_set.splits))
@@ -380,40 +391,35 @@ def _splits(
         splits = {video: split or "all" for video, split in published.items()}
     elif config.split is not None:
         raise SpatialfeatError(f"--split {config.split}: {config.source} has no published split; pass --val and --test")
-    fractions = {"val": config.val, "test": config.test}
-    for split, part in fractions.items():
-        if part is not None and split in splits.values():
+    for split in config.shares:
+        if split != "train" and split in splits.values():
             raise SpatialfeatError(f"--{split}: {config.source} has videos for it already; leave it out")
-    wanted = {split: part for split, part in fractions.items() if part is not None}
-    if wanted:
-        rest = [job for job in jobs if splits[job.video] in ("train", "all")]
-        splits |= split_patients({job.video: job.patient for job in rest}, wanted, config.seed)
+    if config.shares:
+        patients = {same_name_key(job.patient) for job in jobs if splits[job.video] in SHARED_OUT}
+        if len(patients) < len(config.shares):
+            raise SpatialfeatError(
+                f"DIR {config.data_dir}: has {count_text(len(patients), 'patient')}, but {', '.join(config.shares)} "
+                "need one each; add videos, or leave --val or --test out"
+            )
     elif "train" in splits.values() and "val" not in splits.values():
         notes.append("no videos are published for validation: pass --val, e.g. --val 0.2, to take patients of train")
     return splits
 
 
-def split_patients(patients: Mapping[str, str], parts: Mapping[str, float], seed: int) -> dict[str, str]:
-    """{video: split}: each of `parts` gets that part of the patients, at random and at least one; the rest is train.
-
-    patients: {video: patient}.
-
-    Raises:
-        SpatialfeatError: too few patients.
-    """
-    names = sorted(set(patients.values()), key=natural_key)
-    random.Random(seed).shuffle(names)  # noqa: S311
-    of_patient: dict[str, str] = {}
-    for split, part in parts.items():
-        for _ in range(max(1, math.floor(part * len(set(patients.values())) + 0.5))):
-            if names:
-                of_patient[names.pop()] = split
-    if not names:
-        options = " ".join(f"--{split} {part:g}" for split, part in parts.items())
-        raise SpatialfeatError(
-            f"{options}: leaves no patient of {len(set(patients.values()))} for training; lower it, or get more videos"
-        )
-    return {video: of_patient.get(patient, "train") for video, patient in patients.items()}
+def _share_out(config: PrepareConfig, plan: Plan) -> dict[str, str]:
+    """{video: split}: the plan's, but for the patients whom --val and --test share out by their frames."""
+    if not config.shares:
+        return plan.splits
+    jobs = [job for job in plan.jobs if plan.splits[job.video] in SHARED_OUT]
+    frames = [(row["id"], job.patient, row["label"]) for job in jobs for row in read_rows(config.out, job.video)]
+    columns = pd.DataFrame(frames, columns=["id", "patient", "label"], dtype=str)
+    rows = Rows(Origin(config.out / RECORDS, None), columns)
+    table = make_table(rows, config.out / IMAGES, "all", columns["label"].astype(np.int64).to_numpy())
+    split_of_row = split_rows(table, config.shares, seed=config.seed)
+    patients, first_rows = np.unique(table.patients, return_index=True)
+    split_of = dict(zip(map(same_name_key, patients.tolist()), split_of_row[first_rows].tolist(), strict=True))
+    # Patients without any row are in no CSV.
+    return plan.splits | {job.video: split_of.get(same_name_key(job.patient), "train") for job in jobs}
 
 
 def _prepare_all(config: PrepareConfig, plan: Plan) -> list[dict[str, Any]]:
@@ -455,7 +461,13 @@ def _prepare_all(config: PrepareConfig, plan: Plan) -> list[dict[str, Any]]:
     for job in plan.jobs:
         if not (out / RECORDS / f"{job.video}.png").exists():
             _write_picture(out, job, plan)
-    return [read_json_object(out / RECORDS / job.video / RECORD) for job in plan.jobs]
+    records = [read_json_object(out / RECORDS / job.video / RECORD) for job in plan.jobs]
+    if not any(record["rows"] for record in records):
+        raise SpatialfeatError(
+            f"{config.source}: no frame has a phase; look into {out / RECORDS} for what was read, or pass "
+            "--unlabelled keep"
+        )
+    return records
 
 
 def _seconds(job: VideoJob) -> float | None:
@@ -494,14 +506,13 @@ def _write_crop_sheet(out: Path, records: Sequence[dict[str, Any]]) -> None:
     save_png(crop_sheet(pictures), out / RECORDS / "crop_boxes.png")
 
 
-def _write_study(config: PrepareConfig, plan: Plan) -> None:
+def _write_study(config: PrepareConfig, plan: Plan, splits: Mapping[str, str]) -> None:
     """The CSVs and phase_names.txt; those of an earlier run with other splits are removed."""
     out = config.out
     by_split: dict[str, list[VideoJob]] = {}
     for job in plan.jobs:
-        by_split.setdefault(plan.splits[job.video], []).append(job)
+        by_split.setdefault(splits[job.video], []).append(job)
     has_patients = any(job.patient != _patient(job.video) for job in plan.jobs)
-    num_rows = 0
     for split in SPLITS:
         path = out / f"{split}_ResNet_DB.csv"
         if split not in by_split:
@@ -510,33 +521,26 @@ def _write_study(config: PrepareConfig, plan: Plan) -> None:
         header = ["id", *(["label"] if plan.phases is not None else []), *(["patient"] if has_patients else [])]
 
         def write(temporary: Path, jobs: list[VideoJob] = by_split[split], header: list[str] = header) -> None:
-            nonlocal num_rows
             with open_csv_text(temporary) as text:
                 table = CsvTable(text, header)
                 for job in jobs:
                     rows = [{**row, "patient": job.patient} for row in read_rows(out, job.video)]
                     table.add([row[column] for column in header] for row in rows)
-                    num_rows += len(rows)
 
         write_atomically(path, write)
-    if not num_rows:
-        raise SpatialfeatError(
-            f"{config.source}: no frame has a phase; look into {out / RECORDS} for what was read, or pass "
-            "--unlabelled keep"
-        )
     if plan.phases is not None:
         text = "".join(f"{name}\n" for name in plan.phases.names)
         write_atomically(out / PHASE_NAMES, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _tell(config: PrepareConfig, plan: Plan, records: Sequence[dict[str, Any]]) -> None:
+def _tell(config: PrepareConfig, plan: Plan, splits: Mapping[str, str], records: Sequence[dict[str, Any]]) -> None:
     """The report per video, what lies where, and what to do next."""
     header = ("video", "split", "duration", "frames", "annotation", "difference", "samples", "rows", "left out", "")
     rows = [header]
     rows += [
         (
             record["video"],
-            plan.splits[record["video"]],
+            splits[record["video"]],
             clock_text(record["seconds"]),
             str(record["source_frames"]),
             record["annotation_length"],
@@ -548,12 +552,18 @@ def _tell(config: PrepareConfig, plan: Plan, records: Sequence[dict[str, Any]]) 
         )
         for record in records
     ]
-    for line in align(rows, left=(0, 1, 9)):
+    total = sum(record["rows"] for record in records)
+    names = [name for name in SPLITS if name in splits.values()]
+    parts = [("split", "patients", "videos", "rows", "")]
+    for name in names:
+        own = [record for record in records if splits[record["video"]] == name]
+        num_patients = len({same_name_key(record["patient"]) for record in own})
+        num_rows = sum(record["rows"] for record in own)
+        parts.append((name, str(num_patients), str(len(own)), str(num_rows), f"{num_rows / total:.1%}"))
+    for line in (*align(rows, left=(0, 1, 9)), "", *align(parts)):
         logger.info("%s", line)
     logger.info("%s", config.out)
-    total = sum(record["rows"] for record in records)
     logger.info("  %s in images/, a picture per video in %s/", count_text(total, "frame"), RECORDS)
-    names = [name for name in SPLITS if name in plan.splits.values()]
     logger.info("Next:\n%s", "\n".join(_next_steps(config, plan, names)))
 
 
@@ -562,11 +572,17 @@ def _next_steps(config: PrepareConfig, plan: Plan, splits: Sequence[str]) -> lis
     fps = "" if config.fps == 1 else f" --fps {config.fps:g}"
     if plan.phases is None:
         return [cd, f"  spatialfeat extract --csv all=all_ResNet_DB.csv --weights WEIGHTS{fps}"]
-    count = len(plan.phases.names)
     phases = f" --phase-names {PHASE_NAMES}"
-    phases += "" if count == DEFAULT_NUM_PHASES else f" --num-classes {count}"
+    if "all" in splits:
+        return [
+            "  the same command with --val 0.2 --test 0.2 shares out the patients; or, for a cross-validation:",
+            f"{cd} && spatialfeat split all_ResNet_DB.csv folds --folds 5{phases}",
+        ]
     if "train" not in splits:
-        return [f"  there is no split yet: run again with --val 0.2 --test 0.2, patients whole; {cd.strip()}"]
+        csvs = " ".join(f"--csv {name}_ResNet_DB.csv" for name in splits)
+        return [cd, f"  spatialfeat extract {csvs} --weights WEIGHTS{fps}"]
+    if "val" not in splits:
+        return ["  the same command with --val 0.2: finetune needs patients to validate on"]
     test = " --test-csv test_ResNet_DB.csv" if "test" in splits else ""
     return [
         cd,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import struct
 from collections.abc import Sequence
 from fractions import Fraction
@@ -84,11 +85,24 @@ def draw_video(
 
 def turn(path: Path, rotation: int) -> None:
     """Tell players of an MP4 to show it turned clockwise, by the matrix in its track header (ISO 14496-12, 8.3.2)."""
-    a, b, c, d = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[rotation]
+    sine, cosine = round(math.sin(math.radians(rotation)), 9), round(math.cos(math.radians(rotation)), 9)
+    matrix = (cosine, sine, 0, -sine, cosine, 0, 0, 0, 1 << 14)
     content = bytearray(path.read_bytes())
     place = content.index(b"tkhd") + 44
-    content[place : place + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    content[place : place + 36] = struct.pack(">9i", *(round(value * 65536) for value in matrix))
     path.write_bytes(content)
+
+
+def damage(path: Path, packet: int) -> Path:
+    """Overwrite the start of one packet, counted from 0, with what no decoder takes for a frame."""
+    with av.open(str(path)) as container:
+        places = [(found.pos, found.size) for found in container.demux(video=0) if found.size]
+    content = bytearray(path.read_bytes())
+    start, size = places[packet]
+    assert start is not None
+    content[start : start + min(size, 12)] = bytes(min(size, 12))
+    path.write_bytes(content)
+    return path
 
 
 def prepare(*arguments: str | Path) -> Result:

@@ -160,7 +160,7 @@ def test_places_for_new_things_exist() -> None:
 
 # What other code imports, and what is a part of one command, format or page, but a whole idea of its own.
 ALONE = {
-    "data.splits", "features.windows", "exports.verify_mstcn", "scores.results", "sources.own", "sources.study",
+    "features.windows", "exports.verify_mstcn", "scores.results", "sources.own", "sources.study",
     "training.methods",
 }  # fmt: skip
 

@@ -6,12 +6,18 @@ import json
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
-from drawn_videos import draw_video, labels_of, per_video, prepare, read_number
+from drawn_videos import damage, draw_video, labels_of, per_video, prepare, read_number
+from matplotlib.figure import Figure
 from PIL import Image
+from typer.testing import CliRunner
+
+from spatialfeat import read_features
+from spatialfeat.cli import app
 
 NUM_FRAMES = 110  # At 25 fps: samples at 0, 1, 2, 3 and 4 s, the frames 0, 25, 50, 75 and 100.
 
@@ -79,6 +85,11 @@ FORMS = {
     "frames, end not in it": ("video,start_frame,end_frame,phase\nop1,0,50,cut\nop1,50,110,sew\nop2,0,110,cut\n", ()),
     "milliseconds": ("video,start_ms,end_ms,phase\nop1,0,2000,cut\nop1,2000,4400,sew\nop2,0,4400,cut\n", ()),
     "unit told": ("video,start,end,phase\nop1,0,2,cut\nop1,2,4,sew\nop1,4,5,sew\nop2,0,5,cut\n", ("--unit", "second")),
+    "no header, decimal commas": ("op1;0,0;2,0;cut\nop1;2,0;4,4;sew\nop2;0,0;4,4;cut\n", ()),
+    "h:m:s with decimal commas": ("video;start;end;phase\nop1;0:00:00,0;0:00:01,5;cut\nop1;0:00:01,5;0:00:02;cut\n"
+                                  "op1;0:00:02;0:00:04,4;sew\nop2;00:00:00;00:00:04;cut\nop2;0:04;0:04,4;cut\n", ()),
+    "paths of another machine": ("file,start_s,end_s,phase\nC:\\data\\OP1.MP4,0,2,cut\nD:\\op1.mxf,2,4.4,sew\n"
+                                 "/data/op2.mkv,0,4.4,cut\n", ()),
     "UTF-16 of a spreadsheet": ("video\tstart_s\tend_s\tphase\nop1\t0\t2\tcut\nop1\t2\t5\tsew\nop2\t0\t5\tcut\n", ()),
 }  # fmt: skip
 
@@ -152,6 +163,22 @@ REFUSED = {
         (),
         ["line 2: ends at 2, before its start 3"],
     ),
+    "times where frames are counted": (
+        "video,start_frame,end_frame,phase\nop1,0:00:00,0:00:04,cut\nop2,0,4,cut\n",
+        (),
+        ["line 2: 0:00:00 is a time, but positions are frames", "--unit second"],
+    ),
+    "half a frame": ("video,start,end,phase\nop1,0,1.5,cut\n", ("--unit", "frame"), ["line 2: 1.5 is a time"]),
+    "a video that only its first line names": (
+        "video,start,end,phase\nop1,0.0,2.0,cut\n,2.0,4.4,sew\nop2,0.0,4.4,cut\n",
+        (),
+        ["line 3: names no video"],
+    ),
+    "minutes for seconds": (
+        "video,start,end,phase\nop1,0.0,0.074,cut\nop2,0.0,4.4,cut\n",
+        (),
+        ["the annotation has 0.07 s, the video 4.40 s", "its positions are minutes", "--allow-length-difference"],
+    ),
     "no number": ("video,start,end,phase\nop1,0,two,cut\nop2,0,4.4,cut\n", (), ["line 2: 'two' is no number"]),
     "unknown columns": ("a,b,c,d\nop1,0,2,cut\n", (), ["line 1: 'a,b,c,d' does not say", "video,start,end,phase"]),
     "uneven lines": ("video,start,end,phase\nop1,0,2\n", (), ["line 2: has 3 cells, the first line 4"]),
@@ -194,6 +221,7 @@ def test_what_is_ambiguous_or_wrong_is_refused(case: str, videos: Path, tmp_path
 
 
 DENSE_REFUSED = {
+    "where phases begin": ("frame,phase\n0,1\n40,2\n104,3\n", ["line 4: rows are 40 to 64 apart", "`start,end,phase`"]),
     "frames or seconds": (frames_table(0, ""), ["frame 109 of 110, or at 109 s of 4"]),
     "from 0 or 1": (frames_table(1), ["the first row is frame 1.", "--first-frame 1", "--first-frame 0"]),
     "too short": (frames_table(0, num_rows=80), ["80 frames, the video 110", "1.2 s less", "--allow-length"]),
@@ -217,6 +245,59 @@ def test_dense_tables_that_are_refused(case: str, videos: Path, tmp_path: Path) 
         assert part in result.output, result.output
 
 
+@pytest.mark.usefixtures("_no_pictures")
+def test_what_a_new_user_of_excel_brings(videos: Path, tmp_path: Path) -> None:
+    """Umlauts, in files in the form that a Mac writes; `.MP4` and `.Csv`; Windows' encoding; a table of no video."""
+    data, labels = tmp_path / "data", tmp_path / "labels"
+    data.mkdir()
+    for name in ("Müller_1.MP4", "Jäger_2.mp4", "Müller_10.mp4"):
+        (data / name).symlink_to(videos / "op1.mp4")
+    text = "Frame;Phase\r\n" + "".join(f"{frame};{'Präparation' if frame < 50 else 'Naht'}\r\n" for frame in range(110))
+    for name in ("Müller_1", "Jäger_2", "Müller_10", "Weiß_3"):
+        table(labels / unicodedata.normalize("NFD", f"{name} Phasen.Csv"), text, "utf-8-sig")
+    command = ("videos", data, tmp_path / "out", "--annotations", str(labels / "{video} Phasen.csv"))
+    result = prepare(*command)
+    assert result.exit_code == 0, result.output
+    found = per_video(labels_of(tmp_path / "out"))
+    assert found == dict.fromkeys(("Jäger_2", "Müller_1", "Müller_10"), "00111")
+    assert (tmp_path / "out" / "phase_names.txt").read_text(encoding="utf-8") == "Präparation\nNaht\n"
+    assert "1 video that is not here, or left out: Wei" in result.output
+    assert prepare(*command[:2], tmp_path / "out2", "--annotations", labels).exit_code == 0
+    assert per_video(labels_of(tmp_path / "out2")) == found
+    # `CSV` of a German Excel, which is not its `CSV UTF-8`.
+    for path in labels.iterdir():
+        path.write_bytes(text.encode("cp1252"))
+    result = prepare(*command[:2], tmp_path / "out3", *command[3:])
+    assert result.exit_code == 2
+    assert "is not UTF-8 text" in result.output
+    assert "CSV UTF-8" in result.output
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_jpeg_frames_go_through_all_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["video,start,end,phase"]
+    for number in range(3):
+        draw_video(tmp_path / "data" / f"op{number}.mp4", NUM_FRAMES, first=512 * number)
+        lines += [f"op{number},0.0,2.0,cut", f"op{number},2.0,4.4,sew"]
+    rows = ("--annotations", table(tmp_path / "a.csv", "\n".join(lines)), "--val", "0.33", "--test", "0.33")
+    result = prepare("videos", tmp_path / "data", tmp_path / "out", *rows, "--format", "jpeg")
+    assert result.exit_code == 0, result.output
+    assert " s of video" in result.output  # The progress bar's unit.
+    assert {path.suffix for path in (tmp_path / "out" / "images").iterdir()} == {".jpg"}
+    monkeypatch.chdir(tmp_path / "out")
+    names, quick = ("--phase-names", "phase_names.txt"), ("--device", "cpu", "--workers", "0")
+    for step in (
+        ("check", *names, "--test-csv", "test_ResNet_DB.csv", *quick, "--no-estimate", "--image-size", "64"),
+        ("finetune", *names, *quick, "--weights", "random", "--image-size", "64", "--epochs", "1"),
+        ("extract", *quick),
+    ):
+        result = CliRunner().invoke(app, step)
+        assert result.exit_code == 0, f"{step}: {result.output}"
+    for video in read_features(Path("features")):
+        assert list(video.frame_ids) == [f"{video.video_id}_{k:06d}" for k in range(5)]
+        assert video.labels.tolist() == [0, 0, 1, 1, 1]
+
+
 def test_a_difference_of_a_sample_is_noted_and_a_larger_one_allowed_on_request(videos: Path, tmp_path: Path) -> None:
     annotations = ("--annotations", tmp_path / "labels", "--leave-out", "op2")
     table(tmp_path / "labels" / "op1.csv", frames_table(0, num_rows=105))
@@ -235,6 +316,20 @@ def test_rows_that_are_missing_are_unlabelled_and_noted(videos: Path, tmp_path: 
     result = prepare("videos", videos, tmp_path / "out", "--annotations", tmp_path / "labels", "--leave-out", "op2")
     assert list(labels_of(tmp_path / "out")) == [f"op1_00000{k}" for k in (0, 2, 3, 4)]
     assert "lacks rows in 1 place" in result.output
+
+
+def test_rows_of_frames_that_the_video_has_lost_are_refused(tmp_path: Path) -> None:
+    """One lost frame shifts all rows behind it by one: too little for the length, too much for a label."""
+    damage(draw_video(tmp_path / "data" / "op1.ts", NUM_FRAMES), 30)
+    rows = ("--annotations", table(tmp_path / "op1.csv", frames_table(0)))
+    result = prepare("videos", tmp_path / "data", tmp_path / "out", *rows)
+    assert result.exit_code == 2
+    assert "has 110 frames, the video 109" in result.output
+    assert "1 frame of the video got lost, which the annotation still counts" in result.output
+    table(tmp_path / "op1.csv", frames_table(0, num_rows=109))  # Of the video as it is.
+    result = prepare("videos", tmp_path / "data", tmp_path / "out", *rows)
+    assert result.exit_code == 0
+    assert "1 frame missing by the time stamps" in result.output
 
 
 def test_unlabelled_frames_are_kept_on_request(videos: Path, tmp_path: Path) -> None:
@@ -275,23 +370,60 @@ def test_videos_in_folders_of_their_own(videos: Path, tmp_path: Path) -> None:
     assert "op2_000004" in (tmp_path / "out" / "all_ResNet_DB.csv").read_text()
 
 
-def test_splits_keep_patients_whole(videos: Path, tmp_path: Path) -> None:
-    names = [f"{patient}_{segment}" for patient in range(1001, 1005) for segment in (1, 2)]
-    (tmp_path / "data").mkdir()
+@pytest.fixture(scope="module")
+def patients(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two videos of each of six patients, 1001 to 1006, and phases.csv; only the last two patients have `close`."""
+    folder = tmp_path_factory.mktemp("patients")
+    names = [f"{patient}_{segment}" for patient in range(1001, 1007) for segment in (1, 2)]
+    (folder / "videos").mkdir()
     for name in names:
-        (tmp_path / "data" / f"{name}.mp4").symlink_to(videos / "op1.mp4")
-    text = "video,start,end,phase\n" + "".join(f"{name},0.0,4.4,cut\n" for name in names)
-    options = ("--annotations", table(tmp_path / "a.csv", text), "--val", "0.25", "--test", "0.25", "--fps", "0.5")
-    assert prepare("videos", tmp_path / "data", tmp_path / "out", *options).exit_code == 0
-    patients = {
-        split: {frame_id.split("_")[0] for frame_id in labels_of(tmp_path / "out", split)}
-        for split in ("train", "val", "test")
-    }
-    assert [len(patients[split]) for split in ("train", "val", "test")] == [2, 1, 1]
-    assert set.union(*patients.values()) == {str(patient) for patient in range(1001, 1005)}
-    result = prepare("videos", tmp_path / "data", tmp_path / "out2", *options, "--val", "0.9")
+        (folder / "videos" / f"{name}.mp4").symlink_to(videos / "op1.mp4")
+    second = {"1005_1": "close", "1006_2": "close"}
+    lines = (f"{name},0.0,2.0,cut\n{name},2.0,4.4,{second.get(name, 'sew')}\n" for name in names)
+    table(folder / "phases.csv", "video,start,end,phase\n" + "".join(lines))
+    return folder
+
+
+@pytest.fixture
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of so small videos they take most of the time."""
+    monkeypatch.setattr("spatialfeat.prepare.contact_sheet", lambda *_: Figure(figsize=(1, 1)))
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_splits_keep_patients_whole_and_are_those_of_split(patients: Path, tmp_path: Path) -> None:
+    command = ("videos", patients / "videos", "--annotations", patients / "phases.csv")
+    shares = ("--val", "0.33", "--test", "0.17")
+    result = prepare(*command[:2], tmp_path / "out", *command[2:], *shares)
+    assert result.exit_code == 0, result.output
+    found = {split: labels_of(tmp_path / "out", split) for split in ("train", "val", "test")}
+    of_split = {split: {frame_id.split("_")[0] for frame_id in labels} for split, labels in found.items()}
+    assert [len(of_split[split]) for split in found] == [3, 2, 1]
+    assert set.union(*of_split.values()) == {str(patient) for patient in range(1001, 1007)}
+    # Both patients with `close` in one split would leave the others without it.
+    assert sum("2" in labels.values() for labels in found.values()) == 2
+    lines = [line.split() for line in result.output.splitlines()]
+    assert ["train", "3", "6", "30", "50.0%"] in lines
+    assert ["test", "1", "2", "10", "16.7%"] in lines
+    # The same as from one CSV by `spatialfeat split`.
+    result = prepare(*command[:2], tmp_path / "all", *command[2:])
+    assert "spatialfeat split all_ResNet_DB.csv folds --folds 5 --phase-names phase_names.txt" in result.output
+    arguments = ("split", tmp_path / "all" / "all_ResNet_DB.csv", tmp_path / "split", *shares)
+    assert CliRunner().invoke(app, [str(argument) for argument in arguments]).exit_code == 0
+    assert {split: labels_of(tmp_path / "split", split) for split in found} == found
+
+
+def test_splits_that_cannot_be(patients: Path, tmp_path: Path) -> None:
+    command = ("videos", patients / "videos", tmp_path / "out", "--annotations", patients / "phases.csv")
+    left_out = [option for patient in range(1003, 1007) for n in (1, 2) for option in ("--leave-out", f"{patient}_{n}")]
+    result = prepare(*command, "--val", "0.2", "--test", "0.2", *left_out)
     assert result.exit_code == 2
-    assert "leaves no patient of 4 for training" in result.output
+    assert "has 2 patients, but train, val, test need one each" in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()
+    result = prepare(*command, "--val", "0.5", "--test", "0.5")
+    assert (result.exit_code, "leave nothing to train on" in result.output) == (2, True)
+    result = prepare(*command[:3], "--val", "0.2")
+    assert (result.exit_code, "--val: has no meaning without --annotations" in result.output) == (2, True)
 
 
 def images(out: Path) -> dict[str, tuple[bytes, int]]:

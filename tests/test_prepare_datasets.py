@@ -314,12 +314,19 @@ def cells(text: str) -> list[str]:
 def test_published_splits_by_name(tmp_path: Path) -> None:
     data = Miniature(tmp_path / "data")
     cholec80(data)
-    for split, expected in (("32/8/40", {"train": ["video01", "video02"], "test": ["video41", "video49"]}),):
+    expected = {"train": ["video01", "video02"], "test": ["video41", "video49"]}
+    for split in ("32/8/40", "40/40"):
         out = tmp_path / split.replace("/", "-")
         result = prepare("cholec80", data.folder, out, "--split", split, "--fps", "0.5")
         assert result.exit_code == 0, result.output
         for name, videos in expected.items():
             assert sorted(per_video(labels_of(out, name))) == videos
+        assert "no videos are published for validation: pass --val" in result.output  # Of those that are here.
+    result = prepare("cholec80", data.folder, tmp_path / "40-40", "--split", "40/40", "--fps", "0.5", "--val", "0.5")
+    assert result.exit_code == 0, result.output
+    shared_out = [list(per_video(labels_of(tmp_path / "40-40", name))) for name in ("train", "val")]
+    assert [len(videos) for videos in shared_out] == [1, 1]
+    assert sorted(per_video(labels_of(tmp_path / "40-40", "test"))) == expected["test"]
     result = prepare("cholec80", data.folder, tmp_path / "x", "--split", "70/10")
     assert "--split 70/10: Cholec80, 80 cholecystectomies has 40/8/32, 32/8/40, 40/40" in result.output
 
@@ -410,8 +417,58 @@ def test_a_table_in_another_form_is_refused(tmp_path: Path) -> None:
     assert "video01-phase.txt line 1: 'Frame\\tTool' is not the header 'Frame\\tPhase'" in result.output
 
 
-def test_the_help_lists_every_data_set() -> None:
+def test_the_help_lists_every_data_set_and_what_is_assumed_of_it() -> None:
     text = CliRunner().invoke(app, ["prepare", "--help"]).output
+    one_line = " ".join(text.split())
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
     for data_set in DATA_SETS.values():
         assert f"{data_set.name}: {data_set.title}" in text
         assert data_set.layout.splitlines()[0] in text
+        assert (f"assumed, not published: {data_set.assumed};" in one_line) == bool(data_set.assumed)
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| {data_set.name} |")]
+        assert ("**Assumed:**" in row) == bool(data_set.assumed)
+
+
+@pytest.mark.parametrize(
+    ("starts", "lengths", "message"),
+    [
+        ("269;0;1\n269;110;2\n", "269;110", "annotations.csv line 3: frame 110 of video 269, which has 110 frames"),
+        ("269;0;1\n269;111;1\n", "269;110", "annotations.csv line 3: frame 111 of video 269, which has 110 frames"),
+        ("269;0;1\n", "270;110", "videos.csv: has no line for video 269"),
+    ],
+)
+def test_cataract101_is_refused_where_its_frames_do_not_count_from_0(
+    starts: str, lengths: str, message: str, tmp_path: Path
+) -> None:
+    data = Miniature(tmp_path / "data")
+    data.video("case_269", "videos/case_269.mp4", 110)
+    data.text("annotations.csv", f"VideoID;FrameNo;Phase\n{starts}")
+    data.text("videos.csv", f"VideoID;Frames;FPS;Surgeon;Experience\n{lengths};25;1;1\n")
+    result = prepare("cataract101", data.folder, tmp_path / "out")
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
+def test_ydgpzm_is_refused_where_its_json_names_no_video(tmp_path: Path) -> None:
+    data = Miniature(tmp_path / "data")
+    ydgpzm(data)
+    path = data.folder / "1051" / "1051.json"
+    path.write_text(path.read_text().replace("1051_01.mp4", "first.mp4"))
+    result = prepare("ydgpzm", data.folder, tmp_path / "out")
+    assert result.exit_code == 2
+    assert "1051.json: is not of the form [{video: .../1050_1.mp4, tricks:" in " ".join(result.output.split())
+
+
+def test_videos_of_the_test_alone_are_for_extraction(tmp_path: Path) -> None:
+    data = Miniature(tmp_path / "data")
+    cholec80(data)
+    left_out = ("--leave-out", "video01", "--leave-out", "video02")
+    result = prepare("cholec80", data.folder, tmp_path / "out", "--fps", "0.5", *left_out)
+    assert "extract --csv val_ResNet_DB.csv --csv test_ResNet_DB.csv --weights WEIGHTS --fps 0.5" in result.output
+
+
+def test_what_is_assumed_of_a_data_set_is_said(tmp_path: Path) -> None:
+    data = Miniature(tmp_path / "data")
+    cataract101(data)
+    result = prepare("cataract101", data.folder, tmp_path / "out", "--fps", "0.5")
+    assert "note: assumed, not published: its frames are counted from 0" in " ".join(result.output.split())

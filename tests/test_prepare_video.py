@@ -10,7 +10,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from drawn_videos import SIZE, draw_video, drawn_frame, read_number
+from drawn_videos import SIZE, damage, draw_video, drawn_frame, read_number
 from PIL import Image
 
 from spatialfeat.errors import SpatialfeatError
@@ -95,6 +95,27 @@ def test_a_turned_video_is_upright(rotation: int, tmp_path: Path) -> None:
     assert facts.notes == ["turned upright, as players do"]
 
 
+@pytest.mark.parametrize("rotation", [45, 91])
+def test_a_turn_that_is_no_quarter_is_refused(rotation: int, tmp_path: Path) -> None:
+    path = draw_video(tmp_path / "a.mp4", 3, 1, rotation=rotation)
+    with pytest.raises(SpatialfeatError, match=r"a.mp4: is to be shown turned by .* degrees, .* --leave-out"):
+        take(path)
+
+
+def test_time_stamps_that_run_backwards_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height = SIZE
+        stream.pix_fmt = "yuvj420p"
+        for number, tick in enumerate((0, 40, 120, 80, 160)):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(drawn_frame(number), format="rgb24")):
+                packet.time_base, packet.pts, packet.dts = Fraction(1, 1000), tick, number
+                container.mux(packet)
+    with pytest.raises(SpatialfeatError, match=r"a.mkv: frame 3 is shown at 0.080 s, before frame 2 at 0.120 s"):
+        take(path, 25)
+
+
 def test_interlaced_frames_are_deinterlaced_and_stay_in_place(tmp_path: Path) -> None:
     options = {"x264-params": "interlaced=1"}
     facts, samples, _ = take(draw_video(tmp_path / "a.mp4", 60, 25, options=options, size=(64, 64)), 5)
@@ -149,6 +170,34 @@ def test_a_cut_file_is_told_with_the_time_it_ends(suffix: str, options: dict[str
     assert 50 < facts.num_frames < 200
     assert len(samples) == ceil(facts.num_frames / 25)
     assert facts.cut
+
+
+def test_a_damaged_frame_in_the_middle_ends_the_video_there(tmp_path: Path) -> None:
+    """What is behind it might be numbered wrong: refused, or with --allow-cut taken until there."""
+    facts, samples, _ = take(damage(draw_video(tmp_path / "a.mp4", 100), 60), 5)
+    assert facts.num_frames == 60
+    assert [sample.frame for sample in samples] == list(range(0, 60, 5))
+    assert "cannot be decoded any further" in facts.cut
+
+
+def test_lost_frames_are_found_by_their_time_stamps(tmp_path: Path) -> None:
+    """A damaged transport stream or Matroska file just lacks frames: those behind keep their time, not their number."""
+    path = damage(draw_video(tmp_path / "a.ts", 100), 30)
+    samples: list[Sample] = []
+    pictures: list[Image.Image] = []
+
+    def write(sample: Sample, picture: Image.Image) -> None:
+        samples.append(sample)
+        pictures.append(picture)
+
+    facts = sample_video(
+        path, fps=Fraction(5), short_side=None, box=None, threads=1, wanted=lambda _: True, write=write,
+        advance=lambda _: None,
+    )  # fmt: skip
+    assert (facts.num_frames, facts.lost) == (99, 1)
+    assert facts.notes == ["1 frame missing by the time stamps, the most behind frame 29"]
+    assert [sample.frame for sample in samples] == [*range(0, 30, 5), 29, *range(34, 99, 5)]
+    assert [read_number(picture) for picture in pictures[8:]] == list(range(40, 100, 5))
 
 
 def test_a_file_without_its_end_cannot_be_opened(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import io
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -81,7 +81,9 @@ def read_text(path: Path) -> str:
         encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
         return content.decode(encoding)
     except UnicodeDecodeError as error:
-        raise SpatialfeatError(f"{path}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+        raise SpatialfeatError(
+            f"{path}: is not UTF-8 text ({error.reason}); save it as UTF-8 (of Excel's forms: CSV UTF-8)"
+        ) from error
     except OSError as error:
         raise SpatialfeatError(f"{path}: cannot be read ({error.strerror}); pass the right path") from error
 
@@ -97,6 +99,10 @@ class Table:
 
     def where(self, line: int) -> str:
         return f"{self.path} line {line}"
+
+    def number(self, cell: str) -> Fraction | None:
+        """`parse_position`, with decimal commas where commas do not separate."""
+        return parse_position(cell if self.separator == "," else cell.replace(",", "."))
 
 
 def read_table(path: Path, separator: str = "", header: Sequence[str] | bool | None = None) -> Table:
@@ -116,12 +122,13 @@ def read_table(path: Path, separator: str = "", header: Sequence[str] | bool | N
         cells = [line.split() for line in text.splitlines()]
     else:
         cells = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), delimiter=separator)]
-    rows = [(line, row) for line, row in enumerate(cells, 1) if any(row)]
+    table = Table(path, separator, None, [(line, row) for line, row in enumerate(cells, 1) if any(row)])
+    rows = table.rows
     first: list[str] | None = None
     if rows and header is not False:
         head = rows[0][1]
         if header is None:
-            is_header = not any(parse_position(cell) is not None for cell in head)
+            is_header = not any(table.number(cell) is not None for cell in head)
         elif header is True:
             is_header = True
         else:
@@ -143,7 +150,7 @@ def read_table(path: Path, separator: str = "", header: Sequence[str] | bool | N
                 f"{path} line {line}: has {len(row)} cells, the first line {width} (the separator is a "
                 f"{SEPARATORS.get(separator, separator)}); fix the line"
             )
-    return Table(path, separator, first, rows)
+    return replace(table, header=first, rows=rows)
 
 
 def _separator_of(text: str) -> str:
@@ -169,8 +176,8 @@ def parse_position(cell: str) -> Fraction | None:
 
 
 def position(table: Table, line: int, cell: str) -> Fraction:
-    """`parse_position`, or a message with the line. A decimal comma counts where commas do not separate."""
-    found = parse_position(cell.replace(",", ".") if table.separator != "," else cell)
+    """The number or time in a cell, or a message with the line."""
+    found = table.number(cell)
     if found is None:
         raise SpatialfeatError(f"{table.where(line)}: {cell[:80]!r} is no number and no time h:m:s; fix the line")
     return found
@@ -184,7 +191,7 @@ def rows_track(
     A row holds until the next one, or for a step where others are missing.
 
     Raises:
-        SpatialfeatError: rows that do not ascend, or begin before `first`.
+        SpatialfeatError: rows that do not ascend, begin before `first`, or are mostly missing.
     """
     numbered = list(rows)
     where = f"{path} line {numbered[0][0]}"
@@ -198,11 +205,18 @@ def rows_track(
                 "and keep one row of each"
             )
     usual = Fraction(step) or min(differences, default=Fraction(1))
+    # Times are rounded: of 30 frames a second, one lasts 0.033 s, the next one 0.034 s.
+    is_missing = [difference > usual * Fraction(3, 2) for difference in differences]
+    gaps = sum(is_missing)
+    if gaps and 2 * gaps >= len(differences):
+        raise SpatialfeatError(
+            f"{path} line {numbered[1 + is_missing.index(True)][0]}: rows are {float(usual):g} to "
+            f"{float(max(differences)):g} apart (unit: {unit}), so most are missing; if they only say where phases "
+            "begin, write a table of intervals instead: `start,end,phase`"
+        )
     spans: list[Span] = []
-    gaps = 0
     for index, (line, number, phase) in enumerate(numbered):
-        is_gap = index < len(differences) and differences[index] > usual
-        gaps += is_gap
+        is_gap = index < len(differences) and is_missing[index]
         end = number + (differences[index] if index < len(differences) and not is_gap else usual) - first
         if spans and spans[-1].phase == phase and spans[-1].end == number - first:
             spans[-1] = Span(spans[-1].start, end, phase, spans[-1].line)

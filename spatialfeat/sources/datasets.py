@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from textwrap import indent
+from textwrap import indent, wrap
 
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.names import same_name_key
@@ -55,6 +55,7 @@ class DataSet:
         patient: of a video.
         may_end_early: whether annotations that are shorter than the video are usual.
         note: what its user should know.
+        assumed: what is taken to be so, though it is not published, or only one source says so.
     """
 
     name: str
@@ -71,6 +72,13 @@ class DataSet:
     patient: Callable[[str], str] = str
     may_end_early: bool = False
     note: str = ""
+    assumed: str = ""
+
+    @property
+    def remarks(self) -> list[str]:
+        """What its user should know, and what is only assumed."""
+        assumed = f"assumed, not published: {self.assumed}; look at the pictures in prepare/" if self.assumed else ""
+        return [text for text in (self.note, assumed) if text]
 
 
 def matching(files: Files, pattern: str) -> dict[str, Path]:
@@ -147,7 +155,15 @@ def _read_cataract101(files: Files) -> dict[str, Track]:
         ends = [start for start, _, _ in own[1:]]
         # A last row that repeats the phase before it marks where that phase ends.
         is_end_mark = len(own) > 1 and own[-1][1] == own[-2][1]
-        ends.append(own[-1][0] + 1 if is_end_mark else max(num_frames.get(case, Fraction(0)), own[-1][0] + 1))
+        last, _, last_line = own[-1]
+        if case not in num_frames:
+            raise SpatialfeatError(f"{lengths.path}: has no line for video {case}; get the file again")
+        if last > num_frames[case] or (last == num_frames[case] and not is_end_mark):
+            raise SpatialfeatError(
+                f"{starts.where(last_line)}: frame {int(last)} of video {case}, which has "
+                f"{int(num_frames[case])} frames by {lengths.path.name}, counted from 0 here; get both files again"
+            )
+        ends.append(min(last + 1, num_frames[case]) if is_end_mark else num_frames[case])
         for (start, _, line), end in zip(own, ends, strict=True):
             if end < start:
                 raise SpatialfeatError(f"{starts.where(line)}: the next phase of video {case} begins before this one")
@@ -304,6 +320,7 @@ _DATA_SETS = (
         phases=("TrocarPlacement", *CHOLEC80_PHASES),
         splits={"27/14": lambda _, video: "test" if video.lower().startswith("test") else "train"},
         may_end_early=True,
+        assumed="the annotations of test videos are named like these: test_workflow_video_01.txt",
     ),
     DataSet(
         name="heichole",
@@ -426,6 +443,7 @@ _DATA_SETS = (
             "Tonifying and Antibiotics",
         ),
         first_phase=(1,),
+        assumed="its frames are counted from 0, and the part before the first phase has none",
     ),
     DataSet(
         name="cataract1k",
@@ -459,6 +477,7 @@ _DATA_SETS = (
         read=_read_ophnet,
         first_phase=(0,),
         splits={"as the file says": _ophnet_split},
+        assumed="videos are named by video_id, phases count from 0, and of two that overlap the later start counts",
     ),
     DataSet(
         name="multibypass140",
@@ -494,6 +513,7 @@ _DATA_SETS = (
         phases=("No step", *(f"Fase {number}" for number in range(1, 9))),
         patient=lambda video: video.partition("_")[0],
         note="the 7 phases of the spatial study are a mapping of that project: pass it with --phase-map",
+        assumed="the JSON names each video by a text that ends in 1050_1.mp4",
     ),
     DataSet(
         name="jigsaws",
@@ -525,6 +545,7 @@ _DATA_SETS = (
         ),
         first_phase=(0,),
         splits={"by folder": _by_folder},
+        assumed="folders of its parts begin with train and test, and video_17_1 is a part of operation video_17",
         patient=lambda video: "_".join(video.split("_")[:2]),
     ),
 )
@@ -546,7 +567,8 @@ def prepare_help() -> str:
     for data_set in _DATA_SETS:
         splits = [name for name in data_set.splits if name != "all"]
         known = f"\n--split {', '.join(splits)}" if len(splits) > 1 else ""
-        entries.append(f"\b\n{data_set.name}: {data_set.title}\n{indent(data_set.layout + known, '  ')}")
+        remarks = "".join(f"\n{line}" for text in data_set.remarks for line in wrap(text, 74))
+        entries.append(f"\b\n{data_set.name}: {data_set.title}\n{indent(data_set.layout + known + remarks, '  ')}")
     return (
         "From videos or frames, and their annotations, to a folder for all other commands.\n\nSOURCE is the name of a "
         "data set (below), videos or frames. DIR holds its files; folders may lie otherwise, the ends of the paths "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,7 +24,6 @@ from spatialfeat.sources.annotations import (
     Table,
     Track,
     overlapping,
-    parse_position,
     position,
     read_table,
     rows_track,
@@ -44,7 +44,14 @@ _COLUMNS = {word: column for column, words in _WORDS.items() for word in words.s
 _UNITS = (("frame", FRAME), ("ms", MILLISECOND), ("milli", MILLISECOND), ("sec", SECOND))
 """What in a header names the unit."""
 
+_PLURALS = {FRAME: "frames", MILLISECOND: "milliseconds"}
+
 _EXTENSIONS = (".csv", ".tsv", ".txt")
+
+VIDEO_SUFFIX = re.compile(
+    r"\.(mp4|m4v|mov|avi|mkv|webm|mpe?g|m2v|m?ts|m2ts|wmv|asf|flv|vob|3gp|ogv|mxf|h264|264)", re.IGNORECASE
+)
+"""How the names of videos end, also where a table names them so."""
 
 FORM = (
     "write a header, e.g. `video,start,end,phase` (one table of intervals) or `second,phase` or `frame,phase` (a table "
@@ -98,7 +105,11 @@ def annotation_files(text: str, data_dir: Path) -> list[Path]:
         if path.is_dir():
             found = [file for file in path.rglob("*") if file.suffix.lower() in _EXTENSIONS]
         else:
-            found = [Path(name) for name in glob.glob(str(path).replace("{video}", "*"), recursive=True)]  # noqa: PTH207
+            pattern = str(path).replace("{video}", "*")
+            if path.suffix.lower() in _EXTENSIONS:  # `.csv` also finds `.CSV`.
+                letters = "".join(f"[{letter}{letter.upper()}]" for letter in path.suffix[1:].lower())
+                pattern = f"{pattern.removesuffix(path.suffix)}.{letters}"
+            found = [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207
         files = [file for file in found if file.is_file() and not file.name.startswith(".")]
         if files:
             return sorted(files, key=lambda file: natural_key(str(file)))
@@ -110,34 +121,40 @@ def annotation_files(text: str, data_dir: Path) -> list[Path]:
 
 def read_own_tracks(
     text: str, data_dir: Path, videos: Sequence[str], reading: Reading, length: Length
-) -> dict[tuple[object, ...], Track]:
-    """{same_name_key(video): its track} of the videos that have rows.
+) -> tuple[dict[tuple[object, ...], Track], list[str]]:
+    """({same_name_key(video): its track} of the videos that have rows, what else rows are about).
 
     Raises:
         SpatialfeatError: tables that cannot be read or understood, or may be understood in two ways.
     """
     files = annotation_files(text, data_dir)
     found: dict[str, _Rows] = {}
+    foreign: list[str] = []
     for path in files:
-        for video, rows in _rows_of(path, text, videos, alone=len(files) == 1).items():
+        of_video, others = _rows_of(path, text, videos, alone=len(files) == 1)
+        foreign += others
+        for video, rows in of_video.items():
             if video in found:
                 raise SpatialfeatError(
                     f"video {video} has rows in {found[video].table.path} and {path}; keep those of one file"
                 )
             found[video] = rows
     if not found:
-        return {}
+        return {}, foreign
     unit = _unit(found, reading, length)
     if next(iter(found.values())).is_dense:
         first = _first_row(found, unit, reading)
         tracks = {video: _dense_track(own, unit, first) for video, own in found.items()}
     else:
         tracks = _interval_tracks(found, unit, reading)
-    return {same_name_key(video): track for video, track in tracks.items()}
+    return {same_name_key(video): track for video, track in tracks.items()}, foreign
 
 
-def _rows_of(path: Path, text: str, videos: Sequence[str], *, alone: bool) -> dict[str, _Rows]:
-    """{video: its rows} of one file: of a column `video`, or of the video that the file is named after."""
+def _rows_of(path: Path, text: str, videos: Sequence[str], *, alone: bool) -> tuple[dict[str, _Rows], list[str]]:
+    """({video: its rows} of one file, names of videos that are not here).
+
+    Of a column `video`, or of the video that the file is named after.
+    """
     table = read_table(path)
     if table.header is not None and len(table.header) == 1 and _word(table.header[0]) not in _COLUMNS:
         table = read_table(path, header=False)  # Phases alone: the first line is one, too.
@@ -148,15 +165,21 @@ def _rows_of(path: Path, text: str, videos: Sequence[str], *, alone: bool) -> di
         return row[places[column]] if column in places else ""
 
     of_video: dict[str, list[tuple[int, str, str, str]]] = {}
+    foreign: dict[str, None] = {}
     names = {same_name_key(video): video for video in videos}
-    own = "" if VIDEO in places else _named_after(path, text, videos, alone=alone)
+    own = None if VIDEO in places else _named_after(path, text, videos, alone=alone)
     for line, row in table.rows:
-        name = re.sub(r"\.(mp4|avi|mkv|mov|mpe?g|m4v|wmv|webm|ts)$", "", cell(row, VIDEO), flags=re.IGNORECASE)
-        video = own or names.get(same_name_key(Path(name).name), "")
+        name = re.split(r"[/\\]", cell(row, VIDEO))[-1] if own is None else own
+        if VIDEO in places and not name:
+            raise SpatialfeatError(f"{table.where(line)}: names no video; write its name into every line")
+        stem, suffix = Path(name).stem, Path(name).suffix
+        video = names.get(same_name_key(stem if VIDEO_SUFFIX.fullmatch(suffix) else name))
+        if video is None:
+            foreign.setdefault(name or path.name)
+            continue
         start = cell(row, POSITION if is_dense else START)
         of_video.setdefault(video, []).append((line, start, cell(row, END), cell(row, PHASE)))
-    of_video.pop("", None)  # Of videos that are not here.
-    return {video: _Rows(table, rows, unit, is_dense) for video, rows in of_video.items()}
+    return {video: _Rows(table, rows, unit, is_dense) for video, rows in of_video.items()}, list(foreign)
 
 
 def _word(title: str) -> str:
@@ -181,9 +204,7 @@ def _columns(table: Table) -> tuple[dict[str, int], str | None]:
         row = table.rows[0][1]
         forms = {1: (PHASE,), 2: (POSITION, PHASE), 4: (VIDEO, START, END, PHASE)}
         forms[3] = (
-            (START, END, PHASE)
-            if all(parse_position(cell) is not None for cell in row[:2])
-            else (VIDEO, POSITION, PHASE)
+            (START, END, PHASE) if all(table.number(cell) is not None for cell in row[:2]) else (VIDEO, POSITION, PHASE)
         )
         places = {column: place for place, column in enumerate(forms.get(len(row), ()))}
     is_interval = START in places
@@ -203,14 +224,11 @@ def _named_after(path: Path, text: str, videos: Sequence[str], *, alone: bool) -
     if "{video}" in text:
         before, after = Path(text).name.split("{video}", 1) if "{video}" in Path(text).name else ("", "")
         before, after = (re.escape(part).replace(r"\*", ".*") for part in (before, after.split("{video}")[0]))
-        match = re.fullmatch(f"{before}(.+?){after}", path.name)
+        match = re.fullmatch(f"{before}(.+?){after}", path.name, re.IGNORECASE)
         return keys.get(same_name_key(match[1] if match else path.parent.name), "")
     # The longest of those that are a part of the name: video1 is no part of video10.
-    parts = [
-        video
-        for video in videos
-        if re.search(rf"(?<![a-z0-9]){re.escape(video.lower())}(?![a-z0-9])", path.stem.lower())
-    ]
+    stem = _folded(path.stem)
+    parts = [video for video in videos if re.search(rf"(?<![^\W_]){re.escape(_folded(video))}(?![^\W_])", stem)]
     exact = keys.get(same_name_key(path.stem))
     if exact is None and len(parts) > 1:
         longest = max(parts, key=len)
@@ -223,21 +241,26 @@ def _named_after(path: Path, text: str, videos: Sequence[str], *, alone: bool) -
     return exact or (parts[0] if parts else "")
 
 
+def _folded(name: str) -> str:
+    """Letter case aside, and with one form of umlauts: some systems write them as two characters."""
+    return unicodedata.normalize("NFKC", name).casefold()
+
+
 def _unit(found: Mapping[str, _Rows], reading: Reading, length: Length) -> str:
     """What positions count."""
     kinds = {own.is_dense for own in found.values()}
     if len(kinds) > 1:
         raise SpatialfeatError("--annotations: some tables have intervals, others a row per frame; prepare them apart")
     units = {own.unit for own in found.values()}
-    if reading.unit is not None:
-        return reading.unit
-    if len(units) == 1 and None not in units:
-        return str(units.pop())
+    unit = reading.unit or (units.pop() if len(units) == 1 else None)
+    if unit is not None:
+        _refuse_times(found, unit)
+        return unit
     video, own = next(iter(found.items()))
     cells = [cell for rows in found.values() for _, start, end, _ in rows.rows for cell in (start, end) if cell]
     if any(_is_time(own.table, cell) for cell in cells):
         return SECOND
-    numbers = [parse_position(cell) for _, start, end, _ in own.rows for cell in (start, end)]
+    numbers = [own.table.number(cell) for _, start, end, _ in own.rows for cell in (start, end)]
     last = max((number for number in numbers if number is not None), default=Fraction(len(own.rows)))
     frames, seconds = length(video)
     as_frames = f"the annotation ends at frame {int(last)}"
@@ -250,6 +273,19 @@ def _unit(found: Mapping[str, _Rows], reading: Reading, length: Length) -> str:
         f"{own.table.path}: does not say whether its positions are frames or seconds: of {video}, {as_frames}, or "
         f"{as_seconds}; pass --unit frame or --unit second"
     )
+
+
+def _refuse_times(found: Mapping[str, _Rows], unit: str) -> None:
+    """Refuse `0:01:30`, or half a frame, where frames are counted; and clock times in milliseconds."""
+    for own in found.values() if unit != SECOND else ():
+        for line, start, end, _ in own.rows:
+            for cell in (start, end):
+                number = own.table.number(cell)
+                if number is not None and (":" in cell or (unit == FRAME and number.denominator != 1)):
+                    raise SpatialfeatError(
+                        f"{own.table.where(line)}: {cell} is a time, but positions are {_PLURALS[unit]} by the header "
+                        "or by --unit; pass --unit second if all of them are times, or fix the line"
+                    )
 
 
 def _is_time(table: Table, cell: str) -> bool:

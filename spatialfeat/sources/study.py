@@ -47,6 +47,9 @@ PNG_LEVEL = 2
 """zlib's: 6 takes twice as long for files that are 4 % smaller."""
 
 JPEG_QUALITY = 95
+TINY_PART = 20
+"""Intervals that end within this part of the video are asked about: minutes may have been read as seconds."""
+
 SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
 
 
@@ -76,7 +79,10 @@ class Pictures:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoJob:
-    """One video to prepare. track: None without annotations. labels: what the annotation writes -> label."""
+    """One video to prepare. track: None without annotations. labels: what the annotation writes -> label.
+
+    may_end_early: whether annotations that are shorter than the video are usual here.
+    """
 
     video: str
     patient: str
@@ -331,7 +337,7 @@ def _decode(
     )
     if facts.cut and not settings.allow_cut:
         raise SpatialfeatError(
-            f"{job.source}: ends too early: {facts.cut}; {count_text(facts.num_frames, 'frame')} until "
+            f"{job.source}: ends too early, or is damaged: {facts.cut}; {count_text(facts.num_frames, 'frame')} until "
             f"{clock_text(float(facts.end))} can be read. Get the file again, pass --allow-cut to take what is there, "
             "or leave it out with --leave-out"
         )
@@ -398,10 +404,12 @@ def _check_length(job: VideoJob, facts: Facts) -> Iterator[str]:
     rate = _frame_rate(job, facts)
     surplus = _surplus(job, track, facts)
     sample = 1 / Fraction(job.settings.fps)
-    is_short = surplus < 0 and track.rows_end is not None
+    is_short = surplus < 0 and (track.rows_end is not None or 0 < TINY_PART * (facts.end + surplus) < facts.end)
     own = f"{round(facts.end * rate)}" if track.unit == FRAME else f"{float(facts.end):.2f} s"
     lengths = f"the annotation has {_length_text(track)}, the video {own}"
-    if surplus > sample or (is_short and -surplus > sample):
+    # Rows of frames that the video has lost shift all that are behind them.
+    is_shifted = facts.lost > 0 and track.unit == FRAME and track.rows_end is not None and surplus > 0
+    if surplus > sample or (is_short and -surplus > sample) or is_shifted:
         allowed = job.settings.allow_length_difference or (is_short and job.may_end_early)
         if not allowed:
             raise SpatialfeatError(
@@ -413,6 +421,8 @@ def _check_length(job: VideoJob, facts: Facts) -> Iterator[str]:
         yield lengths
     elif surplus > 0 or (is_short and surplus != 0):
         yield f"{lengths}: within one sample"
+    if facts.lost and track.unit == FRAME and track.rows_end is None:
+        yield "its intervals are taken to count the frames that are left"
     if track.gaps:
         yield f"the annotation lacks rows in {count_text(track.gaps, 'place')}"
 
@@ -445,6 +455,8 @@ def _frame_rate(job: VideoJob, facts: Facts) -> Fraction:
 
 
 def _cause(track: Track, facts: Facts, rate: Fraction) -> str:
+    if facts.lost:
+        return f"{count_text(facts.lost, 'frame')} of the video got lost, which the annotation still counts"
     ratio = float(track.end / (facts.end * (rate if track.unit == FRAME else 1)))
     for other in (24, 25, 30, 50, 60):
         if track.unit == FRAME and abs(ratio * float(rate) - other) < 0.2 and abs(other - float(rate)) > 0.3:
@@ -452,6 +464,8 @@ def _cause(track: Track, facts: Facts, rate: Fraction) -> str:
     for unit, factor in (("frames", rate), ("seconds", 1 / rate)):
         if abs(ratio / float(factor) - 1) < 0.02 and (unit == "frames") != (track.unit == FRAME):
             return f"its positions are {unit} (--unit)"
+    if track.unit != FRAME and 50 < 1 / ratio < 70:
+        return "its positions are minutes, or hours and minutes; write h:m:s"
     return (
         "the video is cut, or the annotation that of another video"
         if ratio > 1

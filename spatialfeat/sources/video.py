@@ -6,7 +6,7 @@ Frames are counted by decoding, and timed by their own time stamps: what the hea
 from __future__ import annotations
 
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from spatialfeat.console import clock_text
+from spatialfeat.console import clock_text, count_text
 from spatialfeat.errors import SpatialfeatError
 
 ROTATIONS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
@@ -34,6 +34,9 @@ BLACK = 28
 
 LIT_FRACTION = 0.02
 """A row or column with more brighter pixels than this belongs to the picture; a time or logo in the border does not."""
+
+IRREGULAR = 0.05
+"""A video of which a larger part of the steps from frame to frame is longer than usual has a variable rate."""
 
 SMALLEST_BOX = 0.1
 """A box smaller than this part of the picture is no picture in a border, but a dark video."""
@@ -60,13 +63,17 @@ class Sample:
 
 @dataclass
 class Facts:
-    """What decoding a video has shown. end: when the last frame ends, in seconds since the first one."""
+    """What decoding a video has shown. end: when the last frame ends, in seconds since the first one.
+
+    lost: how many frames seem to be missing between others.
+    """
 
     num_frames: int = 0
     end: Fraction = Fraction(0)
     size: tuple[int, int] = (0, 0)
     size_written: tuple[int, int] = (0, 0)
     cut: str = ""
+    lost: int = 0
     notes: list[str] = field(default_factory=list)
 
 
@@ -157,6 +164,8 @@ def sample_video(
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = threads
         steps: deque[Fraction] = deque(maxlen=101)
+        all_steps: Counter[Fraction] = Counter()
+        longest = Fraction(0), 0
 
         def emit(end: Fraction) -> None:
             nonlocal k
@@ -178,6 +187,8 @@ def sample_video(
                         "with --leave-out"
                     )
                 steps.append(time - shown[1])
+                all_steps[time - shown[1]] += 1
+                longest = max(longest, (time - shown[1], -shown[0]))
                 emit(time)
             shown = (index, time, frame)
             if time - reported >= 1:
@@ -189,6 +200,7 @@ def sample_video(
         facts.num_frames, facts.end = shown[0] + 1, shown[1] + usual
         emit(facts.end)
         facts.size = (shown[2].width, shown[2].height)
+        _look_for_losses(all_steps, -longest[1], facts)
         _compare_with_header(container, stream, facts, 1 / fps)
         _note_looks(stream, shown[2], facts)
     return facts
@@ -222,7 +234,9 @@ def _timed(path: Path, container: Any, stream: Any, facts: Facts) -> Iterator[tu
     except (av.error.FFmpegError, OSError) as error:
         facts.cut = f"it cannot be decoded any further ({getattr(error, 'strerror', None) or error})"
     if damaged:
-        facts.notes.append(f"{damaged} frames are damaged; the decoder has filled them in")
+        facts.notes.append(
+            f"{count_text(damaged, 'frame')} damaged: filled in by the decoder, and so may be those that build on them"
+        )
 
 
 def _deinterlaced(frames: Iterator[tuple[int, Fraction, Any]], facts: Facts) -> Iterator[tuple[int, Fraction, Any]]:
@@ -280,6 +294,20 @@ def _picture(path: Path, frame: Any, short_side: int | None, box: Box | None) ->
             "it out with --leave-out"
         )
     return picture.transpose(ROTATIONS[turn]) if turn else picture
+
+
+def _look_for_losses(steps: Counter[Fraction], before: int, facts: Facts) -> None:
+    """Damaged containers lose frames without a word: of a constant rate, their places in time stay empty.
+
+    before: the frame with the longest step behind it.
+    """
+    usual = max(steps, key=lambda step: (steps[step], -step), default=Fraction(0))
+    longer = {step: number for step, number in steps.items() if usual and step > usual * Fraction(3, 2)}
+    if longer and sum(longer.values()) <= IRREGULAR * steps.total():
+        facts.lost = sum((round(step / usual) - 1) * number for step, number in longer.items())
+        facts.notes.append(
+            f"{count_text(facts.lost, 'frame')} missing by the time stamps, the most behind frame {before}"
+        )
 
 
 def _compare_with_header(container: Any, stream: Any, facts: Facts, sample_s: Fraction) -> None:
