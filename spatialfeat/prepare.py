@@ -22,7 +22,6 @@ from spatialfeat.device import usable_cores
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import CsvTable, open_csv_text, read_json_object, write_atomically
 from spatialfeat.names import name_problem, natural_key, same_name_key
-from spatialfeat.phases import DEFAULT_NUM_PHASES
 from spatialfeat.reports.plots import save_png
 from spatialfeat.reports.ribbons import contact_sheet, crop_sheet
 from spatialfeat.runrecord import RunRecord, recorded_options
