@@ -38,6 +38,7 @@ from spatialfeat.sources.study import (
     is_done,
     prepare_videos,
     read_rows,
+    read_samples,
     remove_video,
     thumbnails_at,
 )
@@ -479,7 +480,8 @@ def _seconds(job: VideoJob) -> float | None:
 
 
 def _write_picture(out: Path, job: VideoJob, plan: Plan) -> None:
-    rows = read_rows(out, job.video)
+    samples = read_samples(out, job.video)
+    rows = [row for row in samples if row["id"]]
     if not rows:
         return
     suffix = read_json_object(out / RECORDS / job.video / RECORD)["suffix"]
@@ -488,8 +490,8 @@ def _write_picture(out: Path, job: VideoJob, plan: Plan) -> None:
     ]
     figure = contact_sheet(
         job.video,
-        [int(row["k"]) for row in rows],
-        [int(row["label"]) for row in rows],
+        [int(row["k"]) for row in samples],
+        [int(row["label"]) for row in samples],
         float(Fraction(job.settings.fps)),
         () if plan.phases is None else plan.phases.names,
         pictures,

@@ -8,6 +8,7 @@ import sys
 import time
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -288,7 +289,7 @@ def test_jpeg_frames_go_through_all_commands(tmp_path: Path, monkeypatch: pytest
     names, quick = ("--phase-names", "phase_names.txt"), ("--device", "cpu", "--workers", "0")
     for step in (
         ("check", *names, "--test-csv", "test_ResNet_DB.csv", *quick, "--no-estimate", "--image-size", "64"),
-        ("finetune", *names, *quick, "--weights", "random", "--image-size", "64", "--epochs", "1"),
+        ("finetune", *names, *quick, "--weights", "random", "--image-size", "64", "--epochs", "1", "--no-tensorboard"),
         ("extract", *quick),
     ):
         result = CliRunner().invoke(app, step)
@@ -332,6 +333,26 @@ def test_rows_of_frames_that_the_video_has_lost_are_refused(tmp_path: Path) -> N
     assert "1 frame missing by the time stamps" in result.output
 
 
+@pytest.mark.parametrize("unlabelled", ["drop", "keep"])
+def test_the_picture_of_a_video_shows_all_of_it(
+    unlabelled: str, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were frames without a phase left out of the ribbon, its times would not be those of the pictures."""
+    shown: dict[str, Any] = {}
+
+    def draw(video: str, *facts: Any) -> Figure:
+        shown[video] = facts
+        return Figure()
+
+    monkeypatch.setattr("spatialfeat.prepare.contact_sheet", draw)
+    options = ("--annotations", table(tmp_path / "a.csv", INTERVALS), "--unlabelled", unlabelled)
+    assert prepare("videos", videos, tmp_path / "out", *options).exit_code == 0
+    numbers, labels, fps, names, pictures = shown["op2"]
+    assert (numbers, labels, fps, names) == ([0, 1, 2, 3, 4], [-100, 1, 1, 1, -100], 1, ("cut", "sew"))
+    own = [(label, seconds, path.name) for label, seconds, path in pictures]
+    assert own == [(1, 2.0, "op2_000002.png")] if unlabelled == "drop" else (1, 2.0, "op2_000002.png") in own
+
+
 def test_unlabelled_frames_are_kept_on_request(videos: Path, tmp_path: Path) -> None:
     path = table(tmp_path / "a.csv", INTERVALS)
     prepare("videos", videos, tmp_path / "out", "--annotations", path, "--unlabelled", "keep")
@@ -360,6 +381,14 @@ def test_without_annotations_the_frames_are_for_extraction(videos: Path, tmp_pat
     assert (image.size, image.format, read_number(image)) == ((32, 24), "JPEG", 37)
     assert not (tmp_path / "out" / "phase_names.txt").exists()
     assert "extract --csv all=all_ResNet_DB.csv --weights WEIGHTS --fps 2" in result.output
+
+
+def test_frames_have_256_pixels_on_the_shorter_side_or_their_own_size(tmp_path: Path) -> None:
+    draw_video(tmp_path / "data" / "op1.mp4", 2, 1, size=(640, 480))
+    for options, size in (((), (341, 256)), (("--short-side", "original"), (640, 480))):
+        out = tmp_path / f"{size[0]}"
+        assert prepare("videos", tmp_path / "data", out, *options).exit_code == 0
+        assert Image.open(out / "images" / "op1_000001.png").size == size
 
 
 def test_videos_in_folders_of_their_own(videos: Path, tmp_path: Path) -> None:
@@ -405,10 +434,12 @@ def test_splits_keep_patients_whole_and_are_those_of_split(patients: Path, tmp_p
     lines = [line.split() for line in result.output.splitlines()]
     assert ["train", "3", "6", "30", "50.0%"] in lines
     assert ["test", "1", "2", "10", "16.7%"] in lines
-    # The same as from one CSV by `spatialfeat split`.
-    result = prepare(*command[:2], tmp_path / "all", *command[2:])
+    # Without shares, all goes back into one CSV, of which `spatialfeat split` makes the same again.
+    result = prepare(*command[:2], tmp_path / "out", *command[2:])
+    assert "12 videos already there" in result.output
     assert "spatialfeat split all_ResNet_DB.csv folds --folds 5 --phase-names phase_names.txt" in result.output
-    arguments = ("split", tmp_path / "all" / "all_ResNet_DB.csv", tmp_path / "split", *shares)
+    assert [path.name for path in (tmp_path / "out").glob("*.csv")] == ["all_ResNet_DB.csv"]
+    arguments = ("split", tmp_path / "out" / "all_ResNet_DB.csv", tmp_path / "split", *shares)
     assert CliRunner().invoke(app, [str(argument) for argument in arguments]).exit_code == 0
     assert {split: labels_of(tmp_path / "split", split) for split in found} == found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from PIL import Image
 
 from spatialfeat.reports.plots import phase_style
 from spatialfeat.reports.ribbons import (
     SHORTEST_FRACTION,
     VIDEOS_PER_PAGE,
     Timeline,
+    contact_sheet,
     describe_video,
     overview_figures,
     time_unit,
@@ -133,6 +136,21 @@ def test_ribbon_draws_runs_gaps_and_unlabelled_frames() -> None:
     assert unlabelled[0].get_hatch()
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["0 a", "1 b", "2 c", "no label"]
+
+
+def test_a_contact_sheet_has_one_time_for_ribbon_and_pictures(tmp_path: Path) -> None:
+    """Of a video whose first two files are missing, and whose head and tail have no phase."""
+    for name in ("a", "b"):
+        Image.new("RGB", (8, 6)).save(tmp_path / f"{name}.png")
+    pictures = [(1, 5.0, tmp_path / "a.png"), (0, 3.5, tmp_path / "b.png")]
+    labels = [-100, 1, 1, 0, -100]
+    figure = contact_sheet("v", [4, 5, 6, 7, 8], labels, 2.0, ("cut", "sew"), pictures)
+    colours = [phase_style(phase).colour for phase in range(2)]
+    assert bars_of(figure) == {("#ffffff", 2, 2.5), (colours[1], 2.5, 3.5), (colours[0], 3.5, 4), ("#ffffff", 4, 4.5)}
+    assert figure.axes[0].get_xlim() == (0, 4.5)
+    assert "2 without a phase" in figure.axes[0].get_title()
+    assert [axes.get_title() for axes in figure.axes[1:]] == ["1 sew\n0:00:05", "0 cut\n0:00:04"]
+    assert [to_hex(axes.spines["left"].get_edgecolor()) for axes in figure.axes[1:]] == colours[::-1]
 
 
 def test_ribbon_rows_and_accuracy() -> None:

@@ -6,7 +6,7 @@ Blank = no frame with that number; white with grey lines = a frame without label
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -325,7 +325,8 @@ def contact_sheet(
 ) -> Figure:
     """A prepared video at a glance: the ribbon of its phases above one frame of each.
 
-    frame_numbers, labels: T each. fps: frame numbers per second. pictures: (label, seconds, file) of each frame shown.
+    frame_numbers, labels: T each, the first frame of the video being number 0. fps: frame numbers per second.
+    pictures: (label, seconds, file) of each frame shown.
     """
     shape = len(labels)
     video = EvaluatedVideo(
@@ -339,6 +340,8 @@ def contact_sheet(
         probabilities=None,
     )
     line = Timeline.of(video, fps=fps, step=1)
+    before_s = frame_numbers[0] / fps  # The pictures' times count from the video's start; so must the ribbon's.
+    line = replace(line, starts=line.starts + before_s, ends=line.ends + before_s)
     unit_s, unit = time_unit(line.duration_s)
     num_rows = -(-len(pictures) // SHEET_COLUMNS)
     figure = Figure(figsize=(WIDTH_IN, 1.3 + 1.7 * num_rows), layout="constrained")
@@ -349,7 +352,9 @@ def contact_sheet(
     ribbon.set_ylim(1, 0)
     ribbon.set_yticks([])
     _time_axis(ribbon, line.duration_s / unit_s, f"time ({unit})")
-    title = [plain_text(video_id, longest=48), *_facts(video, line)]
+    num_unlabelled = labels.count(UNLABELLED)
+    unlabelled = [f"{num_unlabelled} without a phase"] if num_unlabelled else []
+    title = [plain_text(video_id, longest=48), *_facts(video, line), *unlabelled]
     ribbon.set_title(", ".join(title), fontsize=10)
     for index, (label, seconds, path) in enumerate(pictures):
         axes = figure.add_subplot(grid[1 + index // SHEET_COLUMNS, index % SHEET_COLUMNS])

@@ -130,10 +130,15 @@ def is_done(out: Path, job: VideoJob) -> bool:
     return all((out / IMAGES / f"{row['id']}{suffix}").exists() for row in read_rows(out, job.video))
 
 
+def read_samples(out: Path, video: str) -> list[dict[str, str]]:
+    """All samples of a finished video, also those that are left out, which have no id."""
+    with (out / RECORDS / video / ROWS).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def read_rows(out: Path, video: str) -> list[dict[str, str]]:
     """The samples of a finished video that belong into a CSV."""
-    with (out / RECORDS / video / ROWS).open(encoding="utf-8", newline="") as file:
-        return [row for row in csv.DictReader(file) if row["id"]]
+    return [row for row in read_samples(out, video) if row["id"]]
 
 
 def prepare_video(out: Path, job: VideoJob, *, threads: int, advance: Callable[[float], None]) -> dict[str, Any]:
