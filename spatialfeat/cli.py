@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 
 from spatialfeat import __version__
 from spatialfeat.config import (
+    BackbonesConfig,
     CheckConfig,
     EvaluateConfig,
     ExportConfig,
@@ -122,10 +123,17 @@ def info(config: InfoConfig) -> None:
     """Exit code 1 when files cannot be used together."""
     from spatialfeat.info import FolderSummary, describe, render
 
-    summary = describe(config.path)
+    summary = describe(config.path, config.data_set)
     typer.echo(for_terminal(render(summary)))
     if isinstance(summary, FolderSummary) and summary.problems:
         raise typer.Exit(1)
+
+
+def backbones(config: BackbonesConfig) -> None:
+    """Exit code 0, also where an encoder's weights cannot be read."""
+    from spatialfeat.backbones import backbones
+
+    typer.echo(for_terminal(backbones(config)))
 
 
 def export(config: ExportConfig) -> None:
@@ -268,4 +276,5 @@ add_command(
 )
 add_command(predict, PredictConfig)
 add_command(info, InfoConfig)
+add_command(backbones, BackbonesConfig)
 add_command(export, ExportConfig, help=export_help())  # With the tree of every format.

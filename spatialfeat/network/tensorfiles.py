@@ -338,15 +338,17 @@ def _odd_kind(tensor: torch.Tensor) -> str | None:
     return f"of type {tensor.dtype}" if tensor.is_complex() or tensor.dtype == torch.bool else None
 
 
-def convert_exactly(path: Path, name: str, tensor: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+def convert_exactly(path: Path, name: str, tensor: torch.Tensor, expected: torch.Tensor, network: str) -> torch.Tensor:
     """`tensor` in the type of `expected`: weights in half precision are taken, no number is rounded.
+
+    network: what the file should hold, for the message: "a torchvision ResNet-50".
 
     Raises:
         SpatialfeatError: another shape or kind of numbers, numbers that would be rounded, NaN or infinity.
     """
     if tensor.shape != expected.shape:
         raise SpatialfeatError(
-            f"{path}: is not a torchvision ResNet-50 ({name} is {tuple(tensor.shape)}, "
+            f"{path}: is not {network} ({name} is {tuple(tensor.shape)}, "
             f"expected {tuple(expected.shape)}); pass the state dict of one"
         )
     if tensor.is_floating_point() != expected.is_floating_point():
