@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from spatialfeat.encoders import ENCODERS
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.export import export
 from spatialfeat.info import describe, render
+from spatialfeat.network import backbone as backbone_module
 from spatialfeat.network.backbone import find_backbone
 from spatialfeat.network.classifier import AnyClassifier, InferenceNetwork, fold_batch_norm
 from spatialfeat.network.weights import initial_model, load_checkpoint
@@ -60,7 +62,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def without_initial_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing 300 million numbers takes longer than all else, and those of the file replace them."""
-    monkeypatch.setattr("torch.nn.init.trunc_normal_", lambda tensor, *_, **__: tensor)
+    for name in ("trunc_normal_", "kaiming_uniform_", "uniform_"):
+        monkeypatch.setattr(f"torch.nn.init.{name}", lambda tensor, *_, **__: tensor)
     for name in ("vision_transformer", "eva", "metaformer", "convnext", "pvt_v2"):
         if hasattr(module := import_module(f"timm.models.{name}"), "trunc_normal_"):
             monkeypatch.setattr(module, "trunc_normal_", lambda tensor, *_, **__: tensor)
@@ -297,9 +300,11 @@ def test_files_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
         load_checkpoint(path, backbone=find_backbone("lemonfm"), needs_classifier=False)
 
 
-def test_gsvit_is_in_the_table_to_be_refused(tmp_path: Path) -> None:
+def test_gsvit_is_in_the_table_to_be_refused(demo_dir: Path, tmp_path: Path) -> None:
     path = write_weights("gsvit", tmp_path / "GSViT.pkl")
-    result = CliRunner().invoke(app, ["extract", "--no-csv", "--backbone", "gsvit", "--weights", str(path)])
+    images = str(demo_dir / "images")
+    arguments = ["extract", "--no-csv", "--img-dir", images, "--backbone", "gsvit", "--weights", str(path)]
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
     assert "--backbone gsvit: its weights are published only as a pickle of Python objects" in result.output
 
@@ -319,9 +324,8 @@ def test_unknown_names_are_answered_with_the_nearest(name: str, message: str) ->
 
 
 def test_without_timm_its_names_say_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     find_backbone.cache_clear()
+    backbone_module._of_timm.cache_clear()
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(
         SpatialfeatError, match=r"--backbone timm:resnet18: needs timm, .* pip install 'spatialfeat\[timm\]'"

@@ -354,9 +354,11 @@ def convert_exactly(path: Path, name: str, tensor: torch.Tensor, expected: torch
     if tensor.is_floating_point() != expected.is_floating_point():
         raise SpatialfeatError(f"{path}: {name} is {tensor.dtype}, expected {expected.dtype}; {SAVE_AGAIN}")
     converted = tensor.detach().to(expected.dtype)
-    if not torch.isfinite(converted).all():
+    if converted.numel() and not torch.isfinite(torch.stack(converted.aminmax())).all():
         raise SpatialfeatError(f"{path}: {name} holds NaN or infinity; the training that made it has diverged")
-    if not torch.equal(converted.to(tensor.dtype), tensor):
+    # Half precision fits into float32 with every number.
+    is_wider = torch.promote_types(tensor.dtype, converted.dtype) == converted.dtype
+    if not is_wider and not torch.equal(converted.to(tensor.dtype), tensor):
         raise SpatialfeatError(
             f"{path}: {name} is {tensor.dtype} and would be rounded to {expected.dtype}; "
             "save the weights of model.float()"
