@@ -180,7 +180,7 @@ def _parameter(kind: type[Options], name: str, hint: Any, option: Option) -> ins
     more: dict[str, Any] = {"help": shown, "metavar": metavar, "rich_help_panel": option.heading}
     if option.is_argument:
         argument: Any = Annotated[hint, typer.Argument(**more)]
-        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=argument)
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=argument)
     flag = flag_of(kind, name)
     if hint is bool and default is True:
         flag = f" /{flag}" if flag.startswith("--no-") else f"{flag}/--no-{flag[2:]}"

@@ -49,52 +49,73 @@ def refused(*arguments: str | Path) -> str:
 # --- training and what comes after ------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def tiny(quick_config: FinetuneConfig, demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> FinetuneConfig:
+    """The quick study on a few frames of every video."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for split in ("train", "val", "test"):
+        write_few_frames(demo_dir / f"{split}_ResNet_DB.csv", folder / f"{split}.csv")
+    csvs = {f"{split}_csv": folder / f"{split}.csv" for split in ("train", "val", "test")}
+    return replace(quick_config, **csvs, batch_size=4)
+
+
+def write_few_frames(source: Path, target: Path) -> None:
+    """Two frames of every video."""
+    header, *lines = source.read_text().splitlines(keepends=True)
+    videos: dict[str, list[str]] = {}
+    for line in lines:
+        videos.setdefault(line.rsplit("_", 1)[0], []).append(line)
+    target.write_text("".join([header, *(line for rows in videos.values() for line in rows[:2])]))
+
+
 @pytest.mark.parametrize("name", ["convnext_tiny", "timm:vit_tiny_patch16_224"])
-def test_a_study_of_another_encoder(name: str, quick_config: FinetuneConfig, demo_dir: Path, tmp_path: Path) -> None:
-    """Trained, stopped and resumed, scored, predicted, extracted: every command takes the encoder from the JSON."""
+def test_a_study_of_another_encoder(name: str, tiny: FinetuneConfig, tmp_path: Path) -> None:
+    """Trained, scored, predicted, extracted: every command takes the encoder from the JSON beside the weights."""
     if name.startswith("timm:"):
         pytest.importorskip("timm")
-    images, test_csv = demo_dir / "images", demo_dir / "test_ResNet_DB.csv"
-    whole = replace(quick_config, backbone=name, freeze_until=None, out_dir=tmp_path / "whole")
-    half = len(find_backbone(name).stages) // 2
-    assert abs(whole.freeze_until - half) <= 1
-    finetune(whole)
-    stopped = replace(whole, out_dir=tmp_path / "study")
-    finetune(replace(stopped, epochs=1, keep_state=True))
-    with pytest.raises(SpatialfeatError, match=rf"--backbone resnet50 \(it was {name}\)"):
-        finetune(replace(stopped, backbone="resnet50", freeze_until=6, resume=True))
-    finetune(replace(stopped, resume=True))
+    config = replace(tiny, backbone=name, freeze_until=None, epochs=1, out_dir=tmp_path / "study")
+    assert abs(config.freeze_until - len(find_backbone(name).stages) // 2) <= 1
+    finetune(config)
     weights = tmp_path / "study" / "best_spatial_study_weights.pth"
-    assert weights.read_bytes() == (tmp_path / "whole" / "best_spatial_study_weights.pth").read_bytes()
-
     description = json.loads(weights.with_suffix(".json").read_text())
     assert description["backbone"] == name
     assert description["preprocessing"]["crop_px"] == 64
     plain = find_backbone(name).build(7)
-    state = torch.load(weights, weights_only=True)
-    plain.network.load_state_dict(state)  # The plain network's own names, no prefix.
+    plain.network.load_state_dict(torch.load(weights, weights_only=True))  # The plain network's own names, no prefix.
     assert name.removeprefix("timm:") in (tmp_path / "study" / "methods.md").read_text()
 
     scores = json.loads((tmp_path / "study" / "metrics.json").read_text())["pooled"]
-    run("evaluate", "--weights", weights, "--csv", test_csv, "--img-dir", images, "--out", tmp_path / "e",
-        "--workers", "0", "--device", "cpu", "--bootstrap", "0", "--batch-size", "10")  # fmt: skip
+    shared = ("--csv", config.test_csv, "--img-dir", config.img_dir, "--workers", "0", "--device", "cpu",
+              "--batch-size", "4")  # fmt: skip
+    run("evaluate", "--weights", weights, "--out", tmp_path / "e", "--bootstrap", "0", *shared)
     again = json.loads((tmp_path / "e" / "metrics.json").read_text())["pooled"]
     assert again["accuracy"] == scores["accuracy"]
-    run("predict", "--weights", weights, "--csv", test_csv, "--img-dir", images, "--out", tmp_path / "p",
-        "--workers", "0", "--device", "cpu")  # fmt: skip
+    run("predict", "--weights", weights, "--out", tmp_path / "p", *shared)
     assert (tmp_path / "p" / "predictions.csv").is_file()
-    run("extract", "--weights", weights, "--csv", test_csv, "--img-dir", images, "--out", tmp_path / "f",
-        "--workers", "0", "--device", "cpu")  # fmt: skip
+    run("extract", "--weights", weights, "--out", tmp_path / "f", *shared)
     files = read_features(tmp_path / "f")
     assert {file.provenance.backbone for file in files} == {name}
     assert {file.num_channels for file in files} == {find_backbone(name).num_features}
     assert files[0].has_logits
     assert "weights_origin" not in files[0].attributes
-    output = run("evaluate", "--features", tmp_path / "f", "--out", tmp_path / "g", "--bootstrap", "0")
+    output = run(
+        "evaluate", "--features", tmp_path / "f", "--split", "all", "--out", tmp_path / "g", "--bootstrap", "0"
+    )
     assert name.replace(":", "-") in output
-
-    text = refused("extract", "--weights", weights, "--backbone", "resnet50", "--csv", test_csv, "--img-dir", images)
+    text = refused("extract", "--weights", weights, "--backbone", "resnet50", *shared)
     assert f"--backbone resnet50: {weights.with_suffix('.json')} says that these are weights of {name!r}" in text
+
+
+def test_a_resumed_study_of_another_encoder_is_the_uninterrupted_one(tiny: FinetuneConfig, tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    config = replace(tiny, backbone="timm:vit_tiny_patch16_224", freeze_until=None, test_csv=None)
+    finetune(replace(config, out_dir=tmp_path / "whole"))
+    finetune(replace(config, out_dir=tmp_path / "study", epochs=1, keep_state=True))
+    with pytest.raises(SpatialfeatError, match=r"--backbone resnet50 \(it was timm:vit_tiny_patch16_224\)"):
+        finetune(replace(config, out_dir=tmp_path / "study", backbone="resnet50", freeze_until=6, resume=True))
+    finetune(replace(config, out_dir=tmp_path / "study", resume=True))
+    ended = [(tmp_path / name / "best_spatial_study_weights.pth").read_bytes() for name in ("study", "whole")]
+    assert ended[0] == ended[1]
 
 
 def test_frozen_stages_stay_as_they_are() -> None:
@@ -293,13 +314,8 @@ def test_comparing_two_encoders_works_as_the_page_says(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").symlink_to(demo_dir / "images")
-    for split in ("train", "val", "test"):  # A few frames of every video.
-        lines = (demo_dir / f"{split}_ResNet_DB.csv").read_text().splitlines(keepends=True)
-        videos: dict[str, list[str]] = {}
-        for line in lines[1:]:
-            videos.setdefault(line.rsplit("_", 1)[0], []).append(line)
-        kept = [line for rows in videos.values() for line in rows[:2]]
-        Path(f"{split}_ResNet_DB.csv").write_text("".join([lines[0], *kept]))
+    for split in ("train", "val", "test"):
+        write_few_frames(demo_dir / f"{split}_ResNet_DB.csv", Path(f"{split}_ResNet_DB.csv"))
     for name in ("resnet18", "convnext_tiny"):
         torch.manual_seed(0)
         state = models.get_model(name, num_classes=1000).state_dict()
@@ -313,6 +329,7 @@ def test_comparing_two_encoders_works_as_the_page_says(
                 for path in Path(tree, "groundTruth").glob("*.txt"):
                     shutil.copy(path, results)
         extra = ["--allow-small-bundles"] if " export " in line else []
+        extra += ["--batch-size", "4", "--workers", "0"] if " extract " in line else []
         run(*shlex.split(line)[1:], *extra)
     comparison = json.loads(Path("evaluation/comparison.json").read_text())["comparisons"]
     assert [(found["first"], found["second"]) for found in comparison] == [("a", "b")]
