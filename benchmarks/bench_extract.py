@@ -65,21 +65,25 @@ class Extraction:
         shutil.rmtree(self.plain_dir, ignore_errors=True)
         csvs = [part for path in frames.csv_paths for part in ("--csv", path)]
         places = ("--img-dir", frames.img_dir, "--weights", self._weights, "--out", self.plain_dir)
-        command = self._setup.plain("plain_extract.py", workers, *csvs, *places, *options)
+        backbone = ("--backbone", self._setup.backbone)
+        command = self._setup.plain("plain_extract.py", workers, *csvs, *places, *backbone, *options)
         return run_measured(command, cwd=self._setup.work)
 
     def fast(self, frames: FrameSet, precision: str) -> Measured:
         shutil.rmtree(self.fast_dir(precision), ignore_errors=True)
         csvs = [part for path in frames.csv_paths for part in ("--csv", path)]
         places = ("--img-dir", frames.img_dir, "--weights", self._weights, "--out", self.fast_dir(precision))
-        command = self._setup.spatialfeat("extract", *csvs, *places, "--precision", precision)
+        # Frames prepared in the plain way's proportions, whatever is usual for the network.
+        network = ("--backbone", self._setup.backbone, "--preprocessing", "short-side")
+        command = self._setup.spatialfeat("extract", *csvs, *places, *network, "--precision", precision)
         return run_measured(command, cwd=self._setup.work)
 
     def fast_dir(self, precision: str) -> Path:
         return self._fast_dir / precision
 
     def network(self, precision: str) -> float:
-        return self._setup.ceiling("network", "--weights", self._weights, "--precision", precision)
+        backbone = ("--backbone", self._setup.backbone)
+        return self._setup.ceiling("network", "--weights", self._weights, *backbone, "--precision", precision)
 
     def decode(self, frames: FrameSet) -> float:
         return self._setup.ceiling("decode", "--csv", frames.train_csv, "--img-dir", frames.img_dir)
@@ -222,8 +226,8 @@ def as_data(setup: Setup, facts: dict[str, Any], results: list[SizeResult], peak
         }
         for result in results
     ]
-    options = {"device": setup.device, "repeats": setup.repeats, "batch_size": setup.batch_size,
-               "extra_options": setup.extra_options}  # fmt: skip
+    options = {"backbone": setup.backbone, "device": setup.device, "repeats": setup.repeats,
+               "batch_size": setup.batch_size, "extra_options": setup.extra_options}  # fmt: skip
     return {"benchmark": "extract", "machine": facts, "options": options, "sizes": sizes, "memory": peaks}
 
 
@@ -259,8 +263,9 @@ def _numbers(runs: list[Measured]) -> list[dict[str, Any]]:
 def _how_text(setup: Setup) -> str:
     extra = f" spatialfeat with {' '.join(setup.extra_options)}." if setup.extra_options else ""
     return (
-        f"Medians of {setup.repeats} repeats in turn (smallest to largest); batches of {setup.batch_size}; files in "
-        f"the page cache; peak memory is PSS summed over all processes, the largest of the repeats.{extra}"
+        f"{setup.backbone}. Medians of {setup.repeats} repeats in turn (smallest to largest); batches of "
+        f"{setup.batch_size}; files in the page cache; peak memory is PSS summed over all processes, the largest of "
+        f"the repeats.{extra}"
     )
 
 
@@ -268,7 +273,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     with parsed_setup(parser, default_frames=400) as (setup, options):
         facts = machine_facts(setup.device)
-        extraction = Extraction(setup, make_weights(setup.work / "weights.pth"))
+        extraction = Extraction(setup, make_weights(setup.work / "weights.pth", backbone=setup.backbone))
         results = [measure_size(setup, extraction, frames) for frames in setup.frame_sets()]
         smallest = min((result.frames for result in results), key=lambda frames: frames.width * frames.height)
         peaks = measure_memory(setup, extraction, smallest)

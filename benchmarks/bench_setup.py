@@ -49,6 +49,7 @@ class Setup:
     ceiling_seconds: float
     extra_options: tuple[str, ...]
     quick: bool
+    backbone: str = "resnet50"
 
     def spatialfeat(self, *arguments: str | Path) -> list[str]:
         """The command line of spatialfeat as a user types it, in this interpreter."""
@@ -91,6 +92,9 @@ def parsed_setup(parser: argparse.ArgumentParser, *, default_frames: int) -> Ite
     parser.add_argument(
         "--plain-workers", nargs="+", type=int, default=[0, 1, 2], help="the plain way gets the best (default: 0 1 2)"
     )
+    parser.add_argument(
+        "--backbone", default="resnet50", help="a network of torchvision, for bench_extract (default: %(default)s)"
+    )
     parser.add_argument("--options", default="", help="more options for spatialfeat, as one text")
     parser.add_argument("--work", type=Path, help="keep frames and outputs here (default: a temporary folder)")
     parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json")
@@ -113,6 +117,7 @@ def parsed_setup(parser: argparse.ArgumentParser, *, default_frames: int) -> Ite
             ceiling_seconds=1.0 if options.quick else 8.0 if options.device == "cpu" else 4.0,
             extra_options=tuple(shlex.split(options.options)),
             quick=options.quick,
+            backbone=options.backbone,
         )
         yield setup, options
 

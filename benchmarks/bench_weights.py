@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from bench_frames import NUM_PHASES, draw_frame
 from torch import nn
-from torchvision.models import resnet50
+from torchvision.models import get_model
 
 CALIBRATION_BATCHES = 2
 CALIBRATION_BATCH_SIZE = 14
@@ -17,14 +17,14 @@ RESIDUAL_GAIN = 0.1
 a difference of one grey level in a thousandth of the pixels becomes 3 % of the features, and bf16's rounding 10 %."""
 
 
-def make_weights(path: Path, *, seed: int = 0, image_size_px: int = 224) -> Path:
-    """Write the state dict of a random ResNet-50 with 7 classes, the same for the same seed.
+def make_weights(path: Path, *, seed: int = 0, image_size_px: int = 224, backbone: str = "resnet50") -> Path:
+    """Write the state dict of a random network of torchvision with 7 classes, the same for the same seed.
 
     Its BatchNorm statistics are those of a few drawn frames: with the initial ones (mean 0, variance 1) activations
-    would grow from block to block.
+    would grow from block to block. Other networks have small residual branches to begin with.
     """
     torch.manual_seed(seed)
-    model = resnet50(num_classes=NUM_PHASES).train()
+    model = get_model(backbone, num_classes=NUM_PHASES).train()
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # A plain average over the batches below.

@@ -27,7 +27,8 @@ from spatialfeat.data.dataset import EpochBatches, FrameDataset, make_loader
 from spatialfeat.data.frames import FrameTable, read_frames
 from spatialfeat.data.transforms import Preprocessing, evaluation_transform, training_transform
 from spatialfeat.device import DTYPES, prepare_processor, usable_cores, use_true_float32
-from spatialfeat.network.resnet import InferenceNetwork
+from spatialfeat.network.backbone import find_backbone
+from spatialfeat.network.classifier import InferenceNetwork
 from spatialfeat.network.weights import load_checkpoint
 from spatialfeat.training.trainer import TrainingStep, make_optimizer
 
@@ -37,11 +38,14 @@ WARM_UP_CALLS = 4
 MIN_CALLS = 3
 
 
-def network_rate(weights: Path, precision: str, device: torch.device, batch_size: int, seconds: float) -> float:
+def network_rate(
+    weights: Path, precision: str, device: torch.device, batch_size: int, seconds: float, backbone: str = "resnet50"
+) -> float:
     """Frames/s of the network in evaluation mode, without any decoding."""
     use_true_float32()
     prepare_processor()
-    network = InferenceNetwork(load_checkpoint(weights).model.to(device), PREPROCESSING, precision, batch_size)
+    checkpoint = load_checkpoint(weights, backbone=find_backbone(backbone))
+    network = InferenceNetwork(checkpoint.model.to(device), PREPROCESSING, precision, batch_size)
     batches = cycle(_batches_in_memory(device, batch_size))
     return _rate(lambda: network(next(batches)[0]), batch_size, device, seconds)
 
@@ -127,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("ceiling", choices=("network", "training", "decode", "decode-augmented"))
     parser.add_argument("--weights", type=Path, help="for network and training")
+    parser.add_argument("--backbone", default="resnet50", help="for network")
     parser.add_argument("--csv", type=Path, help="for decoding")
     parser.add_argument("--img-dir", type=Path, help="for decoding")
     parser.add_argument("--precision", choices=DTYPES, default="fp32")
@@ -137,7 +142,7 @@ def main() -> None:
     options = parser.parse_args()
     device, seconds = torch.device(options.device), options.seconds
     if options.ceiling == "network":
-        rate = network_rate(options.weights, options.precision, device, options.batch_size, seconds)
+        rate = network_rate(options.weights, options.precision, device, options.batch_size, seconds, options.backbone)
     elif options.ceiling == "training":
         rate = training_rate(
             options.weights, options.precision, device, options.batch_size, options.freeze_until, seconds

@@ -1,7 +1,7 @@
 """The plain way to extract features, as scripts in this field do it today. The baseline of bench_extract.
 
-Pillow in a DataLoader, torchvision's classic transforms, an eager float32 network with a hook on its average pooling,
-and one `.npy` file per frame. It uses nothing of spatialfeat.
+Pillow in a DataLoader, torchvision's classic transforms, an eager float32 network with a hook on its last layer, and
+one `.npy` file per frame. It uses nothing of spatialfeat.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
-from torchvision.models import resnet50
+from torchvision.models import get_model
 from torchvision.transforms import v2
 
 NORMALIZE = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -56,8 +57,9 @@ def extract(
     workers: int,
     device: str,
     reference: bool = False,
+    backbone: str = "resnet50",
 ) -> None:
-    """Write the 2048 features of every frame to `out_dir/{id}.npy`, float32.
+    """Write the features of every frame to `out_dir/{id}.npy`, float32.
 
     reference: resize tensors and, on a GPU, round nothing to TF32. Not timed; (b) is held against its features.
     """
@@ -65,11 +67,12 @@ def extract(
         torch.backends.cudnn.allow_tf32 = False
     dataset = Frames(csv_paths, img_dir, TENSOR_TRANSFORM if reference else TRANSFORM)
     state = torch.load(weights, map_location="cpu", weights_only=True)
-    model = resnet50(num_classes=len(state["fc.bias"]))
+    model = get_model(backbone, num_classes=len([*state.values()][-1]))  # Last comes the classifier's bias.
     model.load_state_dict(state)
     model.to(device).eval()
     tapped: list[torch.Tensor] = []
-    model.avgpool.register_forward_hook(lambda module, inputs, output: tapped.append(output.flatten(1)))
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    last.register_forward_pre_hook(lambda module, inputs: tapped.append(inputs[0]))
 
     out_dir.mkdir(parents=True, exist_ok=True)
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, pin_memory=device != "cpu")
@@ -89,6 +92,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--backbone", default="resnet50", help="a network of torchvision")
     parser.add_argument("--reference", action="store_true", help="for comparison: tensor resize, no TF32")
     options = parser.parse_args()
     extract(
@@ -100,6 +104,7 @@ def main() -> None:
         workers=options.workers,
         device=options.device,
         reference=options.reference,
+        backbone=options.backbone,
     )
 
 

@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 
 from spatialfeat import __version__
 from spatialfeat.config import (
+    BackbonesConfig,
     CheckConfig,
     EvaluateConfig,
     ExportConfig,
@@ -119,10 +120,17 @@ def info(config: InfoConfig) -> None:
     """Exit code 1 when files cannot be used together."""
     from spatialfeat.info import FolderSummary, describe, render
 
-    summary = describe(config.path)
+    summary = describe(config.path, config.data_set)
     typer.echo(for_terminal(render(summary)))
     if isinstance(summary, FolderSummary) and summary.problems:
         raise typer.Exit(1)
+
+
+def backbones(config: BackbonesConfig) -> None:
+    """Exit code 0, also where an encoder's weights cannot be read."""
+    from spatialfeat.backbones import backbones
+
+    typer.echo(for_terminal(backbones(config)))
 
 
 def export(config: ExportConfig) -> None:
@@ -169,7 +177,7 @@ def _parameter(kind: type[Options], name: str, hint: Any, option: Option) -> ins
     more: dict[str, Any] = {"help": shown, "metavar": metavar, "rich_help_panel": option.heading}
     if option.is_argument:
         argument: Any = Annotated[hint, typer.Argument(**more)]
-        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=argument)
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=argument)
     flag = flag_of(kind, name)
     if hint is bool and default is True:
         flag = f" /{flag}" if flag.startswith("--no-") else f"{flag}/--no-{flag[2:]}"
@@ -265,4 +273,5 @@ add_command(
 )
 add_command(predict, PredictConfig)
 add_command(info, InfoConfig)
+add_command(backbones, BackbonesConfig)
 add_command(export, ExportConfig, help=export_help())  # With the tree of every format.

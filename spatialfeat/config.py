@@ -5,14 +5,17 @@ A field of a command's dataclass is `name: type = option(default, help, heading,
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from spatialfeat.encoders import RESNET50_NAME
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.formats import FORMATS, LIMITED_OPTIONS
+from spatialfeat.names import label_problem
 from spatialfeat.options import Option, Options, Rule, at_least, flag_of, one_of, option, positive
 from spatialfeat.phases import DEFAULT_NUM_PHASES, check_phase_names, read_phase_names
 
@@ -117,20 +120,27 @@ _PHASE_NAMES = Option(
     parse=read_phase_names,
 )
 _FPS = Option("Frames per second of the frame numbers.", DATA, positive(" of frames per second, e.g. 1"))
-_WEIGHTS = Option("Fine-tuned ResNet-50 weights (a plain state dict).", NETWORK)
+_WEIGHTS = Option("Fine-tuned weights (a plain state dict).", NETWORK)
+_BACKBONE = Option(
+    "Encoder: resnet50, a name that `spatialfeat backbones` lists, a classification network of torchvision "
+    "(convnext_tiny), or timm:NAME.",
+    NETWORK,
+    metavar="NAME",
+)
+_AS_DESCRIBED = f"as the JSON beside the weights says, else {RESNET50_NAME}"
 _PREPROCESSING = Option(
     "For weights from elsewhere: short-side (resize to 256, crop 224), squash (both sides to 224), or a JSON file with "
     "all of it, such as the one beside the weights of another study.",
     NETWORK,
     metavar="HOW",
-    unset="as the JSON beside the weights says, else short-side",
+    unset="as the JSON beside the weights says, else the encoder's usual one: short-side for resnet50",
 )
 _MEAN = Option(
     "Mean of red, green and blue, 0 to 1, for weights from elsewhere.",
     NETWORK,
     metavar="R,G,B",
     parse=partial(read_colours, "--mean"),
-    unset="the same, else ImageNet's",
+    unset="the same, else the encoder's usual one: ImageNet's for resnet50",
 )
 _STD = replace(
     _MEAN,
@@ -141,15 +151,19 @@ _BATCH_SIZE = Option("Frames per batch.", DEVICE, at_least(1))
 _EPOCHS = Option("Most epochs to train.", TRAINING, at_least(1))
 _PATIENCE = Option("Stop after so many epochs without a better validation accuracy.", TRAINING, at_least(1))
 _FREEZE_UNTIL = Option(
-    f"Freeze the first N of the ten children {', '.join(CHILDREN)}.",
+    f"Freeze the first N of the ten children {', '.join(CHILDREN)}; of another encoder, of the stages that "
+    "`spatialfeat backbones NAME` shows.",
     TRAINING,
-    Rule(
-        lambda value: 0 <= value < len(CHILDREN),
-        f"be 0 (train everything) to {len(CHILDREN) - 1} (train the classifier only)",
-    ),
+    unset="6 of resnet50, half of another encoder's stages",
 )
 # At 64 px the last stage is still 2x2, so BatchNorm has several values even for a batch of one frame.
-_IMAGE_SIZE = Option("Side of the network's input in pixels.", NETWORK, at_least(64), flag="image-size")
+_IMAGE_SIZE = Option(
+    "Side of the network's input in pixels.",
+    NETWORK,
+    at_least(64),
+    flag="image-size",
+    unset="the encoder's usual one: 224 for resnet50",
+)
 _SEED = Option("Same seed, same machine: same history.", TRAINING, at_least(0))
 _DEVICE = Option("auto (first usable CUDA device, else CPU), cpu, cuda or cuda:N.", DEVICE)
 _PRECISION = Option(
@@ -180,13 +194,21 @@ _PSEUDONYMIZE = Option(
     metavar="MAP.csv",
 )
 
+_DATA_SET = Option(
+    "Name of the public data set that the frames are from, such as cholec80: `info` then warns where the encoder was "
+    "trained on it.",
+    DATA,
+    metavar="NAME",
+    unset="not said",
+)
+
 CACHE_LIMIT_GB = 100.0
 """Room for the 214,000 training and 56,000 validation frames of 456x256 that the specification's study has."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(Options):
-    """Fine-tune a ResNet-50 on labelled frames.
+    """Fine-tune a ResNet-50, or another encoder, on labelled frames.
 
     With no option, this is exactly the specified spatial study. Interrupted, it goes on with --resume.
     """
@@ -199,12 +221,15 @@ class FinetuneConfig(Options):
     id_pattern: str | None = _ID_PATTERN.field(None)
     num_classes: int = _NUM_CLASSES.field(None, unset=_AS_NAMED)  # An int once the object is made.
     phase_names: tuple[str, ...] | None = _PHASE_NAMES.field(None)
-    weights: str = option("imagenet", "Start from: imagenet, random, or the path of a ResNet-50 state dict.", NETWORK)
+    backbone: str = _BACKBONE.field(RESNET50_NAME)
+    weights: str = option(
+        "imagenet", "Start from: imagenet, random, or the path of a state dict of the encoder.", NETWORK
+    )
     reset_classifier: bool = option(
         False, "Start a new classifier when the weights have another number of phases.", NETWORK
     )
-    image_size_px: int = _IMAGE_SIZE.field(224)
-    freeze_until: int = _FREEZE_UNTIL.field(6)
+    image_size_px: int = _IMAGE_SIZE.field(None)  # These two are ints once the object is made.
+    freeze_until: int = _FREEZE_UNTIL.field(None)
     epochs: int = _EPOCHS.field(50)
     batch_size: int = _BATCH_SIZE.field(32, heading=TRAINING)
     lr: float = option(1e-4, "Adam's learning rate.", TRAINING, positive(", e.g. 1e-4"))
@@ -253,6 +278,7 @@ class FinetuneConfig(Options):
     def __post_init__(self) -> None:
         _count_phases(self)
         super().__post_init__()
+        _fill_in_backbone(self)
         _check_id_options(self.id_form, self.id_pattern)
         if self.cache_size_px is not None and self.cache_dir is None:
             raise SpatialfeatError("--cache-size: has no meaning without --cache")
@@ -275,7 +301,7 @@ class FinetuneConfig(Options):
 class ExtractConfig(Options):
     """Write features of every frame.
 
-    2048 per frame, one HDF5 file per video. Videos that are done already are skipped.
+    2048 per frame, or as many as the encoder has; one HDF5 file per video. Videos that are done already are skipped.
     """
 
     csvs: tuple[str, ...] = option(
@@ -304,6 +330,7 @@ class ExtractConfig(Options):
         "video", "One file per: video, or patient (all segments in order).", DATA, one_of(*GROUPINGS)
     )
     fps: float = _FPS.field(1.0, help="Frames per second of the frame numbers, stored for readers.")
+    data_set: str | None = _DATA_SET.field(None)
     shard: str | None = option(
         None,
         "Only the I-th of N shares of the videos, for job arrays: 1/4 to 4/4 write what one run without it writes.",
@@ -313,9 +340,10 @@ class ExtractConfig(Options):
     )
     weights: Path = _WEIGHTS.field(
         Path(WEIGHTS_NAME),
-        help="ResNet-50 weights, fine-tuned or from elsewhere, or imagenet; without a classifier of phases, the files "
-        "have no logits.",
+        help="Weights, fine-tuned or from elsewhere, or imagenet; without a classifier of phases, the files have no "
+        "logits.",
     )
+    backbone: str | None = _BACKBONE.field(None, unset=_AS_DESCRIBED)
     num_classes: int | None = option(
         None,
         "Expected number of phases.",
@@ -337,7 +365,7 @@ class ExtractConfig(Options):
     )
     layout: str = option(
         "channel-first",
-        "channel-first stores (2048, T), time-first (T, 2048).",
+        "channel-first stores (D, T), time-first (T, D); D is 2048 for resnet50.",
         OUTPUT,
         one_of("channel-first", "time-first"),
     )
@@ -346,6 +374,7 @@ class ExtractConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_data_set(self.data_set)
         _check_id_options(self.id_form, self.id_pattern)
         if self.csvs and not self.read_csvs:
             raise SpatialfeatError("--csv and --no-csv: leave one of the two out")
@@ -386,6 +415,7 @@ class WeightsSource:
     """Frames that are predicted with a weights file, and the defaults of the options that only this source has."""
 
     weights: Path = ExtractConfig.weights
+    backbone: str | None = None
     csv: Path | None = TEST_CSV
     img_dir: Path = ExtractConfig.img_dir
     preprocessing: str | None = None
@@ -440,6 +470,7 @@ class EvaluateConfig(Options):
     # One source of predictions. An option that only some sources have is None unless given, so that one that would do
     # nothing is refused; `source` fills in the defaults.
     weights: Path | None = _WEIGHTS.field(None, heading=DATA, unset=WeightsSource.weights)
+    backbone: str | None = _BACKBONE.field(None, unset=_AS_DESCRIBED)
     csv: Path | None = option(
         None,
         "Frames and true phases, columns id,label. With --predictions: the ground truth.",
@@ -575,6 +606,7 @@ class PredictConfig(Options):
 
     # As in EvaluateConfig, an option that only images or only feature files have is None unless given.
     weights: Path | None = _WEIGHTS.field(None, heading=DATA, unset=WeightsSource.weights)
+    backbone: str | None = _BACKBONE.field(None, unset=_AS_DESCRIBED)
     img_dir: Path | None = _IMG_DIR.field(None, unset=WeightsSource.img_dir)
     csv: Path | None = option(None, "Frames to predict, column id.", DATA, unset="all frames of the folder")
     id_form: str | None = _ID_FORM.field(None, unset=_AS_TRAINED)
@@ -712,6 +744,23 @@ class InfoConfig(Options):
     """
 
     path: Path = option(MISSING, "A folder of feature files, or one file.", DATA, metavar="PATH", is_argument=True)
+    data_set: str | None = _DATA_SET.field(None, unset="as the files say")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_data_set(self.data_set)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackbonesConfig(Options):
+    """List the encoders.
+
+    Number of features, input, where the features are taken, licence, and where the weights are. With NAME: all that is
+    known of one, and the stages that --freeze-until counts. Beside these there are torchvision's classification
+    networks by their names, and timm's as timm:NAME (pip install 'spatialfeat[timm]').
+    """
+
+    name: str | None = option(None, "One encoder.", NETWORK, metavar="NAME", is_argument=True)
 
 
 OWN_SOURCES = ("videos", "frames")
@@ -931,11 +980,12 @@ class CheckConfig(Options):
         DATA,
         flag="no-decode",
     )
-    image_size_px: int = _IMAGE_SIZE.field(FinetuneConfig.image_size_px, heading=PLANNED)
+    backbone: str = _BACKBONE.field(FinetuneConfig.backbone, heading=PLANNED)
+    image_size_px: int = _IMAGE_SIZE.field(None, heading=PLANNED)
     batch_size: int = _BATCH_SIZE.field(FinetuneConfig.batch_size, heading=PLANNED)
     epochs: int = _EPOCHS.field(FinetuneConfig.epochs, heading=PLANNED)
     patience: int = _PATIENCE.field(FinetuneConfig.patience, heading=PLANNED)
-    freeze_until: int = _FREEZE_UNTIL.field(FinetuneConfig.freeze_until, heading=PLANNED)
+    freeze_until: int = _FREEZE_UNTIL.field(None, heading=PLANNED)
     estimate: bool = option(
         True, "Do not measure how long finetune and extract will take.", PLANNED, flag="no-estimate"
     )
@@ -949,6 +999,7 @@ class CheckConfig(Options):
     def __post_init__(self) -> None:
         _count_phases(self)
         super().__post_init__()
+        _fill_in_backbone(self)
         self.study()
         named = [
             name for name in ("train_csv", "val_csv", "test_csv") if getattr(self, name) != getattr(CheckConfig, name)
@@ -1029,3 +1080,27 @@ def _count_phases(config: FinetuneConfig | CheckConfig) -> None:
         num_names = len(config.phase_names or ())
         # One name is too few: the message about names says so.
         object.__setattr__(config, "num_classes", num_names if num_names > 1 else DEFAULT_NUM_PHASES)
+
+
+def _fill_in_backbone(config: FinetuneConfig | CheckConfig) -> None:
+    """Where image size and frozen stages are not given, they are the encoder's; refuses what it cannot do."""
+    side_px, num_frozen, num_stages = 224, 6, len(CHILDREN)
+    if config.backbone != RESNET50_NAME:
+        backbone = pkgutil.resolve_name("spatialfeat.network.backbone:find_backbone")(config.backbone)
+        side_px, num_frozen, num_stages = backbone.image_size_px, backbone.usual_frozen, len(backbone.stages)
+        if config.image_size_px is not None:
+            backbone.require_image_size(config.image_size_px)
+    for name, usual in (("image_size_px", side_px), ("freeze_until", num_frozen)):
+        if getattr(config, name) is None:
+            object.__setattr__(config, name, usual)
+    if not 0 <= config.freeze_until < num_stages:
+        raise SpatialfeatError(
+            f"--freeze-until {config.freeze_until}: must be 0 (train everything) to {num_stages - 1} (train the "
+            "classifier only)"
+        )
+
+
+def _check_data_set(name: str | None) -> None:
+    problem = None if name is None else label_problem(name)
+    if problem is not None:
+        raise SpatialfeatError(f"--data-set {name}: {problem}; pass the name of a public data set, such as cholec80")

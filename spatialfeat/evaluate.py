@@ -26,27 +26,26 @@ from spatialfeat.data.frames import (
     unlabelled_text,
 )
 from spatialfeat.data.ids import USUAL_RULE, IdRule
-from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import prepare_output_dir, read_json_object
 from spatialfeat.network.inference import TableInference
 from spatialfeat.network.weights import (
     MORE_CLASSES,
+    checkpoint_of,
     described_id_rule,
     description_path,
-    load_checkpoint,
     warn_of_many_classes,
 )
 from spatialfeat.reports.report import write_report
 from spatialfeat.reports.tables import comparison_table, score_tables
 from spatialfeat.runrecord import RunRecord, results_folder
 from spatialfeat.scores.predictions import (
-    NETWORK_NAME,
     EvaluatedVideo,
     FramePredictions,
     OpenedSource,
     PredictionSets,
     evaluated_videos,
+    network_name,
     read_feature_predictions,
     read_prediction_files,
     usual_step,
@@ -104,7 +103,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     ):
         sets = opened.predict()
         if isinstance(config.source, WeightsSource):
-            sets[NETWORK_NAME][0].write_csv(results_dir / PREDICTIONS_NAME)
+            (parts,) = sets.values()
+            parts[0].write_csv(results_dir / PREDICTIONS_NAME)
         videos = {name: evaluated_videos(parts, config.group_by) for name, parts in sets.items()}
         sampling_fps, numbering_fps = find_rates(next(iter(videos.values())), config.fps, opened.stored_fps)
         _refuse_empty_window(config, sampling_fps)
@@ -165,12 +165,7 @@ def open_source(config: EvaluateConfig) -> OpenedSource:
 
 def _open_weights(source: WeightsSource, config: EvaluateConfig) -> OpenedSource:
     assert source.csv is not None  # Only `predict` does without.
-    checkpoint = load_checkpoint(
-        source.weights,
-        num_classes=config.num_classes,
-        phase_names=config.phase_names,
-        preprocessing=Preprocessing.of_options(source.preprocessing, source.mean, source.std),
-    )
+    checkpoint = checkpoint_of(source, num_classes=config.num_classes, phase_names=config.phase_names)
     table = read_frames(
         source.csv,
         source.img_dir,
@@ -186,7 +181,9 @@ def _open_weights(source: WeightsSource, config: EvaluateConfig) -> OpenedSource
 
     def predict() -> PredictionSets:
         logger.info("evaluating %s: %d frames on %s", source.csv, len(table), inference.arithmetic)
-        return {NETWORK_NAME: [FramePredictions.of_logits(table, inference.logits("evaluate"))]}
+        return {
+            network_name(checkpoint.backbone.name): [FramePredictions.of_logits(table, inference.logits("evaluate"))]
+        }
 
     return OpenedSource(
         tables=(table,),

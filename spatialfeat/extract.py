@@ -36,7 +36,7 @@ from spatialfeat.data.frames import (
 from spatialfeat.data.ids import USUAL_RULE, IdRule
 from spatialfeat.data.patients import show_reading
 from spatialfeat.data.pseudonyms import Pseudonyms, pseudonymized
-from spatialfeat.data.transforms import Preprocessing, evaluation_transform
+from spatialfeat.data.transforms import evaluation_transform
 from spatialfeat.device import (
     choose_precision,
     choose_workers,
@@ -46,15 +46,15 @@ from spatialfeat.device import (
     use_true_float32,
 )
 from spatialfeat.distributed import ProcessGroup, process_group, translate_lost_contact
+from spatialfeat.encoders import seen_text
 from spatialfeat.errors import SpatialfeatError, translate_computing_faults
 from spatialfeat.features.plan import feature_path, plan_extraction, share_out
 from spatialfeat.features.schema import Provenance
 from spatialfeat.features.writer import FeatureSink, remove_partial_files
 from spatialfeat.files import prepare_output_dir, require_room
-from spatialfeat.network.backbone import RESNET50
+from spatialfeat.network.classifier import InferenceNetwork
 from spatialfeat.network.inference import run_inference
-from spatialfeat.network.resnet import InferenceNetwork
-from spatialfeat.network.weights import MORE_CLASSES, described_id_rule, load_checkpoint, warn_of_many_classes
+from spatialfeat.network.weights import MORE_CLASSES, checkpoint_of, described_id_rule, warn_of_many_classes
 from spatialfeat.runrecord import RunRecord
 
 logger = logging.getLogger(__name__)
@@ -102,12 +102,8 @@ class _Extraction:
         self.tables = [] if csvs else [self._all_images()]  # Before the weights, which take seconds.
         # ImageNet weights are downloaded once.
         with group.main_first() if config.weights == Path(IMAGENET) else nullcontext():
-            self.checkpoint = load_checkpoint(
-                config.weights,
-                num_classes=config.num_classes,
-                phase_names=config.phase_names,
-                preprocessing=Preprocessing.of_options(config.preprocessing, config.mean, config.std),
-                needs_classifier=False,
+            self.checkpoint = checkpoint_of(
+                config, num_classes=config.num_classes, phase_names=config.phase_names, needs_classifier=False
             )
         self.tables += [self._read_table(split, path) for split, path in csvs]
         show_reading(self.tables)
@@ -124,8 +120,8 @@ class _Extraction:
             phase_names=self.checkpoint.phase_names,
             preprocessing=json.dumps(self.checkpoint.preprocessing.as_dict(), sort_keys=True),
             precision=choose_precision(config.precision, group.device),
-            backbone=RESNET50.name,
-            layer=RESNET50.layer,
+            backbone=self.checkpoint.backbone.name,
+            layer=self.checkpoint.backbone.layer,
             layout=config.layout,
             group_by=config.group_by,
             fps=config.fps,
@@ -148,7 +144,8 @@ class _Extraction:
             elsewhere=self.elsewhere,
         )
         if to_compute:
-            num_values = sum(map(len, to_compute)) * (RESNET50.num_features + self.checkpoint.num_logits)
+            num_features = self.checkpoint.backbone.num_features
+            num_values = sum(map(len, to_compute)) * (num_features + self.checkpoint.num_logits)
             num_bytes = num_values * np.dtype(np.float32).itemsize
             require_room(config.out_dir, num_bytes, "the feature files take")
         skipped = [video.video_id for video in done]
@@ -163,7 +160,12 @@ class _Extraction:
             chosen = set(to_compute)
             share = share_out([video for video in self.videos if video.video_id in chosen], group.size)[group.rank]
             sink = FeatureSink(
-                share, config.out_dir, self.provenance, pseudonymized=private, weights_origin=self.checkpoint.origin
+                share,
+                config.out_dir,
+                self.provenance,
+                pseudonymized=private,
+                weights_origin=self.checkpoint.origin,
+                data_set=config.data_set or "",
             )
             if share:
                 self._compute(sink)
@@ -274,6 +276,8 @@ class _Extraction:
         where = f"shard {self.config.shard}: " if self.config.shard else ""
         arithmetic = describe_arithmetic(self.group.device, self.provenance.precision)
         logger.info("%s%s, %s; computing on %s%s", where, what, frames, arithmetic, self.group.processes_text)
+        if warning := seen_text(self.provenance.backbone, self.config.data_set or ""):
+            logger.warning("%s", warning)
         for table in self.tables:
             if self.csv_paths and (text := unlabelled_text(table)):
                 logger.info("%s: kept, with label %d", text, UNLABELLED)

@@ -1,4 +1,4 @@
-"""`spatialfeat finetune`: the spatial study. Trains a ResNet-50, keeps the weights of the best validation accuracy."""
+"""`spatialfeat finetune`: the spatial study. Trains an encoder, keeps the weights of the best validation accuracy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spatialfeat.config import PREDICTIONS_NAME, WEIGHTS_NAME, FinetuneConfig
+from spatialfeat.config import CHILDREN, IMAGENET, PREDICTIONS_NAME, WEIGHTS_NAME, FinetuneConfig
 from spatialfeat.console import count_text
 from spatialfeat.data.cache import open_cache, total_use
 from spatialfeat.data.dataset import require_images
@@ -31,10 +31,10 @@ from spatialfeat.device import (
 from spatialfeat.distributed import ProcessGroup, process_group, translate_lost_contact
 from spatialfeat.errors import SpatialfeatError, translate_computing_faults
 from spatialfeat.files import move_aside, prepare_output_dir, read_json_object, require_room
-from spatialfeat.network.backbone import RESNET50
+from spatialfeat.network.backbone import find_backbone
+from spatialfeat.network.classifier import InferenceNetwork, PhaseClassifier
 from spatialfeat.network.inference import predict_logits
-from spatialfeat.network.resnet import InferenceNetwork, PhaseResNet50
-from spatialfeat.network.weights import initial_model, load_checkpoint
+from spatialfeat.network.weights import initial_model, load_checkpoint, pretrained_name
 from spatialfeat.reports.plots import confusion_figure, save_figure
 from spatialfeat.reports.tables import score_tables
 from spatialfeat.runrecord import RECORD_NAME, RunRecord, earlier_sessions
@@ -111,7 +111,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
             return study.finished()
         seed_everything(config.seed)
         with group.together(), group.main_first():  # ImageNet weights are downloaded once.
-            model = study.initial_model() if state is None else RESNET50.build(config.num_classes)
+            model = study.initial_model() if state is None else study.backbone.build(config.num_classes)
         with group.together():
             if group.is_main:
                 study.prepare(model, state)
@@ -130,6 +130,7 @@ class _Study:
                 f"needs a frame; pass at least {group.size}, or start fewer processes"
             )
         self.group, self.data = group, read_study(config)
+        self.backbone = find_backbone(config.backbone)
         if group.is_main:
             prepare_output_dir(config.out_dir)
         precision = choose_precision(config.precision, group.device)
@@ -148,11 +149,13 @@ class _Study:
         """See `find_study`."""
         return find_study(self.config, self.data, self.identity, self.environment)
 
-    def initial_model(self) -> PhaseResNet50:
+    def initial_model(self) -> PhaseClassifier:
         config = self.config
-        return initial_model(config.weights, config.num_classes, reset_classifier=config.reset_classifier)
+        return initial_model(
+            config.weights, config.num_classes, reset_classifier=config.reset_classifier, backbone=self.backbone
+        )
 
-    def prepare(self, model: PhaseResNet50, state: TrainingState | None) -> None:
+    def prepare(self, model: PhaseClassifier, state: TrainingState | None) -> None:
         """The last checks, which one process makes for all; then the way is cleared for the results."""
         config = self.config
         require_room(config.out_dir, study_bytes(model, config.freeze_until), "state and weights take")
@@ -166,7 +169,7 @@ class _Study:
         if cache is None:
             require_images(self.data.tables)
             return
-        preprocessing = RESNET50.preprocessing(config.image_size_px)
+        preprocessing = self.backbone.preprocessing(config.image_size_px)
         training = training_transform(preprocessing, config.training_frames_px).fixed_steps
         evaluation = evaluation_transform(preprocessing).fixed_steps
 
@@ -175,7 +178,7 @@ class _Study:
 
         require_images(self.data.tables, is_kept=is_kept)
 
-    def run(self, model: PhaseResNet50, state: TrainingState | None) -> FinetuneResult:
+    def run(self, model: PhaseClassifier, state: TrainingState | None) -> FinetuneResult:
         """Train and test; of several processes, the main one keeps the record."""
         config = self.config
         translating = translate_computing_faults(
@@ -225,7 +228,7 @@ class _Study:
             (self.config.out_dir / STATE_NAME).unlink(missing_ok=True)
 
     def _train_and_test(
-        self, model: PhaseResNet50, files: StudyFiles | None, state: TrainingState | None
+        self, model: PhaseClassifier, files: StudyFiles | None, state: TrainingState | None
     ) -> tuple[FinetuneResult, dict[str, Any]]:
         """The result, and facts for the record. `files` are those of the main process."""
         history = self._train(model.to(self.group.device), files, state)
@@ -244,7 +247,7 @@ class _Study:
         return FinetuneResult(weights_path, history, best_epoch(history), metrics), facts
 
     def _train(
-        self, model: PhaseResNet50, files: StudyFiles | None, state: TrainingState | None
+        self, model: PhaseClassifier, files: StudyFiles | None, state: TrainingState | None
     ) -> tuple[EpochRecord, ...]:
         """Train until the last epoch or until validation accuracy stops improving, from `state` on if there is one.
 
@@ -291,7 +294,10 @@ class _Study:
     def _announce(self, state: TrainingState | None) -> None:
         config = self.config
         frames = ", ".join(f"{table.split}: {len(table)}" for table in self.data.tables)
-        logger.info("fine-tuning a ResNet-50 for %d phases; frames of %s", config.num_classes, frames)
+        article = "a " if self.backbone.kind == "ResNet-50" else ""
+        logger.info(
+            "fine-tuning %s%s for %d phases; frames of %s", article, self.backbone.kind, config.num_classes, frames
+        )
         arithmetic = describe_arithmetic(self.group.device, config.precision)
         logger.info("computing on %s%s", arithmetic, self.group.processes_text)
         workers = count_text(self.workers, "decoding process", "decoding processes") if self.workers else "this process"
@@ -299,13 +305,18 @@ class _Study:
         if state is not None:
             logger.info("resuming after epoch %d of at most %d", len(state.history), config.epochs)
             return
-        start = "ImageNet (IMAGENET1K_V1)" if config.weights == "imagenet" else config.weights
-        logger.info("starting from %s weights, first %d children frozen", start, config.freeze_until)
+        start = (
+            f"ImageNet ({pretrained_name(self.backbone).rpartition(' ')[2]})"
+            if config.weights == IMAGENET
+            else config.weights
+        )
+        parts = "children" if self.backbone.stages == CHILDREN else "stages"
+        logger.info("starting from %s weights, first %d %s frozen", start, config.freeze_until, parts)
         if config.weights == "random" and config.freeze_until:
             logger.warning(
-                "random weights with %d frozen children: the frozen part stays random; pass --freeze-until 0 to train "
-                "it",
+                "random weights with %d frozen %s: the frozen part stays random; pass --freeze-until 0 to train it",
                 config.freeze_until,
+                parts,
             )
 
     def _move_aside(self, state: TrainingState | None) -> None:

@@ -42,7 +42,7 @@ _FORMATS = (
         summary="for MS-TCN, ASFormer and their relatives; OUT's own name is the data set's name there",
         tree="""\
 OUT/
-  features/{video}.npy         (2048, T) float32, little-endian, C order
+  features/{video}.npy         (D, T) float32, little-endian, C order
   groundTruth/{video}.txt      T lines: the phase name of each frame
   splits/train.split1.bundle   one {video}.txt a line
   splits/test.split1.bundle    one {video}.txt a line
@@ -67,7 +67,7 @@ With --folds: {train,test}.split1.bundle to {train,test}.splitK.bundle""",
         tree="""\
 OUT/
   {fps:.1f}fps/video_{nn:02d}_{fps:.1f}fps.pkl   pickled list of three arrays:
-                                   stem (T, 2048) float32, logits (T, C) float32, labels (T,) int64
+                                   stem (T, D) float32, logits (T, C) float32, labels (T,) int64
   videos.csv                       columns nn, video, split, frames""",
         unlabelled=("refuse", "drop", "keep"),
         options=("keep_anyway",),
@@ -78,7 +78,7 @@ OUT/
         summary="one file per frame, for data loaders that read frame by frame",
         tree="""\
 OUT/
-  features_{split}/{id}.npy        (2048,) float32, little-endian; split is train, val, test, ...
+  features_{split}/{id}.npy        (D,) float32, little-endian; split is train, val, test, ...
   {split}_ResNet_DB.csv            columns id, label; -100 where unlabelled, no label column if none has one""",
     ),
     ExportFormat(
@@ -88,7 +88,7 @@ OUT/
         tree="""\
 OUT                                attributes: format, schema, phase_names, fps, weights_sha256, ...
   {video}/                         attributes: video_id, patient_id, split, source
-    features                       (T, 2048) float32
+    features                       (T, D) float32
     logits                         (T, C) float32; not there if the feature files have none
     labels                         (T,) int64, -100 where unlabelled
     frame_ids                      (T,) UTF-8

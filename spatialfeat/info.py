@@ -15,6 +15,7 @@ from spatialfeat.console import MOST_PHASES, NO_BREAK, align, clock_text, count_
 from spatialfeat.data.frames import UNLABELLED, count_gaps, doubtful_fps
 from spatialfeat.data.ids import AUTO
 from spatialfeat.data.patients import patients_in_several_splits
+from spatialfeat.encoders import seen_text
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
 from spatialfeat.features.folder import (
@@ -24,7 +25,7 @@ from spatialfeat.features.folder import (
     ordered_splits,
     repeated_videos,
 )
-from spatialfeat.features.schema import WEIGHTS_ORIGIN, Provenance
+from spatialfeat.features.schema import DATA_SET, WEIGHTS_ORIGIN, Provenance
 from spatialfeat.files import parse_json_object
 from spatialfeat.names import natural_key
 
@@ -38,11 +39,12 @@ class VideoSummary:
         num_gaps: how often consecutive frame numbers within a segment differ by more than that.
         duration_s: from the first to the last frame of each segment, gaps included, by fps.
         frames_per_phase: (C,) int64. phases: those that occur. num_unlabelled: frames with label -100.
+        notes: what is doubtful about it, in sentences.
 
     Raises SpatialfeatError if the file cannot be read, or holds a label outside its phases.
     """
 
-    def __init__(self, file: FeatureFile) -> None:
+    def __init__(self, file: FeatureFile, data_set: str | None = None) -> None:
         labels, segments, frames = file.labels, file.segments, file.frames
         labelled = labels[labels != UNLABELLED]
         foreign = labelled[(labelled < 0) | (labelled >= file.num_phases)]
@@ -61,6 +63,7 @@ class VideoSummary:
         self.num_segments = len(numbers)
         # The last frame of a segment stands for as much time as any other.
         self.duration_s = sum(int(np.ptp(part)) + self.frame_step for part in numbers) / file.fps
+        self.notes = [*_rate_notes([self]), *_seen_notes([file], data_set)]
 
 
 class FolderSummary:
@@ -75,7 +78,7 @@ class FolderSummary:
     Raises SpatialfeatError if there is no feature file.
     """
 
-    def __init__(self, features_dir: Path) -> None:
+    def __init__(self, features_dir: Path, data_set: str | None = None) -> None:
         self.videos: list[VideoSummary] = []
         self.problems: list[str] = []
         for path in list_feature_files(features_dir):
@@ -97,7 +100,7 @@ class FolderSummary:
             f"patient {patient} is in the splits {' and '.join(sorted(splits))}: scores on them are too good"
             for patient, splits in shared.items()
         ] + [f"{name} is unfinished: an extraction is running, or was cut off" for name in unfinished]
-        self.notes += _rate_notes(self.videos)
+        self.notes += [*_rate_notes(self.videos), *_seen_notes([video.file for video in self.videos], data_set)]
 
 
 def _rate_notes(videos: Sequence[VideoSummary]) -> list[str]:
@@ -110,8 +113,17 @@ def _rate_notes(videos: Sequence[VideoSummary]) -> list[str]:
     return [doubt for doubt in doubts if doubt]
 
 
-def describe(path: Path) -> FolderSummary | VideoSummary:
+def _seen_notes(files: Sequence[FeatureFile], data_set: str | None) -> list[str]:
+    """Where the encoder was trained on videos of the data set that the frames are from, as far as the table knows."""
+    pairs = {(file.provenance.backbone, data_set or file.attributes.get(DATA_SET)) for file in files}
+    found = (seen_text(backbone, name or "") for backbone, name in sorted(pairs, key=str))
+    return [text for text in found if text]
+
+
+def describe(path: Path, data_set: str | None = None) -> FolderSummary | VideoSummary:
     """Summarize a folder of feature files or a single file, without reading features.
+
+    data_set: the public data set that the frames are from; None is what the files say.
 
     Raises:
         SpatialfeatError: no such path, a folder without feature files, or a single file that cannot be read. Files of
@@ -120,9 +132,9 @@ def describe(path: Path) -> FolderSummary | VideoSummary:
     if not path.exists():
         raise SpatialfeatError(f"{path}: no such file or folder; pass a folder of feature files, or one of them")
     if path.is_dir():
-        return FolderSummary(path)
+        return FolderSummary(path, data_set)
     with FeatureFile(path) as file:
-        return VideoSummary(file)
+        return VideoSummary(file, data_set)
 
 
 def render(summary: FolderSummary | VideoSummary) -> str:
@@ -211,6 +223,7 @@ def _provenance_lines(files: Sequence[FeatureFile]) -> list[str]:
         lines += wrap(" and ".join(values("id_rule")), "ids are read by: ")
     if len(values("backbone")) == len(values("layer")) == 1:
         lines += wrap(f"{first.backbone}, layer {first.layer}{_weights_text(files)}", "network: ")
+    lines += wrap(" or ".join(map(str, sorted({file.num_channels for file in files}))), "features per frame: ")
     if len(values("preprocessing")) == 1:
         lines += wrap(_readable(first.preprocessing), "preprocessing: ")
     return lines
@@ -232,7 +245,7 @@ def _video_lines(video: VideoSummary) -> list[str]:
         f"video {file.video_id}, patient {file.patient_id}, split {file.split}, {size_text(video.size_bytes)}",
         f"{count_text(len(file), 'frame')} in {segments}, {clock_text(video.duration_s)} at {file.fps:g} fps, {gaps} "
         f"(usual step {video.frame_step})",
-        *(line for note in _rate_notes([video]) for line in wrap(note, "note: ")),
+        *(line for note in video.notes for line in wrap(note, "note: ")),
         "",
         "datasets",
     ]

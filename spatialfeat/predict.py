@@ -15,20 +15,19 @@ from spatialfeat.console import align, clock_text, count_text
 from spatialfeat.data.frames import UNLABELLED, UNNAMED_SPLIT, group_videos, list_frames, read_frames
 from spatialfeat.data.ids import USUAL_RULE, IdRule
 from spatialfeat.data.patients import show_reading
-from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.files import prepare_output_dir, write_csv
 from spatialfeat.network.inference import TableInference
-from spatialfeat.network.weights import MORE_CLASSES, described_id_rule, load_checkpoint, warn_of_many_classes
+from spatialfeat.network.weights import MORE_CLASSES, checkpoint_of, described_id_rule, warn_of_many_classes
 from spatialfeat.reports.report import write_ribbons
 from spatialfeat.reports.ribbons import Timeline, timelines
 from spatialfeat.runrecord import RunRecord, results_folder
 from spatialfeat.scores.predictions import (
-    NETWORK_NAME,
     EvaluatedVideo,
     FramePredictions,
     OpenedSource,
     PredictionSets,
     evaluated_videos,
+    network_name,
     read_feature_predictions,
 )
 from spatialfeat.scores.summary import unscored
@@ -67,13 +66,14 @@ def predict(config: PredictConfig) -> list[EvaluatedVideo]:
         results_folder(config.out_dir, "predict", RESULT_PATTERNS) as results_dir,
         RunRecord(results_dir, "predict", config, opened.data, **opened.facts) as record,
     ):
-        parts = [_without_labels(part) for part in opened.predict()[NETWORK_NAME]]
+        ((network, found),) = opened.predict().items()
+        parts = [_without_labels(part) for part in found]
         videos = evaluated_videos(parts, config.group_by)
         lines = timelines(videos, config.fps or opened.stored_fps or ExtractConfig.fps)
         _write_csv(results_dir / CSV_NAME, videos, opened.phase_names)
         logger.info("\n%s", "\n".join(_summary(videos, lines)))
         logger.info("\nwriting ribbons to %s", config.out_dir)
-        write_ribbons(results_dir, [unscored(NETWORK_NAME, videos, opened.phase_names)], lines)
+        write_ribbons(results_dir, [unscored(network, videos, opened.phase_names)], lines)
         num_frames = sum(map(len, opened.tables))
         record.finish(videos=[video.video_id for video in videos], num_frames=num_frames, **opened.found)
     logger.info("phases and confidences: %s", config.out_dir / CSV_NAME)
@@ -85,12 +85,7 @@ def _open_weights(source: WeightsSource, config: PredictConfig) -> OpenedSource:
     id_rule = given or described_id_rule(source.weights) or USUAL_RULE
     # Before the weights, which take seconds.
     table = None if source.csv else list_frames(source.img_dir, split=UNNAMED_SPLIT, id_rule=id_rule)
-    checkpoint = load_checkpoint(
-        source.weights,
-        num_classes=config.num_classes,
-        phase_names=config.phase_names,
-        preprocessing=Preprocessing.of_options(source.preprocessing, source.mean, source.std),
-    )
+    checkpoint = checkpoint_of(source, num_classes=config.num_classes, phase_names=config.phase_names)
     if table is None:
         assert source.csv is not None
         table = read_frames(
@@ -110,7 +105,9 @@ def _open_weights(source: WeightsSource, config: PredictConfig) -> OpenedSource:
     def predict() -> PredictionSets:
         frames = count_text(len(table), "frame")
         logger.info("predicting %s: %s on %s", table.source, frames, inference.arithmetic)
-        return {NETWORK_NAME: [FramePredictions.of_logits(table, inference.logits("predict"))]}
+        return {
+            network_name(checkpoint.backbone.name): [FramePredictions.of_logits(table, inference.logits("predict"))]
+        }
 
     return OpenedSource(
         tables=(table,),

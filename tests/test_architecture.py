@@ -18,7 +18,7 @@ from spatialfeat.formats import FORMATS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "spatialfeat"
-COMMANDS = {"finetune", "evaluate", "predict", "extract", "export", "info", "check", "prepare", "split"}
+COMMANDS = {"finetune", "evaluate", "predict", "extract", "export", "info", "check", "prepare", "split", "backbones"}
 # A package may import those before it, and the modules beside the packages (`config`, `files`, ...).
 PACKAGES = ["data", "network", "features", "scores", "reports", "training", "exports", "checks", "sources"]
 # The library, and how the names of the modules begin that may import it, also inside functions.

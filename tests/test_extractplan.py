@@ -221,7 +221,7 @@ def _make_foreign(path: Path) -> None:
 
 def _make_newer(path: Path) -> None:
     with h5py.File(path, "r+") as file:
-        file.attrs["schema"] = 2
+        file.attrs["schema"] = 3
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def _make_newer(path: Path) -> None:
     [
         (_truncate, "is not a whole HDF5 file"),
         (_make_foreign, "is not a feature file of spatialfeat"),
-        (_make_newer, "has schema 2"),
+        (_make_newer, "has schema 3"),
     ],
 )
 def test_an_unusable_file_under_a_videos_name_can_be_overwritten(

@@ -8,7 +8,8 @@ from torch import nn
 from spatialfeat.data.transforms import Preprocessing, normalize
 from spatialfeat.device import choose_precision
 from spatialfeat.network import resnet as fastnetwork
-from spatialfeat.network.resnet import FoldedStages, InferenceNetwork, PhaseResNet50
+from spatialfeat.network.classifier import InferenceNetwork
+from spatialfeat.network.resnet import FoldedStages, PhaseResNet50
 
 PREPROCESSING = Preprocessing.for_image_size(96)
 CPU = torch.device("cpu")

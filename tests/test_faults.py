@@ -21,7 +21,7 @@ from spatialfeat.cli import app
 from spatialfeat.console import LastingStream
 from spatialfeat.errors import REMEDIES, SpatialfeatError, describe_os_error, translate_computing_faults
 from spatialfeat.files import read_json_object
-from spatialfeat.network.resnet import InferenceNetwork
+from spatialfeat.network.classifier import InferenceNetwork
 from spatialfeat.training.trainer import TrainingStep
 
 GPU_MEMORY = (

@@ -95,7 +95,7 @@ def test_vectors_and_attributes(tmp_path: Path) -> None:
         for name in ("labels", "segment", "frame", "frame_ids"):
             assert file[name].dims[0].label == "time"
         assert file.attrs["format"] == "spatialfeat features"
-        assert file.attrs["schema"] == 1
+        assert file.attrs["schema"] == 2
         assert file.attrs["video_id"] == "1050_1"
         assert file.attrs["patient_id"] == "1050"
         assert file.attrs["split"] == "train"
@@ -276,7 +276,7 @@ def test_a_foreign_hdf5_file(tmp_path: Path, attributes: dict[str, object]) -> N
 
 
 def _set_schema(file: h5py.File) -> None:
-    file.attrs["schema"] = 2
+    file.attrs["schema"] = 3
 
 
 def _delete_labels(file: h5py.File) -> None:
@@ -296,7 +296,7 @@ def _drop_a_label(file: h5py.File) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_set_schema, "has schema 2, this version reads schema 1; use the version of spatialfeat that made it"),
+        (_set_schema, "has schema 3, this version reads schema 1 and 2; use the version of spatialfeat that made it"),
         (_delete_labels, "lacks labels; extract the video again"),
         (_delete_fps, "lacks fps; extract the video again"),
         (_drop_a_label, r"datasets differ in length .*'labels': 9.*; extract the video again"),

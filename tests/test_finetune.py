@@ -17,8 +17,8 @@ from spatialfeat.config import FinetuneConfig
 from spatialfeat.data.frames import read_frames
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.finetune import FinetuneResult, finetune
+from spatialfeat.network.classifier import InferenceNetwork
 from spatialfeat.network.inference import predict_logits
-from spatialfeat.network.resnet import InferenceNetwork
 from spatialfeat.network.weights import load_checkpoint
 from spatialfeat.training import trainer
 from spatialfeat.training.trainer import RunningScore, TrainingStep

@@ -30,7 +30,8 @@ from spatialfeat.device import describe_device, select_device, use_true_float32
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.extract import extract
 from spatialfeat.finetune import FinetuneResult, finetune
-from spatialfeat.network.resnet import InferenceNetwork, PhaseResNet50
+from spatialfeat.network.classifier import InferenceNetwork
+from spatialfeat.network.resnet import PhaseResNet50
 from spatialfeat.network.weights import save_weights, snapshot
 from spatialfeat.phases import default_phase_names
 from spatialfeat.training.trainer import TrainingStep, make_optimizer

@@ -257,13 +257,13 @@ def test_odd_tensors(tmp_path: Path, content: dict[Any, Any], message: str, zipp
 )
 def test_numbers_that_do_not_fit(stored: torch.Tensor, message: str) -> None:
     with pytest.raises(SpatialfeatError, match=message):
-        convert_exactly(Path("w.pth"), "fc.bias", stored, torch.zeros(2))
+        convert_exactly(Path("w.pth"), "fc.bias", stored, torch.zeros(2), "a network")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_other_precisions_are_taken_where_no_number_changes(dtype: torch.dtype) -> None:
     stored = torch.tensor([0.5, -3], dtype=dtype)
-    found = convert_exactly(Path("w.pth"), "fc.bias", stored, torch.zeros(2))
+    found = convert_exactly(Path("w.pth"), "fc.bias", stored, torch.zeros(2), "a network")
     assert found.dtype == torch.float32
     assert found.tolist() == [0.5, -3]
 

@@ -30,8 +30,8 @@ from spatialfeat.device import (
     usable_cores,
     use_true_float32,
 )
-from spatialfeat.network.backbone import RESNET50
-from spatialfeat.network.resnet import InferenceNetwork
+from spatialfeat.network.backbone import find_backbone
+from spatialfeat.network.classifier import InferenceNetwork
 from spatialfeat.training.files import study_bytes
 from spatialfeat.training.trainer import TrainingStep, make_optimizer
 
@@ -115,7 +115,8 @@ def measure_speeds(config: FinetuneConfig, tables: Sequence[FrameTable], device:
     Raises:
         torch.OutOfMemoryError: a batch does not fit into the GPU.
     """
-    preprocessing = RESNET50.preprocessing(config.image_size_px)
+    backbone = find_backbone(config.backbone)
+    preprocessing = backbone.preprocessing(config.image_size_px)
     on_device = augments_on_device(device)
     training = training_transform(preprocessing, config.training_frames_px, on_device=on_device)
     load_train_s = _seconds_to_load(tables, training)
@@ -125,7 +126,7 @@ def measure_speeds(config: FinetuneConfig, tables: Sequence[FrameTable], device:
     shape = (batch, 3, config.image_size_px, config.image_size_px)
     images = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
     labels = torch.arange(batch, device=device) % config.num_classes
-    model = RESNET50.build(config.num_classes).to(device)
+    model = backbone.build(config.num_classes).to(device)
     network = InferenceNetwork(model, preprocessing, config.precision, batch)
     inference_s = _seconds_per_call(lambda: network(images), device) / batch
     inference_bytes = _peak_bytes(device)
@@ -228,6 +229,7 @@ def estimate_runs(
     eval_s = frame_seconds(speeds.inference_s, speeds.load_eval_s, machine)
     on_gpu = machine.gpu_bytes is not None
 
+    backbone = find_backbone(config.backbone)
     epoch_s = first_stop_s = most_s = train_bytes = finetune_disk_bytes = None
     if rows.get("train") and rows.get("val"):
         epoch_s = rows["train"] * train_s + rows["val"] * eval_s
@@ -235,10 +237,9 @@ def estimate_runs(
         first_stop_s = min(config.patience + 1, config.epochs) * epoch_s + test_s
         most_s = config.epochs * epoch_s + test_s
         train_bytes = speeds.train_bytes
-        with torch.device("meta"):  # Only its shapes are asked for.
-            finetune_disk_bytes = study_bytes(RESNET50.build(config.num_classes), config.freeze_until)
+        finetune_disk_bytes = study_bytes(backbone.build_empty(config.num_classes), config.freeze_until)
 
-    numbers_bytes = (RESNET50.num_features + config.num_classes) * np.dtype(np.float32).itemsize
+    numbers_bytes = (backbone.num_features + config.num_classes) * np.dtype(np.float32).itemsize
     return Estimate(
         epoch_s=epoch_s,
         first_stop_s=first_stop_s,

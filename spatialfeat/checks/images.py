@@ -22,7 +22,7 @@ from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.images import HEAD_BYTES, ImageError, ImageFolder, decode_rgb, image_header
 from spatialfeat.device import MAX_WORKERS, usable_cores
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.network.backbone import RESNET50
+from spatialfeat.network.backbone import find_backbone
 from spatialfeat.signals import leave_signals_to_main_process, signals_held
 
 CLIPPED_KIND = "grey, 16 bit"
@@ -145,7 +145,8 @@ def check_images(
         if name in readable
     ]
     found += [*_check_unreadable(tables, scan), *_check_kinds(files, scan.kinds)]
-    found += _check_sizes(files, frames, scan.sizes, RESNET50.preprocessing(config.image_size_px).resize_px)
+    preprocessing = find_backbone(config.backbone).preprocessing(config.image_size_px)
+    found += _check_sizes(files, frames, scan.sizes, preprocessing.resize_px)
     if scan.decoded:
         found += _check_contents(files, frames)
     return scan, found

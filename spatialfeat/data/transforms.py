@@ -31,6 +31,7 @@ from spatialfeat.errors import SpatialfeatError
 MAX_SIZE_PX = 10_000
 
 SHORT_SIDE, SQUASH = RESIZINGS
+CHANNEL_ORDERS = RGB, BGR = ("rgb", "bgr")
 Colours: TypeAlias = tuple[float, float, float]
 """One number for red, green and blue each."""
 
@@ -46,8 +47,9 @@ part of a frame that takes long to decode anyway, and would fill the memory that
 class Preprocessing:
     """What is done to a frame before the network sees it; stored with the weights and in every feature file.
 
-    The shorter side is resized to `resize_px`, or with resize "squash" both sides are; the central `crop_px` x
-    `crop_px` pixels are kept, values are scaled to 0..1 and normalized per channel.
+    The shorter side is resized to `resize_px`, or with resize "squash" both sides are, or the height to `resize_px` and
+    the width to `width_px`; the central `crop_px` x `crop_px` pixels are kept, values are scaled to 0..1 and normalized
+    per channel. mean and std are in the order of red, green and blue; channels is the order that the network gets.
     """
 
     resize: str = SHORT_SIDE
@@ -57,14 +59,21 @@ class Preprocessing:
     antialias: bool = True
     mean: Colours = IMAGENET_MEAN
     std: Colours = IMAGENET_STD
+    width_px: int | None = None
+    channels: str = RGB
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that no network takes; a description may come from anywhere."""
         sizes: tuple[object, ...] = (self.resize_px, self.crop_px)
+        sizes += () if self.width_px is None else (self.width_px,)
         if not all(type(size) is int and 0 < size <= MAX_SIZE_PX for size in sizes):
             raise ValueError(f"sizes {str(sizes)[:80]} are not 1 to {MAX_SIZE_PX} pixels")
         if self.resize not in RESIZINGS:
             raise ValueError(f"resize {str(self.resize)[:80]!r} is not one of {', '.join(RESIZINGS)}")
+        if self.width_px is not None and self.resize != SQUASH:
+            raise ValueError(f"width_px {self.width_px} has a meaning with resize {SQUASH} only")
+        if self.channels not in CHANNEL_ORDERS:
+            raise ValueError(f"channels {str(self.channels)[:80]!r} is not one of {', '.join(CHANNEL_ORDERS)}")
         known = [mode.value for mode in InterpolationMode]
         if self.interpolation not in known or type(self.antialias) is not bool:
             raise ValueError(f"interpolation {str(self.interpolation)[:80]!r} or antialias is unknown")
@@ -76,19 +85,32 @@ class Preprocessing:
         """The specification's proportions (256 : 224) at another input size."""
         return cls(resize_px=round(image_size_px * 256 / 224), crop_px=image_size_px)
 
+    def at(self, image_size_px: int) -> Preprocessing:
+        """The same for a network's input of another size: every size in proportion."""
+        ratio = image_size_px / self.crop_px
+        width_px = None if self.width_px is None else round(self.width_px * ratio)
+        return replace(self, resize_px=round(self.resize_px * ratio), crop_px=image_size_px, width_px=width_px)
+
     @classmethod
-    def of_options(cls, how: str | None, mean: Colours | None, std: Colours | None) -> Preprocessing | None:
+    def of_options(
+        cls, how: str | None, mean: Colours | None, std: Colours | None, usual: Preprocessing | None = None
+    ) -> Preprocessing | None:
         """What --preprocessing, --mean and --std say together; None where none of them is given.
 
-        how: "squash" (both sides to 224 px), "short-side" (as the specification), or the path of a JSON file: of
-        `as_dict`, or of the description of weights that holds it.
+        how: "squash" (both sides to the network's input), "short-side" (in the specification's proportions), or the
+        path of a JSON file: of `as_dict`, or of the description of weights that holds it.
+        usual: the encoder's own, which holds where the options say nothing else; None is the specification's.
         """
         if how is None and mean is None and std is None:
             return None
+        base = usual or cls()
         if how == SQUASH:
-            base = cls(resize=SQUASH, resize_px=cls.crop_px)
-        else:
-            base = cls() if how in (None, SHORT_SIDE) else cls._read(Path(how))
+            base = replace(base, resize=SQUASH, resize_px=base.crop_px, width_px=None)
+        elif how == SHORT_SIDE:
+            short_px = cls.for_image_size(base.crop_px).resize_px
+            base = replace(base, resize=SHORT_SIDE, resize_px=short_px, width_px=None)
+        elif how is not None:
+            base = cls._read(Path(how))
         return replace(base, mean=mean or base.mean, std=std or base.std)
 
     @classmethod
@@ -108,9 +130,12 @@ class Preprocessing:
 
     def describe(self) -> str:
         """In words: `shorter side to 256 px, central 224 px, mean 0.485 0.456 0.406, std 0.229 0.224 0.225`."""
-        resized = "both sides" if self.resize == SQUASH else "shorter side"
+        resized = f"{'both sides' if self.resize == SQUASH else 'shorter side'} to {self.resize_px} px"
+        if self.width_px is not None:
+            resized = f"height to {self.resize_px} px and width to {self.width_px} px"
         mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
-        return f"{resized} to {self.resize_px} px, central {self.crop_px} px, mean {mean}, std {std}"
+        order = "" if self.channels == RGB else f", channels in the order {self.channels.upper()}"
+        return f"{resized}, central {self.crop_px} px, mean {mean}, std {std}{order}"
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Preprocessing:
@@ -121,10 +146,12 @@ class Preprocessing:
         return cls(**fields)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready form: tuples become lists. `resize` stands there only where it is not the specification's."""
+        """JSON-ready form: tuples become lists. What can differ since schema 2 stands there only where it does."""
         stored = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        if self.resize == SHORT_SIDE:  # Texts of files that were made before there was a choice stay equal.
-            del stored["resize"]
+        # Texts of files that were made before there was a choice stay equal.
+        for key, usual in (("resize", SHORT_SIDE), ("width_px", None), ("channels", RGB)):
+            if stored[key] == usual:
+                del stored[key]
         return stored
 
 
@@ -174,13 +201,14 @@ def _are_colours(values: object) -> bool:
 
 def evaluation_transform(preprocessing: Preprocessing) -> FrameTransform:
     """Resize, centre crop, nothing random. Maps an RGB image to (3, crop_px, crop_px) uint8."""
-    sizes = {name: value for name, value in preprocessing.as_dict().items() if name not in ("mean", "std")}
+    of_device = ("mean", "std", "channels")
+    sizes = {name: value for name, value in preprocessing.as_dict().items() if name not in of_device}
     side = preprocessing.resize_px
     steps = v2.Compose(
         [
             _to_tensor,
             v2.Resize(
-                [side, side] if preprocessing.resize == SQUASH else side,
+                [side, preprocessing.width_px or side] if preprocessing.resize == SQUASH else side,
                 interpolation=InterpolationMode(preprocessing.interpolation),
                 antialias=preprocessing.antialias,
             ),
@@ -245,7 +273,8 @@ def normalize(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tenso
     """
     mean, factor = _mean_and_factor(preprocessing, images.device)
     # (image / 255 - mean) / std in two passes over the pixels instead of three.
-    return images.to(torch.float32, memory_format=torch.channels_last).sub_(mean).mul_(factor)
+    normalized = images.to(torch.float32, memory_format=torch.channels_last).sub_(mean).mul_(factor)
+    return normalized if preprocessing.channels == RGB else normalized.flip(1)
 
 
 @lru_cache(maxsize=16)

@@ -45,7 +45,7 @@ class FeatureFile:
     Attributes:
         video_id, patient_id, split: of the video. fps: frames per second of the frame numbers.
         phase_names: in label order. provenance: how the file was made.
-        num_frames, num_phases, num_channels: T, C and 2048. has_logits: whether the weights had a classifier of phases.
+        num_frames, num_phases, num_channels: T, C and D. has_logits: whether the weights had a classifier of phases.
         attributes: all root attributes as Python values.
 
     Raises:
@@ -137,7 +137,7 @@ class FeatureFile:
     def features(self, start: int = 0, stop: int | None = None, *, axes: str = CHANNEL_TIME) -> NDArray[np.float32]:
         """Features of the frames [start, stop), or to the end.
 
-        Returns (2048, n) float32 for axes="channel,time", (n, 2048) for "time,channel", whatever the file's layout;
+        Returns (D, n) float32 for axes="channel,time", (n, D) for "time,channel", whatever the file's layout;
         C-contiguous, in the machine's byte order.
 
         Raises:

@@ -1,8 +1,9 @@
 """The schema of a feature file, and the checks of a file from a stranger before any of its data is read.
 
-One HDF5 file per video, schema 1. `writer` writes it, `file` reads it.
+One HDF5 file per video, schema 2. `writer` writes it, `file` reads it, and schema 1: the same with D = 2048.
 
-    features   (2048, T) float32   activations after global average pooling; (T, 2048) in the time-first layout
+    features   (D, T) float32      what the encoder `backbone` has at `layer`: of resnet50, D = 2048 activations after
+                                   global average pooling; (T, D) in the time-first layout
     logits     (C, T) float32      the classifier's raw scores; (T, C) in the time-first layout; not there where the
                                    weights had no classifier of phases
     labels     (T,) int64          phase, -100 where unlabelled
@@ -11,8 +12,9 @@ One HDF5 file per video, schema 1. `writer` writes it, `file` reads it.
     frame      (T,) int64          frame number, as in the id
 
 Root attributes: `format`, `schema`, `video_id`, `patient_id`, `split`, the fields of `Provenance`, `versions` (JSON),
-`images_stat` and `images_content` (digests of the image files), and `pseudonymized` where it is. Both axes of
-`features` and `logits` have names: the attribute `axes` ("channel,time" or "time,channel") and HDF5 dimension labels.
+`images_stat` and `images_content` (digests of the image files), and where they apply `pseudonymized`, `weights_origin`
+and `data_set`. Both axes of `features` and `logits` have names: the attribute `axes` ("channel,time" or "time,channel")
+and HDF5 dimension labels.
 
 A file of a few kilobytes can declare terabytes, name a decompressor that HDF5 would search among plug-ins and run, or
 let a thousand texts share one long one. This program never writes such files, so `check_schema` refuses them.
@@ -33,7 +35,8 @@ from spatialfeat.data.ids import AUTO, IdRule
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.names import id_problem, label_problem
 
-FORMAT, SCHEMA = "spatialfeat features", 1
+FORMAT, SCHEMA = "spatialfeat features", 2
+READ_SCHEMAS = (1, SCHEMA)
 SUFFIX = ".h5"
 
 LOGITS = "logits"
@@ -49,6 +52,8 @@ PSEUDONYMIZED = "pseudonymized"
 """An attribute, "yes", of files that `extract --pseudonymize` wrote; other files do not have it."""
 WEIGHTS_ORIGIN = "weights_origin"
 """An attribute of files whose weights were not fine-tuned, as far as the program knows: what they are, in words."""
+DATA_SET = "data_set"
+"""An attribute of files whose user named the public data set that the frames are from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,10 +130,11 @@ def check_schema(path: Path, file: h5py.File) -> dict[str, Any]:
         form, schema = None, None
     if form != FORMAT:
         raise SpatialfeatError(f"{path}: is not a feature file of spatialfeat; keep other files elsewhere")
-    if schema != SCHEMA:
+    if schema not in READ_SCHEMAS:
+        read = " and ".join(map(str, READ_SCHEMAS))
         raise SpatialfeatError(
-            f"{path}: has schema {str(schema)[:_SHOWN]}, this version reads schema {SCHEMA}; "
-            "use the version of spatialfeat that made it, or extract again"
+            f"{path}: has schema {str(schema)[:_SHOWN]}, this version reads schema {read}; use the version "
+            "of spatialfeat that made it, or extract again"
         )
     missing = [name for name in TYPES if file.get(name, getlink=True) is None and name != LOGITS]
     missing += [name for name in REQUIRED_ATTRIBUTES if name not in file.attrs]

@@ -33,7 +33,7 @@ LAST_WINDOW = ("pad", "drop", "shift")
 class Window(NamedTuple):
     """W frames of one video; in a batch each tensor has a leading dimension B.
 
-    features: (2048, W) float32, 0 beyond the video's end.
+    features: (D, W) float32, 0 beyond the video's end.
     labels: (W,) int64, -100 for unlabelled frames and beyond the end.
     mask: (W,) bool, True where the video has a frame, labelled or not.
     """
@@ -148,7 +148,7 @@ def window_starts(num_frames: int, size_frames: int, step_frames: int, last: str
 def collate_videos(videos: Sequence[Window]) -> Window:
     """Stack B videos of different lengths, padded to the longest, T frames.
 
-    Returns features (B, 2048, T) float32, 0 in the padding; labels (B, T) int64, -100 there; mask (B, T) bool, True
+    Returns features (B, D, T) float32, 0 in the padding; labels (B, T) int64, -100 there; mask (B, T) bool, True
     where a video has a frame.
     """
     longest = max(len(video.labels) for video in videos)

@@ -24,6 +24,7 @@ from spatialfeat.errors import SpatialfeatError, describe_os_error, translate_os
 from spatialfeat.features.plan import feature_path, fingerprints_digest, video_header
 from spatialfeat.features.schema import (
     CHANNEL_TIME,
+    DATA_SET,
     FORMAT,
     LOGITS,
     PSEUDONYMIZED,
@@ -74,13 +75,15 @@ class FeatureSink:
         *,
         pseudonymized: bool,
         weights_origin: str = "",
+        data_set: str = "",
     ) -> None:
         self.videos = videos
         self.written: list[str] = []
         self.failed: dict[str, str] = {}
         self._attributes = {PSEUDONYMIZED: "yes"} if pseudonymized else {}
-        if weights_origin:
-            self._attributes[WEIGHTS_ORIGIN] = weights_origin
+        self._attributes |= {
+            name: text for name, text in ((WEIGHTS_ORIGIN, weights_origin), (DATA_SET, data_set)) if text
+        }
         self._out_dir, self._provenance = out_dir, provenance
         self._ends = np.cumsum([len(video) for video in videos])
         self._versions = library_versions()
@@ -175,7 +178,7 @@ class FeatureFileWriter:
             raise
 
     def append(self, features: NDArray[np.float32], logits: NDArray[np.float32]) -> None:
-        """Add the next frames: features (B, 2048) float32, logits (B, C) float32, in time order; C may be 0."""
+        """Add the next frames: features (B, D) float32, logits (B, C) float32, in time order; C may be 0."""
         assert features.dtype == logits.dtype == np.float32
         assert len(features) == len(logits)
         self._pending.append((features, logits))

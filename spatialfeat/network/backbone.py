@@ -1,55 +1,385 @@
-"""Descriptions of the networks that encode frames: what differs from one to another."""
+"""Networks that encode frames, found by their names: what differs from one to another, and how each is built.
+
+A name is `resnet50`, a row of the table (`spatialfeat.encoders`), a classification network of torchvision, or
+`timm:NAME`. The features are the input of the network's last layer, which must be a linear one: the classifier.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from importlib import import_module
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.vision_transformer import Encoder as TokenEncoder
+from torchvision.models.vision_transformer import VisionTransformer
 
 from spatialfeat.config import CHILDREN
 from spatialfeat.data.transforms import Preprocessing
+from spatialfeat.encoders import (
+    CLASS_TOKEN,
+    ENCODERS,
+    POOLED,
+    RESNET50_NAME,
+    TIMM,
+    TOKEN_MEAN,
+    TORCHVISION,
+    Encoder,
+    renamed,
+)
+from spatialfeat.errors import SpatialfeatError
+from spatialfeat.network.classifier import AnyClassifier, PhaseClassifier
 from spatialfeat.network.resnet import NUM_FEATURES, PhaseResNet50
 
+COUNTERS = ("num_batches_tracked",)
+"""Files of very old PyTorch versions lack BatchNorm's counters, which nothing reads in this recipe."""
 
-@dataclass(frozen=True, kw_only=True)
+PREFERRED = ("encoder_q", "base_encoder", "teacher", "base_model", "best_weights")
+"""What each method itself goes on with: MoCo's queries (versions 1, 2 and 3), the teacher of self-distillation and of
+mean teachers, VISSL's model beside that of its loss, the best epoch of our own training state."""
+
+BUILDER_OPTIONS = {
+    # With auxiliary classifiers they would have other outputs in training than in evaluation; their ImageNet weights
+    # take images normalized in another way, which the networks see to themselves.
+    "googlenet": {"aux_logits": False, "transform_input": True, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "transform_input": True, "init_weights": True},
+}
+"""Arguments of torchvision's builders beside the number of classes."""
+
+NEAREST = 5
+"""A message about an unknown name suggests so many."""
+
+
+class Hub(NamedTuple):
+    """Where timm's weights of a network are: a repository of the Hugging Face hub, and the file in it."""
+
+    repository: str
+    file_name: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Backbone:
     """One architecture, as weights files and feature files name it.
 
+    kind, title: as messages call it: `ResNet-50`, `a torchvision ResNet-50`.
     build: a network of so many classes, with fresh weights from torch's global random number generator.
     num_features, layer: D, and where in the network the features are taken.
-    children: what --freeze-until counts, in order. classifier: how the names of the classifier's parameters begin.
-    preprocessing: what is done to frames for an input of so many pixels, unless a weights file says otherwise.
+    stages: what --freeze-until counts, in order. usual_frozen: how many are frozen by default.
+    classifier: how the names of the classifier's parameters begin.
+    image_size_px: the side of its usual input. preprocessing: what is done to frames for an input of so many pixels,
+        unless a weights file says otherwise.
+    pretrained: what --weights imagenet stands for: torchvision's enumeration member, timm's place on the hub, or None.
+    encoder: the row of the table, if it is one.
 
     A weights file may keep the network under any keys and any common prefix of its names. So a file is read:
 
+    namings: {description: name in a file -> the network's name, or "" if there is none}, beside the network's own.
     may_lack: endings of names without which it is read all the same.
+    unused, unused_zeros: endings of names of its stages that are left out: always, and where they are all zero.
     preferred: keys and parts of prefixes that are taken where the file holds several such networks, best first.
     projected: keys and parts of prefixes under which the classifier's names mean a projection, which is not read.
     """
 
     name: str
-    build: Callable[[int], PhaseResNet50]
+    kind: str
+    title: str
+    build: Callable[[int], PhaseClassifier]
     num_features: int
     layer: str
-    children: tuple[str, ...]
+    stages: tuple[str, ...]
+    usual_frozen: int
     classifier: str
-    preprocessing: Callable[[int], Preprocessing]
-    may_lack: tuple[str, ...]
-    preferred: tuple[str, ...]
-    projected: tuple[str, ...]
+    image_size_px: int = 224
+    preprocessing: Callable[[int], Preprocessing] = Preprocessing.for_image_size
+    pretrained: Any = None
+    encoder: Encoder | None = None
+    namings: Mapping[str, Callable[[str], str]] = field(default_factory=dict)
+    may_lack: tuple[str, ...] = COUNTERS
+    unused: tuple[str, ...] = ()
+    unused_zeros: tuple[str, ...] = ()
+    preferred: tuple[str, ...] = PREFERRED
+    projected: tuple[str, ...] = ("encoder_q",)
+
+    @property
+    def usual_preprocessing(self) -> Preprocessing:
+        return self.preprocessing(self.image_size_px)
+
+    def build_empty(self, num_classes: int) -> PhaseClassifier:
+        """`build` without numbers, for its names and shapes: no random number is drawn."""
+        return _without_numbers(partial(self.build, num_classes))
+
+    def require_image_size(self, image_size_px: int) -> None:
+        """Refuse an input that the network cannot take. Nothing is computed: only shapes are followed."""
+        if image_size_px == self.image_size_px or self.name == RESNET50_NAME:
+            return
+        model = self.build_empty(2).eval()
+        try:
+            model.logits_from(torch.zeros(2, 3, image_size_px, image_size_px, device="meta"), 0)
+        except _SHAPE_ERRORS as error:
+            reason = str(error).strip().split("\n")[0][:200]
+            raise SpatialfeatError(
+                f"--image-size {image_size_px}: {self.name} takes no such input ({reason}); its usual one is "
+                f"{self.image_size_px}"
+            ) from error
+
+
+_SHAPE_ERRORS = (RuntimeError, AssertionError, ValueError, TypeError, IndexError, NotImplementedError)
+"""What networks raise for an input that they cannot take."""
+
+
+def _numbered(name: str) -> str:
+    """`layer1.0.conv1.weight` for `4.0.conv1.weight`: of a child's number its name, "" if there is no such child."""
+    number, _, rest = name.partition(".")
+    return f"{CHILDREN[int(number)]}.{rest}" if number in map(str, range(len(CHILDREN))) else ""
 
 
 RESNET50 = Backbone(
-    name="resnet50",
+    name=RESNET50_NAME,
+    kind="ResNet-50",
+    title="a torchvision ResNet-50",
     build=PhaseResNet50,
     num_features=NUM_FEATURES,
     layer="avgpool",
-    children=CHILDREN,
+    stages=CHILDREN,
+    usual_frozen=6,
     classifier="fc.",
-    preprocessing=Preprocessing.for_image_size,
-    # Files of very old PyTorch versions lack BatchNorm's counters, which nothing reads in this recipe.
-    may_lack=("num_batches_tracked",),
-    # What each method itself goes on with: MoCo's queries (versions 1, 2 and 3), the teacher of self-distillation and
-    # of mean teachers, VISSL's model beside that of its loss, the best epoch of our own training state.
-    preferred=("encoder_q", "base_encoder", "teacher", "base_model", "best_weights"),
-    projected=("encoder_q",),
+    namings={"names for the numbers of its children": _numbered},
+    pretrained=torchvision.models.ResNet50_Weights.IMAGENET1K_V1,
 )
+
+
+@cache
+def find_backbone(name: str) -> Backbone:
+    """The backbone of this name.
+
+    Raises:
+        SpatialfeatError: no such name, with the nearest ones; timm is not installed; published weights that cannot be
+            read; a network whose last layer is not linear.
+    """
+    if name == RESNET50_NAME:
+        return RESNET50
+    if name in ENCODERS:
+        return _of_table(ENCODERS[name])
+    if name.startswith(TIMM):
+        return _of_timm(name)
+    if name.removeprefix(TORCHVISION) in _torchvision_names():
+        return _of_torchvision(name.removeprefix(TORCHVISION))
+    near = difflib.get_close_matches(name, [RESNET50_NAME, *ENCODERS, *_torchvision_names()], NEAREST, 0.5)
+    nearest = f"; the nearest are {', '.join(near)}" if near else ""
+    raise SpatialfeatError(
+        f"--backbone {name[:80]}: no such encoder{nearest}; `spatialfeat backbones` lists them, networks of timm are "
+        "timm:NAME"
+    )
+
+
+def _of_table(row: Encoder) -> Backbone:
+    if row.refused:
+        raise SpatialfeatError(
+            f"--backbone {row.name}: {row.refused}; whoever trusts that file can save its network's state dict and "
+            "pass it with the --backbone of that network, if torchvision or timm has it"
+        )
+    usual = replace(Preprocessing.for_image_size(row.image_size_px), **row.preprocessing)
+    if row.network == RESNET50_NAME:
+        base = replace(RESNET50, pretrained=None)
+    elif row.network.startswith(TIMM):
+        base = _of_timm(row.network, tuple(row.options.items()), plain_relu=row.plain_relu)
+        base = replace(base, layer=row.layer)
+    else:
+        base = replace(_of_torchvision(row.network.removeprefix(TORCHVISION)), layer=row.layer)
+    assert base.num_features == row.num_features, f"{row.name} has {base.num_features} features"
+    namings: dict[str, Callable[[str], str]] = dict(base.namings)
+    if row.naming:
+        namings[f"timm's names for those of {row.naming}'s authors"] = partial(renamed, row.naming)
+    return replace(
+        base,
+        name=row.name,
+        kind=row.name,
+        title=f"{row.name} ({base.title})",
+        image_size_px=row.image_size_px,
+        preprocessing=usual.at,
+        pretrained=None,
+        encoder=row,
+        namings=namings,
+        unused=row.unused,
+        unused_zeros=row.unused_zeros,
+        preferred=(*row.preferred, *base.preferred),
+    )
+
+
+@cache
+def _torchvision_names() -> tuple[str, ...]:
+    return tuple(torchvision.models.list_models(module=torchvision.models))
+
+
+def _of_torchvision(name: str) -> Backbone:
+    pretrained = _imagenet_member(name)
+    if pretrained is None:
+        usual = Preprocessing()
+    else:
+        steps = pretrained.transforms()
+        usual = Preprocessing(
+            resize_px=steps.resize_size[0],
+            crop_px=steps.crop_size[0],
+            interpolation=steps.interpolation.value,
+            mean=tuple(steps.mean),
+            std=tuple(steps.std),
+        )
+    create = partial(torchvision.models.get_model, name, weights=None, **BUILDER_OPTIONS.get(name, {}))
+    network = _without_numbers(partial(create, num_classes=2)).eval()
+    is_transformer = isinstance(network, VisionTransformer)
+    return _described(
+        name, f"torchvision's {name}", create, network, usual, CLASS_TOKEN if is_transformer else "", pretrained
+    )
+
+
+def _imagenet_member(name: str) -> Any:
+    """The weights of ImageNet's 1000 classes that the network is usually compared by; None if there are none."""
+    members = {member.name: member for member in torchvision.models.get_model_weights(name)}
+    return members.get("IMAGENET1K_V1")
+
+
+@cache
+def _of_timm(name: str, options: tuple[tuple[str, Any], ...] = (), *, plain_relu: bool = False) -> Backbone:
+    try:
+        timm: Any = import_module("timm")
+    except ImportError as error:
+        raise SpatialfeatError(
+            f"--backbone {name[:80]}: needs timm, which is not installed: pip install 'spatialfeat[timm]'"
+        ) from error
+    timm_name = name.removeprefix(TIMM)
+    known = [*timm.list_models(), *timm.list_pretrained()]
+    if timm_name not in known:
+        near = difflib.get_close_matches(timm_name, known, NEAREST, 0.5)
+        nearest = f"; the nearest are {', '.join(TIMM + other for other in near)}" if near else ""
+        raise SpatialfeatError(f"--backbone {name[:80]}: timm {timm.__version__} has no such network{nearest}")
+
+    def create(**more: Any) -> nn.Module:
+        network: nn.Module = timm.create_model(timm_name, pretrained=False, **dict(options), **more)
+        return _with_plain_relu(network) if plain_relu else network
+
+    network = _without_numbers(partial(create, num_classes=2)).eval()
+    if "dynamic_img_size" in inspect.signature(type(network)).parameters:
+        # Other sizes of the input then change no weight: position embeddings are resampled as they are used.
+        create = partial(create, dynamic_img_size=True)
+    facts = timm.data.resolve_data_config({}, model=network)
+    side_px = int(facts["input_size"][1])
+    usual = Preprocessing(
+        resize="squash" if facts.get("crop_mode") == "squash" else "short-side",
+        resize_px=math.floor(side_px / facts["crop_pct"]),
+        crop_px=int(dict(options).get("img_size", side_px)),
+        interpolation=facts["interpolation"],
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
+    )
+    tokens = {"token": CLASS_TOKEN, "avg": TOKEN_MEAN if getattr(network, "cls_token", None) is not None else POOLED}
+    layer = tokens.get(getattr(network, "global_pool", "avg"), POOLED)
+    cfg: Any = network.pretrained_cfg
+    hub = Hub(cfg["hf_hub_id"], cfg.get("hf_hub_filename") or "model.safetensors") if cfg.get("hf_hub_id") else None
+    return _described(name, f"timm's {timm_name}", create, network, usual, layer, hub)
+
+
+def _with_plain_relu(network: nn.Module) -> nn.Module:
+    """`network` with ReLU in place of every StarReLU (s * relu(x)^2 + b)."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if type(child).__name__ == "StarReLU":
+                setattr(module, name, nn.ReLU())
+    return network
+
+
+_AnyModule = TypeVar("_AnyModule", bound=nn.Module)
+
+
+def _without_numbers(create: Callable[[], _AnyModule]) -> _AnyModule:
+    """What `create` makes, on the meta device; the random number generator is left as it is."""
+    try:
+        with torch.device("meta"):
+            return create()
+    except (NotImplementedError, RuntimeError):
+        # Some networks, such as RegNet, work out their widths with tensors: they are built as usual.
+        with torch.random.fork_rng(devices=[]):
+            return create().to("meta")
+
+
+def _described(
+    name: str,
+    title: str,
+    create: Callable[..., nn.Module],
+    network: nn.Module,
+    usual: Preprocessing,
+    layer: str,
+    pretrained: Any,
+) -> Backbone:
+    """A backbone from its network without numbers. layer: "" is the input of the classifier, by its name."""
+    classifier = _last_linear(name, network, usual.crop_px)
+    num_features = int(network.get_submodule(classifier).in_features)  # type: ignore[arg-type]
+    if num_features != getattr(network, "num_features", num_features):
+        layer = ""  # The classifier is more than one layer: its hidden numbers are what the last one takes.
+    stages = _stages(network)
+    return Backbone(
+        name=name,
+        kind=name,
+        title=title,
+        build=lambda num_classes: AnyClassifier(create(num_classes=num_classes), classifier=classifier, stages=stages),
+        num_features=num_features,
+        layer=layer or f"input of {classifier}",
+        stages=stages,
+        usual_frozen=RESNET50.usual_frozen if stages == CHILDREN else (len(stages) - 1) // 2,
+        classifier=f"{classifier}.",
+        image_size_px=usual.crop_px,
+        preprocessing=usual.at,
+        pretrained=pretrained,
+        namings=RESNET50.namings if stages == CHILDREN else {},
+    )
+
+
+def _last_linear(name: str, network: nn.Module, image_size_px: int) -> str:
+    """The name of the linear layer whose output is the network's. Raises SpatialfeatError if there is none."""
+    layers = {child: module_name for module_name, child in network.named_modules() if not list(child.children())}
+    ran: list[tuple[nn.Module, Any]] = []
+    hooks = [layer.register_forward_hook(lambda module, _, output: ran.append((module, output))) for layer in layers]
+    try:
+        logits = network(torch.zeros(2, 3, image_size_px, image_size_px, device="meta"))
+    except _SHAPE_ERRORS as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise SpatialfeatError(
+            f"--backbone {name}: does not take images of {image_size_px} x {image_size_px} pixels ({reason})"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for module, output in reversed(ran):
+        if output is logits and isinstance(module, nn.Linear):
+            return str(layers[module])
+    last = type(ran[-1][0]).__name__ if ran else type(network).__name__
+    raise SpatialfeatError(
+        f"--backbone {name}: its last layer is no linear one ({last}), so it has no features before a classifier of "
+        "phases; choose a network that ends in a linear layer"
+    )
+
+
+def _stages(network: nn.Module) -> tuple[str, ...]:
+    """Names of the parts that --freeze-until counts: children with weights, of containers and transformers theirs."""
+    children = tuple(name for name, _ in network.named_children())
+    if children == CHILDREN:
+        return CHILDREN
+    stages = []
+    for name, child in network.named_children():
+        parts = [f"{name}.{part}" for part, _ in child.named_children()]
+        if isinstance(child, TokenEncoder):
+            parts = [f"{name}.layers.{part}" for part, _ in child.layers.named_children()] + [f"{name}.ln"]
+        is_opened = isinstance(child, nn.Sequential | nn.ModuleList | TokenEncoder) and child is not _last(network)
+        stages += parts if is_opened else [name]
+    return tuple(name for name in stages if list(network.get_submodule(name).parameters()))
+
+
+def _last(network: nn.Module) -> nn.Module:
+    """The last child with weights: what the classifier is in."""
+    return [child for child in network.children() if list(child.parameters())][-1]

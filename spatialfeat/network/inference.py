@@ -27,7 +27,7 @@ from spatialfeat.device import (
 )
 from spatialfeat.distributed import ProcessGroup
 from spatialfeat.errors import SpatialfeatError, translate_computing_faults
-from spatialfeat.network.resnet import InferenceNetwork
+from spatialfeat.network.classifier import InferenceNetwork
 from spatialfeat.network.weights import Checkpoint
 
 NOT_FINITE = "the network's output is NaN or infinite; use other weights, or a finer --precision"

@@ -22,8 +22,8 @@ from torch.nn import functional
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from spatialfeat.data.transforms import Preprocessing, normalize
-from spatialfeat.device import DTYPES, records_graphs
-from spatialfeat.network.graphs import Recorded
+from spatialfeat.device import DTYPES
+from spatialfeat.network.classifier import FRAMES_AT_ONCE, Compute, PhaseClassifier
 
 NUM_FEATURES = 2048
 
@@ -33,23 +33,25 @@ AVGPOOL = 8
 """Index of the global average pooling, behind the last convolution."""
 
 
-class PhaseResNet50(ResNet):  # type: ignore[misc]  # torchvision ships no types
+class PhaseResNet50(ResNet, PhaseClassifier):  # type: ignore[misc]  # torchvision ships no types
     """A torchvision ResNet-50 with `num_classes` outputs; its state dict loads into a plain torchvision ResNet-50.
 
     Its children are, in order, conv1, bn1, relu, maxpool, layer1, layer2, layer3, layer4, avgpool and fc.
     """
 
-    _num_frozen = 0
+    conv1: nn.Conv2d
+    bn1: nn.BatchNorm2d
+    maxpool: nn.MaxPool2d
+    fc: nn.Linear
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(Bottleneck, [3, 4, 6, 3], num_classes=num_classes)
         # Convolutions are fastest on channels-last weights and inputs; names, shapes and values stay the same.
         self.to(memory_format=torch.channels_last)
 
-    def remove_classifier(self) -> None:
-        """Leave a classifier without rows: the network then has features, and logits of shape (B, 0)."""
-        self.fc.weight, self.fc.bias = nn.Parameter(self.fc.weight[:0]), nn.Parameter(self.fc.bias[:0])
-        self.fc.out_features = 0
+    @property
+    def classifier(self) -> nn.Linear:
+        return self.fc
 
     def logits_from(self, x: torch.Tensor, start: int) -> torch.Tensor:
         """Run the rest of the network on the activations that child `start` (at most avgpool) takes: (B, C)."""
@@ -58,11 +60,8 @@ class PhaseResNet50(ResNet):  # type: ignore[misc]  # torchvision ships no types
         logits: torch.Tensor = self.fc(torch.flatten(x, 1))
         return logits
 
-    def freeze(self, num_children: int) -> None:
-        """Take the first `num_children` children out of training, for good: no gradient reaches their parameters."""
-        self._num_frozen = num_children
-        for child in list(self.children())[:num_children]:
-            child.requires_grad_(False)
+    def trained_with(self, num_frozen: int) -> list[nn.Parameter]:
+        return [weight for child in list(self.children())[num_frozen:] for weight in child.parameters()]
 
     def train(self, mode: bool = True) -> PhaseResNet50:
         """Training mode, except for frozen children, whose BatchNorm would go on updating its running statistics."""
@@ -76,14 +75,13 @@ class PhaseResNet50(ResNet):  # type: ignore[misc]  # torchvision ships no types
         """How many children compute the same in every epoch: the frozen ones, up to the pooling, if the stem is."""
         return min(self._num_frozen, AVGPOOL) if self._num_frozen >= FIRST_STAGE else 0
 
+    def fixed_stages(self, preprocessing: Preprocessing, precision: str) -> FoldedStages:
+        return FoldedStages(self, self.num_fixed, preprocessing, precision)
 
-def num_bytes(model: nn.Module) -> int:
-    """What the model's weights take in memory, and nearly in a file."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    def evaluation(self, preprocessing: Preprocessing, precision: str) -> Compute:
+        weight, bias = self.fc.weight.detach().clone(), self.fc.bias.detach().clone()
+        return partial(_outputs, FoldedStages(self, AVGPOOL, preprocessing, precision), weight, bias)
 
-
-FRAMES_AT_ONCE = {torch.float32: 16, torch.bfloat16: 32, torch.float16: 32}
-"""Frames that a CPU computes at once. More are no faster, and memory would grow with the batch."""
 
 FUSED_OPERATORS = ("_reorder_convolution_weight", "_convolution_pointwise", "_convolution_pointwise_")
 
@@ -215,39 +213,6 @@ class FoldedStages:
         for block in self._blocks:
             x = block(x)
         return x
-
-
-class InferenceNetwork:
-    """A whole network for evaluation, as the weights are now; later changes of `model` do not reach it.
-
-    It always computes the same number of frames at once, filling up what is missing with black ones: libraries choose
-    their kernels by the size of a batch, and a frame's last bits would depend on how many frames came with it.
-
-    Args:
-        model: on the device to compute on. precision: "fp32", "bf16" or "fp16", of everything up to the last
-            convolution; pooling and classifier are float32. batch_size: the most frames of a call.
-    """
-
-    def __init__(self, model: PhaseResNet50, preprocessing: Preprocessing, precision: str, batch_size: int) -> None:
-        self.preprocessing, self.precision, self.batch_size = preprocessing, precision, batch_size
-        self.device: torch.device = model.fc.weight.device
-        self.num_classes = int(model.fc.out_features)
-        on_cpu = self.device.type == "cpu"
-        self._frames_at_once = min(batch_size, FRAMES_AT_ONCE[DTYPES[precision]]) if on_cpu else batch_size
-        weight, bias = model.fc.weight.detach().clone(), model.fc.bias.detach().clone()
-        # No method of this object: it could not be freed before a search for garbage, and with it a GPU's memory.
-        compute = partial(_outputs, FoldedStages(model, AVGPOOL, preprocessing, precision), weight, bias)
-        self._compute = Recorded(compute, "evaluation") if records_graphs(self.device) else compute
-
-    @torch.inference_mode()
-    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """images (B, 3, S, S) uint8 -> features (B, 2048) and logits (B, num_classes), both float32."""
-        missing = -len(images) % self._frames_at_once
-        filled = functional.pad(images, (0, 0) * 3 + (0, missing)) if missing else images
-        features, logits = zip(
-            *(self._compute(part) for part in torch.split(filled, self._frames_at_once)), strict=True
-        )
-        return torch.cat(features)[: len(images)], torch.cat(logits)[: len(images)]
 
 
 def _outputs(

@@ -338,23 +338,27 @@ def _odd_kind(tensor: torch.Tensor) -> str | None:
     return f"of type {tensor.dtype}" if tensor.is_complex() or tensor.dtype == torch.bool else None
 
 
-def convert_exactly(path: Path, name: str, tensor: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+def convert_exactly(path: Path, name: str, tensor: torch.Tensor, expected: torch.Tensor, network: str) -> torch.Tensor:
     """`tensor` in the type of `expected`: weights in half precision are taken, no number is rounded.
+
+    network: what the file should hold, for the message: "a torchvision ResNet-50".
 
     Raises:
         SpatialfeatError: another shape or kind of numbers, numbers that would be rounded, NaN or infinity.
     """
     if tensor.shape != expected.shape:
         raise SpatialfeatError(
-            f"{path}: is not a torchvision ResNet-50 ({name} is {tuple(tensor.shape)}, "
+            f"{path}: is not {network} ({name} is {tuple(tensor.shape)}, "
             f"expected {tuple(expected.shape)}); pass the state dict of one"
         )
     if tensor.is_floating_point() != expected.is_floating_point():
         raise SpatialfeatError(f"{path}: {name} is {tensor.dtype}, expected {expected.dtype}; {SAVE_AGAIN}")
     converted = tensor.detach().to(expected.dtype)
-    if not torch.isfinite(converted).all():
+    if converted.numel() and not torch.isfinite(torch.stack(converted.aminmax())).all():
         raise SpatialfeatError(f"{path}: {name} holds NaN or infinity; the training that made it has diverged")
-    if not torch.equal(converted.to(tensor.dtype), tensor):
+    # Half precision fits into float32 with every number.
+    is_wider = torch.promote_types(tensor.dtype, converted.dtype) == converted.dtype
+    if not is_wider and not torch.equal(converted.to(tensor.dtype), tensor):
         raise SpatialfeatError(
             f"{path}: {name} is {tensor.dtype} and would be rounded to {expected.dtype}; "
             "save the weights of model.float()"

@@ -1,7 +1,8 @@
-"""Weights files: a plain ResNet-50 state dict, and beside it a JSON file with what the program knows besides.
+"""Weights files: a plain state dict, and beside it a JSON file with what the program knows besides.
 
-`best_spatial_study_weights.pth` loads into anybody's ResNet-50; `best_spatial_study_weights.json` holds phase names,
-preprocessing, epoch, validation accuracy and the SHA-256 of the weights file.
+`best_spatial_study_weights.pth` loads into anybody's ResNet-50, or whatever network it is of;
+`best_spatial_study_weights.json` holds the backbone, phase names, preprocessing, epoch, validation accuracy and the
+SHA-256 of the weights file.
 
 Weights from elsewhere are read too. The network may lie under any keys of nested dictionaries and under any common
 prefix of its names; one line says where it was found. Without a JSON file, a warning says what is assumed.
@@ -12,24 +13,23 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torchvision.models import ResNet50_Weights
 
-from spatialfeat.config import IMAGENET
+from spatialfeat.config import IMAGENET, ExtractConfig, WeightsSource
 from spatialfeat.console import count_text
 from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.ids import IdRule
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import atomic_path, file_sha256, json_text, read_json_object
-from spatialfeat.network.backbone import RESNET50
-from spatialfeat.network.resnet import PhaseResNet50
+from spatialfeat.network.backbone import RESNET50, Backbone, Hub, find_backbone
+from spatialfeat.network.classifier import PhaseClassifier
 from spatialfeat.network.tensorfiles import (
     DAMAGED_FILE_ERRORS,
     SAVE_AGAIN,
@@ -45,7 +45,6 @@ from spatialfeat.phases import DEFAULT_NUM_PHASES, check_phase_names, default_ph
 
 DESCRIPTION_SCHEMA = 1
 MAX_DESCRIPTION_BYTES = 10_000_000
-IMAGENET_WEIGHTS = ResNet50_Weights.IMAGENET1K_V1
 IMAGENET_CLASSES = 1000
 MAX_CLASSES = 100_000
 MOST_PHASES = 1000
@@ -54,8 +53,6 @@ MORE_CLASSES = "use weights that have more classes"
 MANY_CLASSES, FAR_MORE = 20, 3
 """So many classes, and so many times as many as the labels reach, look like weights of another task."""
 
-NOT_FINE_TUNED = f"torchvision's {IMAGENET_WEIGHTS.name}, not fine-tuned"
-
 logger = logging.getLogger(__name__)
 
 
@@ -63,12 +60,13 @@ logger = logging.getLogger(__name__)
 class Checkpoint:
     """A loaded weights file: the model on the CPU in evaluation mode, and what is known of it.
 
-    num_classes: number of phases, also where the weights have no classifier of them: the model's `fc` then has no rows.
+    num_classes: number of phases, also where the weights have no classifier of them: the model's then has no rows.
     origin: what the weights are, where that is known without training them here; else "".
     """
 
     path: Path
-    model: PhaseResNet50
+    backbone: Backbone
+    model: PhaseClassifier
     num_classes: int
     phase_names: tuple[str, ...]
     preprocessing: Preprocessing
@@ -78,7 +76,7 @@ class Checkpoint:
     @property
     def num_logits(self) -> int:
         """Rows of the classifier: as many as phases, or 0."""
-        return int(self.model.fc.out_features)
+        return self.model.num_classes
 
 
 def description_path(weights_path: Path) -> Path:
@@ -86,7 +84,7 @@ def description_path(weights_path: Path) -> Path:
     return weights_path.with_suffix(".json")
 
 
-def snapshot(model: PhaseResNet50) -> StateDict:
+def snapshot(model: PhaseClassifier) -> StateDict:
     """A copy of the weights on the CPU: references to the live ones would silently follow them."""
     return {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
@@ -101,6 +99,7 @@ def save_weights(
     phase_names: tuple[str, ...],
     preprocessing: Preprocessing,
     training: dict[str, Any],
+    backbone: str = RESNET50.name,
 ) -> None:
     """Write a state dict and its description; each appears under its name only when whole.
 
@@ -114,7 +113,7 @@ def save_weights(
         save_tensors(weights, temporary)
         description = {
             "schema": DESCRIPTION_SCHEMA,
-            "backbone": RESNET50.name,
+            "backbone": backbone,
             "num_classes": len(phase_names),
             "phase_names": list(phase_names),
             "preprocessing": preprocessing.as_dict(),
@@ -124,17 +123,61 @@ def save_weights(
         temporary_description.write_text(json_text(description), encoding="utf-8")
 
 
+def checkpoint_of(
+    options: WeightsSource | ExtractConfig,
+    *,
+    num_classes: int | None,
+    phase_names: tuple[str, ...] | None,
+    needs_classifier: bool = True,
+) -> Checkpoint:
+    """`load_checkpoint` of what the options of a command say: weights, backbone and preprocessing."""
+    backbone = backbone_of(options.weights, options.backbone)
+    usual = backbone.usual_preprocessing
+    return load_checkpoint(
+        options.weights,
+        backbone=backbone,
+        num_classes=num_classes,
+        phase_names=phase_names,
+        preprocessing=Preprocessing.of_options(options.preprocessing, options.mean, options.std, usual),
+        needs_classifier=needs_classifier,
+    )
+
+
+def backbone_of(weights_path: Path, name: str | None = None) -> Backbone:
+    """The backbone of a weights file: as the JSON file beside it says, else `name`, else ResNet-50.
+
+    Raises:
+        SpatialfeatError: `name` is another one than the JSON file says, or there is no such backbone.
+    """
+    path = description_path(weights_path)
+    description = {} if weights_path == Path(IMAGENET) else read_json_object(path)
+    described = description.get("backbone") if "weights_sha256" in description else None
+    if described is None:
+        return find_backbone(name or RESNET50.name)
+    if name is not None and name != described:
+        raise SpatialfeatError(
+            f"--backbone {name}: {path} says that these are weights of {str(described)[:80]!r}; leave the option out, "
+            "or pass other weights"
+        )
+    try:
+        return find_backbone(str(described))
+    except SpatialfeatError as error:
+        raise SpatialfeatError(f"{path}: {str(error).removeprefix('--')}") from error
+
+
 def load_checkpoint(
     weights_path: Path,
     *,
+    backbone: Backbone | None = None,
     num_classes: int | None = None,
     phase_names: tuple[str, ...] | None = None,
     preprocessing: Preprocessing | None = None,
     needs_classifier: bool = True,
 ) -> Checkpoint:
-    """Load weights, with or without their description. The path `imagenet` stands for torchvision's.
+    """Load weights, with or without their description. The path `imagenet` stands for torchvision's, or timm's.
 
     Args:
+        backbone: whose weights these are; None takes it from the description, and is ResNet-50 without one.
         num_classes: what the caller expects; None accepts what the file holds.
         phase_names: names to use instead of the described ones.
         preprocessing: for weights without a description.
@@ -145,11 +188,12 @@ def load_checkpoint(
         SpatialfeatError: missing or foreign file, another architecture or class count, a description that belongs
             to other weights, or a preprocessing for weights that are described.
     """
+    backbone = backbone or backbone_of(weights_path)
     is_imagenet = weights_path == Path(IMAGENET)
-    found = _imagenet_weights() if is_imagenet else _read_network(weights_path)
+    found = _imagenet_weights(backbone) if is_imagenet else _read_network(weights_path, backbone)
     path, rows = found.path, found.num_classes
     if rows is None and needs_classifier:
-        why = f"has no classifier `fc.weight`{found.other_head_text}"
+        why = f"has no classifier `{backbone.classifier}weight`{found.other_head_text}"
         raise SpatialfeatError(
             f"{path}: {why}, so it predicts no phase; fine-tune it first (spatialfeat finetune --weights "
             f"{weights_path} --reset-classifier)"
@@ -165,7 +209,7 @@ def load_checkpoint(
         )
     num_phases = rows or num_classes or (len(phase_names) if phase_names else DEFAULT_NUM_PHASES)
     check_phase_names(phase_names, num_phases)
-    model = PhaseResNet50(num_phases)
+    model = backbone.build(num_phases)
     if rows is None:
         model.remove_classifier()
     _load_state(model, found)
@@ -180,14 +224,19 @@ def load_checkpoint(
             "leave out --preprocessing, --mean and --std"
         )
     names = phase_names or described_names or default_phase_names(num_phases)
-    used = described or preprocessing or Preprocessing()
+    used = described or preprocessing or backbone.usual_preprocessing
+    backbone.require_image_size(used.crop_px)
+    origin = ""
     if is_imagenet:
         logger.warning("--weights %s: these features are not fine-tuned; every feature file says so", IMAGENET)
+        origin = f"{pretrained_name(backbone)}, not fine-tuned"
     elif described is None:
         names_are_known = phase_names is not None or described_names is not None
-        _warn_of_assumptions(path, None if preprocessing else used, None if names_are_known else names)
-    origin = NOT_FINE_TUNED if is_imagenet else ""
-    return Checkpoint(path, model.eval(), num_phases, names, used, sha256, origin)
+        _warn_of_assumptions(backbone, path, None if preprocessing else used, None if names_are_known else names)
+        if backbone.name != RESNET50.name:
+            source = f" of {backbone.encoder.source}" if backbone.encoder else ""
+            origin = f"{path.name}{source}, {'not fine-tuned' if rows is None else 'made elsewhere'}"
+    return Checkpoint(path, backbone, model.eval(), num_phases, names, used, sha256, origin)
 
 
 def warn_of_many_classes(checkpoint: Checkpoint, tables: Iterable[FrameTable]) -> None:
@@ -204,11 +253,14 @@ def warn_of_many_classes(checkpoint: Checkpoint, tables: Iterable[FrameTable]) -
         )
 
 
-def _warn_of_assumptions(path: Path, preprocessing: Preprocessing | None, names: Sequence[str] | None) -> None:
+def _warn_of_assumptions(
+    backbone: Backbone, path: Path, preprocessing: Preprocessing | None, names: Sequence[str] | None
+) -> None:
     """Say what is taken for granted of weights that nothing is known of; None is known."""
     assumed, options = [], []
     if preprocessing is not None:
-        assumed.append(f"{preprocessing.describe()} (ImageNet's)")
+        whose = "ImageNet's" if backbone is RESNET50 else f"the usual of {backbone.name}"
+        assumed.append(f"{preprocessing.describe()} ({whose})")
         options.append("--preprocessing, --mean and --std")
     if names is not None:
         assumed.append(f"phases called {names[0]} to {names[-1]}")
@@ -253,11 +305,6 @@ def read_description(
         )
     if description.get("schema") != DESCRIPTION_SCHEMA or description.get("num_classes") != num_classes:
         raise SpatialfeatError(f"{path}: unknown schema or class count; it was made by another version of spatialfeat")
-    if description.get("backbone", RESNET50.name) != RESNET50.name:
-        raise SpatialfeatError(
-            f"{path}: describes weights of {str(description['backbone'])[:80]!r}, and this version reads "
-            f"{RESNET50.name} only; pass the weights of one, or delete the description if they are"
-        )
     names, preprocessing = None, None
     if description.get("phase_names") is not None:
         names = description["phase_names"]
@@ -276,27 +323,29 @@ def read_description(
     return names, preprocessing
 
 
-def initial_model(weights: str, num_classes: int, *, reset_classifier: bool = False) -> PhaseResNet50:
+def initial_model(
+    weights: str, num_classes: int, *, reset_classifier: bool = False, backbone: Backbone = RESNET50
+) -> PhaseClassifier:
     """The network that training starts from. Draws new layers from torch's global random number generator.
 
     Args:
-        weights: "imagenet" (torchvision's IMAGENET1K_V1), "random", or the path of a file with a ResNet-50. Weights
-            of the 1000 ImageNet classes, or of nothing but the layers before the classifier, get a new classifier of
-            `num_classes` rows.
+        weights: "imagenet" (torchvision's IMAGENET1K_V1, or timm's), "random", or the path of a file with the network.
+            Weights of the 1000 ImageNet classes, or of nothing but the layers before the classifier, get a new
+            classifier of `num_classes` rows.
         reset_classifier: also replace a classifier of another class count, or another head, instead of refusing it.
     """
-    model = PhaseResNet50(num_classes)
+    model = backbone.build(num_classes)
     if weights == "random":
         return model
-    found = _imagenet_weights() if weights == IMAGENET else _read_network(Path(weights))
+    found = _imagenet_weights(backbone) if weights == IMAGENET else _read_network(Path(weights), backbone)
     rows = found.num_classes
     if rows == IMAGENET_CLASSES or reset_classifier or (rows is None and not found.others):
         fresh = model.state_dict()
-        found.state.update({name: fresh[name] for name in fresh if name.startswith(RESNET50.classifier)})
+        found.state.update({name: fresh[name] for name in fresh if name.startswith(backbone.classifier)})
     elif rows is None:
         raise SpatialfeatError(
-            f"--weights {weights}: has no classifier `fc.weight`{found.other_head_text}; pass --reset-classifier to "
-            "keep the backbone and start a new classifier"
+            f"--weights {weights}: has no classifier `{backbone.classifier}weight`{found.other_head_text}; pass "
+            "--reset-classifier to keep the backbone and start a new classifier"
         )
     elif rows != num_classes:
         raise SpatialfeatError(
@@ -307,12 +356,25 @@ def initial_model(weights: str, num_classes: int, *, reset_classifier: bool = Fa
     return model
 
 
-def download_imagenet_weights() -> tuple[Path, StateDict]:
-    """(file, content) of torchvision's IMAGENET1K_V1, from torch's cache folder or, the first time, the network."""
-    url = IMAGENET_WEIGHTS.url
+def download_imagenet_weights(backbone: Backbone = RESNET50) -> tuple[Path, StateDict]:
+    """(file, content) of what --weights imagenet stands for: in a cache folder or, the first time, from the network.
+
+    Raises:
+        SpatialfeatError: the backbone has weights of its own only, or the download fails: which file to put where.
+    """
+    if isinstance(backbone.pretrained, Hub):
+        return _from_hub(backbone, backbone.pretrained)
+    if backbone.pretrained is None:
+        row = backbone.encoder
+        where = f"fetch {row.files} from {row.source}, and pass its path" if row else "pass --weights PATH"
+        raise SpatialfeatError(
+            f"--weights {IMAGENET}: there are no weights of ImageNet's 1000 classes for {backbone.name}; {where} (or "
+            "--weights random to start without pretraining)"
+        )
+    url = backbone.pretrained.url
     cached_path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     try:
-        state: StateDict = IMAGENET_WEIGHTS.get_state_dict(
+        state: StateDict = backbone.pretrained.get_state_dict(
             progress=True, check_hash=True, map_location="cpu", weights_only=True
         )
     except OSError as error:
@@ -328,15 +390,36 @@ def download_imagenet_weights() -> tuple[Path, StateDict]:
     return cached_path, state
 
 
+def _from_hub(backbone: Backbone, hub: Hub) -> tuple[Path, StateDict]:
+    from huggingface_hub import hf_hub_download  # timm, without which there is no such backbone, needs it anyway.
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        path = Path(hf_hub_download(hub.repository, hub.file_name))
+    except (OSError, HfHubHTTPError, ValueError, RuntimeError) as error:
+        raise SpatialfeatError(
+            f"cannot download the weights of {backbone.name} ({str(error).split(chr(10))[0][:200]}); fetch the file "
+            f"{hub.file_name} of https://huggingface.co/{hub.repository} and pass --weights PATH (or --weights random "
+            "to start without pretraining)"
+        ) from error
+    return path, read_content(path)
+
+
+def pretrained_name(backbone: Backbone) -> str:
+    """What --weights imagenet stands for: `torchvision's IMAGENET1K_V1`, or a repository of timm's."""
+    pretrained = backbone.pretrained
+    return pretrained.repository if isinstance(pretrained, Hub) else f"torchvision's {pretrained.name}"
+
+
 class _Place(NamedTuple):
     """Where in a file a network is: in the dictionary that the keys lead to, under names with this prefix.
 
-    is_numbered: its children have numbers instead of names there, as in nn.Sequential(*model.children()).
+    naming: which of the backbone's other namings its names are of; "" for the network's own.
     """
 
     keys: tuple[str, ...]
     prefix: str
-    is_numbered: bool
+    naming: str
 
     def text(self) -> str:
         parts = [f"from {'.'.join(self.keys)[:80]!r}"] if self.keys else []
@@ -347,32 +430,40 @@ class _Place(NamedTuple):
         return {part for key in (*self.keys, self.prefix) for part in key.split(".")}
 
 
-AS_IT_IS = _Place((), "", False)
+AS_IT_IS = _Place((), "", "")
 
 
 @dataclass(frozen=True)
 class _Network:
-    """A network in a file. state: its tensors by its own names. others: what else lies beside them, by full name.
+    """A network in a file. state: its tensors by its own names. beside: what else lies there, by full name.
 
     num_classes: rows of its classifier, None where there is none.
     """
 
     path: Path
+    backbone: Backbone
     place: _Place
     state: dict[str, torch.Tensor]
-    others: tuple[str, ...]
+    beside: StateDict
     num_classes: int | None
 
     @property
+    def others(self) -> tuple[str, ...]:
+        """Names of what else lies there."""
+        return tuple(map(str, self.beside))
+
+    @property
     def is_whole(self) -> bool:
-        return _names()[1] <= self.state.keys()
+        return _names(self.backbone)[1] <= self.state.keys()
 
     def refuse_if_incomplete(self) -> None:
-        names, needed = _names()
+        names, needed = _names(self.backbone)
         missing = [name for name in names if name in needed and name not in self.state]
         if missing:
             where = "" if self.place == AS_IT_IS else f", taken {self.place.text()}"
-            _refuse_architecture(self.path, f"{missing[0]} is missing, {len(missing)} missing in all{where}")
+            _refuse_architecture(
+                self.path, self.backbone, f"{missing[0]} is missing, {len(missing)} missing in all{where}"
+            )
 
     @property
     def other_head_text(self) -> str:
@@ -381,14 +472,16 @@ class _Network:
         return f", but {', '.join(repr(name[:80]) for name in self.others[:2])}{more}" if self.others else ""
 
 
-def _imagenet_weights() -> _Network:
-    path, state = download_imagenet_weights()
-    trunk = {name: tensor for name, tensor in state.items() if not name.startswith(RESNET50.classifier)}
-    return _Network(path, AS_IT_IS, trunk, (), None)
+def _imagenet_weights(backbone: Backbone) -> _Network:
+    path, state = download_imagenet_weights(backbone)
+    trunk = {name: tensor for name, tensor in state.items() if not name.startswith(backbone.classifier)}
+    if backbone.name != RESNET50.name:  # Auxiliary classifiers, for example.
+        trunk = {name: tensor for name, tensor in trunk.items() if name in _names(backbone)[0]}
+    return _Network(path, backbone, AS_IT_IS, trunk, {}, None)
 
 
-def _read_network(path: Path) -> _Network:
-    """The one ResNet-50 in a file, wherever it lies; a line says where, if it is not in the usual place.
+def _read_network(path: Path, backbone: Backbone) -> _Network:
+    """The one network of the backbone in a file, wherever it lies; a line says where, if not in the usual place.
 
     Raises:
         SpatialfeatError: a file that cannot be read or holds none, or several of which none is preferred.
@@ -399,22 +492,22 @@ def _read_network(path: Path) -> _Network:
     groups = tensors_by_keys(content)
     if not groups:
         raise SpatialfeatError(f"{path}: is not a plain state dict, and holds none; {SAVE_AGAIN}")
-    expected, needed = _names()
+    needed = _names(backbone)[1]
     ranked: Counter[_Place] = Counter()
     whole: list[_Network] = []
     for keys, tensors in groups.items():
-        counts = _count_names(keys, tensors, expected)
+        counts = _count_names(keys, tensors, backbone)
         ranked.update(counts)
         whole += [
             network
             for place, count in counts.items()
-            if count >= len(needed) and (network := _network_at(path, place, tensors)).is_whole
+            if count >= len(needed) and (network := _network_at(path, place, tensors, backbone)).is_whole
         ]
     if not whole:
         # Report what is wrong with what comes nearest.
-        place = max(ranked, key=lambda place: ranked[place]) if ranked else _Place(next(iter(groups)), "", False)
+        place = max(ranked, key=lambda place: ranked[place]) if ranked else _Place(next(iter(groups)), "", "")
         refuse_odd_tensors(path, groups[place.keys])
-        _network_at(path, place, groups[place.keys]).refuse_if_incomplete()
+        _network_at(path, place, groups[place.keys], backbone).refuse_if_incomplete()
     network = _choose(path, whole)
     _refuse_other_trunk(network)
     _tell_place(network, whole)
@@ -422,54 +515,50 @@ def _read_network(path: Path) -> _Network:
 
 
 @cache
-def _names() -> tuple[dict[str, None], frozenset[str]]:
+def _names(backbone: Backbone) -> tuple[dict[str, None], frozenset[str]]:
     """The names of the network's tensors in order, and those that a file must have."""
-    with torch.device("meta"):  # Nothing is computed, and no random number drawn.
-        names = dict.fromkeys(RESNET50.build(2).state_dict())
-    optional = [name for name in names if name.endswith(RESNET50.may_lack) or name.startswith(RESNET50.classifier)]
+    names = dict.fromkeys(backbone.build_empty(2).state_dict())
+    optional = [name for name in names if name.endswith(backbone.may_lack) or name.startswith(backbone.classifier)]
     return names, frozenset(names) - frozenset(optional)
 
 
-def _count_names(keys: tuple[str, ...], tensors: StateDict, expected: Collection[str]) -> Counter[_Place]:
+def _count_names(keys: tuple[str, ...], tensors: StateDict, backbone: Backbone) -> Counter[_Place]:
     """How many of the network's names there are under each prefix."""
     counts: Counter[_Place] = Counter()
-    deepest = max(name.count(".") for name in expected)
+    expected = _names(backbone)[0]
+    deepest = max(name.count(".") for name in expected) + 1  # Names of other namings can be a little longer.
     for name in tensors:
         pieces = str(name).rsplit(".", deepest + 1)
         for length in range(1, len(pieces) + 1):
             own = ".".join(pieces[-length:])
             prefix = str(name)[: len(str(name)) - len(own)]
-            for is_numbered, known in ((False, own), (True, _named(own))):
-                if known in expected:
-                    counts[_Place(keys, prefix, is_numbered)] += 1
+            for naming in ("", *backbone.namings):
+                if _named(own, naming, backbone) in expected:
+                    counts[_Place(keys, prefix, naming)] += 1
     return counts
 
 
-def _named(name: str) -> str:
-    """`layer1.0.conv1.weight` for `4.0.conv1.weight`: of a child's number its name, "" if there is no such child."""
-    number, _, rest = name.partition(".")
-    children = RESNET50.children
-    return f"{children[int(number)]}.{rest}" if number in map(str, range(len(children))) else ""
+def _named(name: str, naming: str, backbone: Backbone) -> str:
+    """The network's name for a name in a file, "" if there is none."""
+    return backbone.namings[naming](name) if naming else name
 
 
-def _network_at(path: Path, place: _Place, tensors: StateDict) -> _Network:
-    expected, _ = _names()
-    state, others = {}, []
+def _network_at(path: Path, place: _Place, tensors: StateDict, backbone: Backbone) -> _Network:
+    expected, _ = _names(backbone)
+    state, beside = {}, {}
     for name, tensor in tensors.items():
         own = str(name).removeprefix(place.prefix) if str(name).startswith(place.prefix) else ""
-        own = _named(own) if place.is_numbered else own
+        own = _named(own, place.naming, backbone)
         if own in expected:
             state[own] = tensor
         else:
-            others.append(str(name))
+            beside[str(name)] = tensor
     refuse_odd_tensors(path, state)
-    classifier = [name for name in state if name.startswith(RESNET50.classifier)]
-    rows = None if place.parts() & set(RESNET50.projected) else _count_classes(path, state)
+    classifier = [name for name in state if name.startswith(backbone.classifier)]
+    rows = None if place.parts() & set(backbone.projected) else _count_classes(path, state, backbone)
     if rows is None:
-        for name in classifier:
-            del state[name]
-        others += [place.prefix + name for name in classifier]
-    return _Network(path, place, state, tuple(others), rows)
+        beside |= {place.prefix + name: state.pop(name) for name in classifier}
+    return _Network(path, backbone, place, state, beside, rows)
 
 
 def described_id_rule(weights_path: Path) -> IdRule | None:
@@ -486,14 +575,14 @@ def described_id_rule(weights_path: Path) -> IdRule | None:
         raise SpatialfeatError(f"{path}: id_rule {error}; restore or delete the file") from error
 
 
-def _count_classes(path: Path, state: StateDict) -> int | None:
+def _count_classes(path: Path, state: StateDict, backbone: Backbone) -> int | None:
     """Rows of the classifier, None where there is none, or one that takes something else than the features."""
-    weight, bias = (state.get(f"{RESNET50.classifier}{name}") for name in ("weight", "bias"))
-    if weight is None or bias is None or weight.ndim != 2 or weight.shape[1] != RESNET50.num_features:
+    weight, bias = (state.get(f"{backbone.classifier}{name}") for name in ("weight", "bias"))
+    if weight is None or bias is None or weight.ndim != 2 or weight.shape[1] != backbone.num_features:
         return None
     rows = int(weight.shape[0])
     if not 0 < rows <= MAX_CLASSES:
-        _refuse_architecture(path, f"its classifier has {rows} rows")
+        _refuse_architecture(path, backbone, f"its classifier has {rows} rows")
     return rows
 
 
@@ -505,7 +594,8 @@ def _choose(path: Path, whole: Sequence[_Network]) -> _Network:
             different.append(network)
     if len(different) == 1:
         return different[0]
-    for word in RESNET50.preferred:
+    backbone = different[0].backbone
+    for word in backbone.preferred:
         chosen = [network for network in different if word in network.place.parts()]
         if len(chosen) == 1:
             return chosen[0]
@@ -515,8 +605,8 @@ def _choose(path: Path, whole: Sequence[_Network]) -> _Network:
     imports, load = loading_line(path)
     load += "".join(f"[{key!r}]" for key in keys)
     raise SpatialfeatError(
-        f"{path}: holds {len(different)} different ResNet-50s, {places}, and does not say which to use; save the one "
-        f"that is meant, for example the last:\n    import {imports}; state = {load}\n    "
+        f"{path}: holds {len(different)} different {backbone.kind}s, {places}, and does not say which to use; save the "
+        f"one that is meant, for example the last:\n    import {imports}; state = {load}\n    "
         f"torch.save({{name: state[name] for name in state if name.startswith({prefix!r})}}, {copy!r})"
     )
 
@@ -531,9 +621,9 @@ def _tell_place(network: _Network, whole: Sequence[_Network]) -> None:
     place = network.place
     if place == AS_IT_IS and not network.others:
         return
-    texts = [f"the ResNet-50 is taken {place.text()}"]
-    if place.is_numbered:
-        texts.append("with names for the numbers of its children")
+    texts = [f"the {network.backbone.kind} is taken {place.text()}"]
+    if place.naming:
+        texts.append(f"with {place.naming}")
     texts += [f"not {other.place.text()}" for other in whole if other is not network]
     if network.others:
         more = ", ..." if len(network.others) > 1 else ""
@@ -543,22 +633,41 @@ def _tell_place(network: _Network, whole: Sequence[_Network]) -> None:
 
 def _refuse_other_trunk(network: _Network) -> None:
     """A ResNet-101 has every name of a ResNet-50, and more in the same stages."""
-    trunk = tuple(f"{child}." for child in RESNET50.children if f"{child}." != RESNET50.classifier)
-    own = [name.removeprefix(network.place.prefix) for name in network.others if name.startswith(network.place.prefix)]
-    surplus = [name for name in own if (_named(name) if network.place.is_numbered else name).startswith(trunk)]
+    place, backbone = network.place, network.backbone
+    head = backbone.classifier.partition(".")[0]
+    trunk = {name.partition(".")[0] for name in _names(backbone)[1]} - {head}
+    own = {name.removeprefix(place.prefix): name for name in network.others if name.startswith(place.prefix)}
+    surplus = [name for name in own if _named(name, place.naming, backbone).partition(".")[0] in trunk]
+    surplus = [
+        name
+        for name in surplus
+        if not name.endswith(backbone.unused)
+        and not (name.endswith(backbone.unused_zeros) and not network.beside[own[name]].any())
+    ]
     if surplus:
-        _refuse_architecture(network.path, f"{surplus[0][:80]} is surplus, {len(surplus)} surplus in all")
+        _refuse_architecture(network.path, backbone, f"{surplus[0][:80]} is surplus, {len(surplus)} surplus in all")
 
 
-def _load_state(model: PhaseResNet50, network: _Network) -> None:
+def _load_state(model: PhaseClassifier, network: _Network) -> None:
     """Copy the network's weights into `model`, refusing missing ones, other shapes and values that are not finite."""
     network.refuse_if_incomplete()
-    expected = model.state_dict()
+    expected, backbone = model.state_dict(), network.backbone
+    tensors = dict(network.state)
+    if network.place.naming:
+        # What one code has as a linear layer is a 1 x 1 convolution in another: sides of one number make no difference.
+        for name, tensor in tensors.items():
+            if _sides(tensor) == _sides(expected[name]):
+                tensors[name] = tensor.reshape(expected[name].shape)
     converted = {
-        name: convert_exactly(network.path, name, tensor, expected[name]) for name, tensor in network.state.items()
+        name: convert_exactly(network.path, name, tensor, expected[name], backbone.title)
+        for name, tensor in tensors.items()
     }
     model.load_state_dict(converted, strict=False)
 
 
-def _refuse_architecture(path: Path, why: str) -> None:
-    raise SpatialfeatError(f"{path}: is not a torchvision ResNet-50 ({why}); pass the state dict of one")
+def _sides(tensor: torch.Tensor) -> list[int]:
+    return [side for side in tensor.shape if side != 1]
+
+
+def _refuse_architecture(path: Path, backbone: Backbone, why: str) -> None:
+    raise SpatialfeatError(f"{path}: is not {backbone.title} ({why}); pass the state dict of one")

@@ -29,6 +29,7 @@ from spatialfeat.console import count_text
 from spatialfeat.data.frames import UNLABELLED, FrameTable, group_videos, make_table, read_frames
 from spatialfeat.data.ids import USUAL_RULE, IdRule
 from spatialfeat.data.tables import Origin, Rows, read_rows, refuse_repeated_columns
+from spatialfeat.encoders import RESNET50_NAME
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
 from spatialfeat.features.folder import read_features
@@ -37,9 +38,6 @@ from spatialfeat.files import write_csv
 from spatialfeat.phases import DEFAULT_NUM_PHASES, check_phase_names, default_phase_names
 from spatialfeat.scores.calibration import softmax
 from spatialfeat.scores.metrics import IntArray
-
-NETWORK_NAME = "ResNet-50"
-"""What pictures and tables call the predictions that come from weights or feature files."""
 
 ALL_SPLITS = "all"
 AGAIN = "extract the video again"
@@ -170,6 +168,11 @@ class OpenedSource:
     notices: tuple[str, ...] = ()
 
 
+def network_name(backbone: str) -> str:
+    """What pictures, tables and folders call the predictions of weights or feature files of this backbone."""
+    return "ResNet-50" if backbone == RESNET50_NAME else backbone.replace(":", "-")
+
+
 def read_feature_predictions(
     source: FeaturesSource, num_classes: int | None, phase_names: tuple[str, ...] | None
 ) -> OpenedSource:
@@ -193,7 +196,7 @@ def read_feature_predictions(
     return OpenedSource(
         tables=tuple(part.table for part in parts),
         phase_names=phase_names or files[0].phase_names,
-        predict=lambda: {NETWORK_NAME: parts},
+        predict=lambda: {network_name(files[0].provenance.backbone): parts},
         stored_fps=files[0].fps,
         facts=feature_facts(files),
     )

@@ -40,7 +40,6 @@ from spatialfeat.scores.metrics import BoolArray, FloatArray, IntArray
 from spatialfeat.scores.predictions import (
     ID_COLUMNS,
     NAMED_IDS,
-    NETWORK_NAME,
     PREDICTED_COLUMNS,
     FramePredictions,
     OpenedSource,
@@ -49,6 +48,7 @@ from spatialfeat.scores.predictions import (
     feature_predictions,
     feature_table,
     named_paths,
+    network_name,
     open_features,
 )
 
@@ -73,20 +73,19 @@ def read_results(source: ResultsSource, num_classes: int | None, phase_names: tu
     """
     files = open_features(source.features, source.split, num_classes, phase_names)
     table = feature_table(source.features, files)
-    has_logits = files[0].has_logits
+    has_logits, network = files[0].has_logits, network_name(files[0].provenance.backbone)
     paths = named_paths(source.predictions, num_others=int(has_logits))
     for name, path in paths.items():
-        if name.casefold() == NETWORK_NAME.casefold():
+        if name.casefold() == network.casefold():
             raise SpatialfeatError(
-                f"--predictions {name}={path}: {NETWORK_NAME} is what the feature files themselves say; choose another "
-                "name"
+                f"--predictions {name}={path}: {network} is what the feature files themselves say; choose another name"
             )
-    sets = {NETWORK_NAME: [feature_predictions(source.features, files, table)]} if has_logits else {}
+    sets = {network: [feature_predictions(source.features, files, table)]} if has_logits else {}
     reader = _Reader(files, table, phase_names)
     if not has_logits:
         reader.notices.append(
             f"the files in {source.features} have no logits, as the weights that made them have no classifier; there "
-            f"is no {NETWORK_NAME} to compare with"
+            f"is no {network} to compare with"
         )
     data: list[Path] = []
     for name, path in paths.items():

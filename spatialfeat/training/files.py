@@ -20,11 +20,11 @@ import torch
 from spatialfeat.config import WEIGHTS_NAME, FinetuneConfig
 from spatialfeat.console import count_text
 from spatialfeat.data.ids import USUAL_RULE, IdRule
-from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import ASIDE_NAME, file_sha256, read_json_object, text_sha256s, write_atomically
 from spatialfeat.names import natural_key
-from spatialfeat.network.resnet import PhaseResNet50, num_bytes
+from spatialfeat.network.backbone import find_backbone
+from spatialfeat.network.classifier import PhaseClassifier, num_bytes
 from spatialfeat.network.tensorfiles import DAMAGED_FILE_ERRORS, StateDict, save_tensors
 from spatialfeat.network.weights import description_path, save_weights
 from spatialfeat.options import flag_of
@@ -194,21 +194,18 @@ class StudyFiles:
             self.weights_path,
             state.best_weights,
             phase_names=config.phase_names or default_phase_names(config.num_classes),
-            preprocessing=Preprocessing.for_image_size(config.image_size_px),
+            preprocessing=find_backbone(config.backbone).preprocessing(config.image_size_px),
             training=training,
+            backbone=config.backbone,
         )
 
 
-def study_bytes(model: PhaseResNet50, freeze_until: int) -> int:
+def study_bytes(model: PhaseClassifier, freeze_until: int) -> int:
     """What a study has on disk while it saves an epoch: the old and the new weights, the old and the new state.
 
     A state holds the network, its best weights, and Adam's two numbers per parameter that is trained.
     """
-    trained: int = sum(
-        weight.numel() * weight.element_size()
-        for child in list(model.children())[freeze_until:]
-        for weight in child.parameters()
-    )
+    trained = sum(weight.numel() * weight.element_size() for weight in model.trained_with(freeze_until))
     return 2 * num_bytes(model) + 2 * (2 * num_bytes(model) + 2 * trained)
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from spatialfeat.config import CHILDREN, IMAGENET, FinetuneConfig
 from spatialfeat.console import count_text
 from spatialfeat.data.frames import UNLABELLED, FrameTable
-from spatialfeat.data.transforms import Preprocessing
+from spatialfeat.data.transforms import IMAGENET_MEAN, IMAGENET_STD, SQUASH
 from spatialfeat.files import write_atomically
+from spatialfeat.network.backbone import RESNET50, Hub, find_backbone
 from spatialfeat.training.data import StudyData
 from spatialfeat.training.history import EpochRecord, best_epoch, stopped_early
 
@@ -34,36 +35,51 @@ def recipe(config: FinetuneConfig) -> str:
 
 
 def _network(config: FinetuneConfig) -> str:
+    backbone = find_backbone(config.backbone)
+    imagenet = (
+        backbone.pretrained.repository
+        if isinstance(backbone.pretrained, Hub)
+        else "torchvision's weights IMAGENET1K_V1"
+    )
     start = {
-        IMAGENET: "pretrained on ImageNet (torchvision's weights IMAGENET1K_V1)",
+        IMAGENET: f"pretrained on ImageNet ({imagenet})",
         "random": "with random initial weights",
     }.get(config.weights, f"initialized with the weights {Path(config.weights).name}")
-    text = (
-        f"We trained a ResNet-50 (He et al., 2016), {start}, to assign each single frame to one of "
-        f"{config.num_classes} phases."
-    )
+    network = "a ResNet-50 (He et al., 2016)" if backbone is RESNET50 else f"the encoder {backbone.title}"
+    text = f"We trained {network}, {start}, to assign each single frame to one of {config.num_classes} phases."
     if config.weights in (IMAGENET, "random") or config.reset_classifier:
         text += f" Its last layer was replaced by a linear classifier with {config.num_classes} outputs."
-    frozen = CHILDREN[: config.freeze_until]
+    frozen = backbone.stages[: config.freeze_until]
     if not frozen:
         return f"{text} All layers were trained."
     named = frozen[0] if len(frozen) == 1 else f"{frozen[0]} to {frozen[-1]}"
+    is_resnet = backbone.stages == CHILDREN
+    parts, norms = ("children", "their") if is_resnet else ("stages", "any")
     return (
-        f"{text} The first {config.freeze_until} of its {len(CHILDREN)} children ({named}) were frozen, with the "
-        "statistics of their batch normalization."
+        f"{text} The first {config.freeze_until} of its {len(backbone.stages)} {parts} ({named}) were frozen, with the "
+        f"statistics of {norms} batch normalization{'' if is_resnet else ' in them'}."
     )
 
 
 def _augmentation(config: FinetuneConfig) -> str:
-    side, preprocessing = config.image_size_px, Preprocessing.for_image_size(config.image_size_px)
+    side, preprocessing = config.image_size_px, find_backbone(config.backbone).preprocessing(config.image_size_px)
+    resized = f"{preprocessing.resize_px} pixels on the shorter side"
+    if preprocessing.resize == SQUASH:
+        resized = (
+            f"{preprocessing.resize_px} x {preprocessing.width_px or preprocessing.resize_px} pixels (height x width)"
+        )
+    normalized = "the mean and standard deviation of ImageNet"
+    if (preprocessing.mean, preprocessing.std) != (IMAGENET_MEAN, IMAGENET_STD):
+        normalized = (
+            f"the mean {preprocessing.mean} and the standard deviation {preprocessing.std} of red, green and blue"
+        )
     shrunk = config.training_frames_px
     first = "" if shrunk is None else f"shrunk to at most {shrunk} pixels on the shorter side, then "
     return (
         f"Training frames were {first}augmented by a random crop of 8 to 100 % of their area (aspect ratio 3/4 to 4/3) "
         f"resized to {side} x {side} pixels, a horizontal flip with probability 0.5, a rotation by up to 10 degrees, "
         "and random changes of brightness, contrast and saturation by up to 20 %. Validation and test frames were "
-        f"resized to {preprocessing.resize_px} pixels on the shorter side and cropped to the central {side} x {side}. "
-        "All were normalized with the mean and standard deviation of ImageNet."
+        f"resized to {resized} and cropped to the central {side} x {side}. All were normalized with {normalized}."
     )
 
 

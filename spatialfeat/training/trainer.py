@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,9 +26,10 @@ from spatialfeat.data.transforms import Preprocessing, evaluation_transform, nor
 from spatialfeat.device import DTYPES, augments_on_device, random_state, records_graphs, restore_random_state
 from spatialfeat.distributed import ProcessGroup
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.network.backbone import find_backbone
+from spatialfeat.network.classifier import InferenceNetwork, PhaseClassifier
 from spatialfeat.network.graphs import Recorded
 from spatialfeat.network.inference import run_inference
-from spatialfeat.network.resnet import FoldedStages, InferenceNetwork, PhaseResNet50
 from spatialfeat.network.tensorfiles import StateDict
 from spatialfeat.network.weights import snapshot
 from spatialfeat.training.data import StudyData
@@ -68,9 +69,9 @@ class StepScore(NamedTuple):
 class TrainingStep:
     """Computes loss and gradient of a batch and updates the weights.
 
-    Where the whole stem is frozen, it and the frozen stages behind it run with folded BatchNorm and without any
-    bookkeeping for gradients. Weights, gradients, BatchNorm statistics and the optimizer stay float32 whatever the
-    precision; bf16 and fp16 are the precision of convolutions and of the activations between them.
+    Where the whole stem of a ResNet-50 is frozen, it and the frozen stages behind it run with folded BatchNorm and
+    without any bookkeeping for gradients. Weights, gradients, BatchNorm statistics and the optimizer stay float32
+    whatever the precision; bf16 and fp16 are the precision of convolutions and of the activations between them.
 
     Several processes make a step together, each on its share of the batch: the losses are weighted so that
     DistributedDataParallel's mean of the gradients is the gradient of the whole batch's mean loss. On GPUs the
@@ -89,7 +90,7 @@ class TrainingStep:
 
     def __init__(
         self,
-        model: PhaseResNet50,
+        model: PhaseClassifier,
         optimizer: torch.optim.Optimizer,
         criterion: nn.Module,
         *,
@@ -102,7 +103,7 @@ class TrainingStep:
         self._optimizer, self._criterion, self._group = optimizer, criterion, group
         self._clip_grad_norm = clip_grad_norm
         self._preprocessing, self._precision, self._dtype = preprocessing, precision, DTYPES[precision]
-        self._fixed: FoldedStages | None = None
+        self._fixed: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._trained: nn.Module = _Trained(model, model.num_fixed)
         if group is not None and group.gradients is not None:
             if group.device.type == "cuda":
@@ -134,14 +135,13 @@ class TrainingStep:
     @property
     def device(self) -> torch.device:
         """Where images and labels must be."""
-        parameter: nn.Parameter = self.model.fc.weight
-        return parameter.device
+        return self.model.device
 
     def start_epoch(self) -> None:
         """Training mode, and the frozen part folded from the weights as they are: also after loading others."""
         self.model.train()
         if self.model.num_fixed:
-            self._fixed = FoldedStages(self.model, self.model.num_fixed, self._preprocessing, self._precision)
+            self._fixed = self.model.fixed_stages(self._preprocessing, self._precision)
         self._recorded = Recorded(self._whole_update, "training step") if self._records else None
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor, share: BatchShare | None = None) -> StepScore:
@@ -207,14 +207,14 @@ class TrainingStep:
 
 
 class _Trained(nn.Module):
-    """The children of a network from `start` on, as a module of their own."""
+    """The stages of a network from `start` on, as a module of their own."""
 
-    def __init__(self, model: PhaseResNet50, start: int) -> None:
+    def __init__(self, model: PhaseClassifier, start: int) -> None:
         super().__init__()
         self._model, self._start = model, start
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: (B, C, H, W), what child `start` takes of this process's share of a batch. Returns (B, num_classes)."""
+        """x: (B, C, H, W), what stage `start` takes of this process's share of a batch. Returns (B, num_classes)."""
         return self._model.logits_from(x, self._start)
 
 
@@ -355,13 +355,13 @@ class Trainer:
         self,
         config: FinetuneConfig,
         data: StudyData,
-        model: PhaseResNet50,
+        model: PhaseClassifier,
         group: ProcessGroup,
         workers: int,
         cache: FrameCache | None = None,
     ) -> None:
         self._config, self._model, self._group = config, model, group
-        self._preprocessing = Preprocessing.for_image_size(config.image_size_px)
+        self._preprocessing = find_backbone(config.backbone).preprocessing(config.image_size_px)
         self._batches = EpochBatches(len(data.train), config.batch_size, config.seed, rank=group.rank, size=group.size)
         evaluation = evaluation_transform(self._preprocessing)
         training = training_transform(
@@ -446,9 +446,9 @@ class Trainer:
             yield BatchShare(len(batch), float(self._loss_weights[mine].sum() / self._loss_weights[whole].sum()))
 
 
-def make_optimizer(model: PhaseResNet50, lr: float) -> torch.optim.Adam:
+def make_optimizer(model: PhaseClassifier, lr: float) -> torch.optim.Adam:
     """Adam over what is trained of a model; on a GPU as one kernel, which can be recorded."""
-    on_gpu = model.fc.weight.is_cuda
+    on_gpu = model.device.type == "cuda"
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     return torch.optim.Adam(trained, lr, fused=True, capturable=True) if on_gpu else torch.optim.Adam(trained, lr)
 
