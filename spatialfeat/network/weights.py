@@ -164,7 +164,9 @@ def load_checkpoint(
         )
     num_phases = rows or num_classes or (len(phase_names) if phase_names else DEFAULT_NUM_PHASES)
     check_phase_names(phase_names, num_phases)
-    model = PhaseResNet50(num_phases)
+    with torch.device("meta"):
+        model = PhaseResNet50(num_phases)
+    model = model.to_empty(device="cpu")  # To draw random weights first would take as long as to read these.
     if rows is None:
         model.remove_classifier()
     _load_state(model, found)
@@ -557,6 +559,9 @@ def _load_state(model: PhaseResNet50, network: _Network) -> None:
         name: convert_exactly(network.path, name, tensor, expected[name]) for name, tensor in network.state.items()
     }
     model.load_state_dict(converted, strict=False)
+    for name in expected.keys() - converted.keys():
+        if name.endswith(RESNET50.may_lack):
+            expected[name].zero_()
 
 
 def _refuse_architecture(path: Path, why: str) -> None:
