@@ -73,13 +73,13 @@ class Forks:
         return answer | {"log": log.read_text()}
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
+        with self._process:
+            self._process.kill()  # It has nothing to finish, and ends by itself in seconds only.
 
 
 def no_curves(path: Path, **quantities: Any) -> None:
     files.write_atomically(path, lambda temporary: temporary.write_text(repr(quantities)))
+    path.with_suffix(".svg").write_text(repr(quantities))
 
 
 def watch_commits(before: Callable[[int, Path], None], after: Callable[[int, Path], None]) -> None:

@@ -33,6 +33,7 @@ def spatialfeat(*arguments: str | Path, cwd: Path, **environment: str) -> subpro
     )
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_the_three_commands_run_in_a_folder_laid_out_as_specified(
     demo_dir: Path, plain_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

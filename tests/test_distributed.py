@@ -1,7 +1,7 @@
 """finetune and extract by two processes give what one process gives, and end cleanly when one fails.
 
-torchrun starts those of the study; the others are forked with the environment that it would give them, which takes a
-third of the time.
+They are forked with the environment that torchrun would give them, which takes a third of the time; torchrun itself
+starts those of the last test.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 import torch
 from forks import Forks
 from networks import network
-from torchrun import TORCHRUN, environment, torchrun
+from torchrun import TORCHRUN, environment
 
 from spatialfeat.config import ExtractConfig, FinetuneConfig
 from spatialfeat.extract import extract
@@ -82,12 +82,12 @@ def alone(recipe: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="module")
-def together(recipe: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+def together(recipe: FinetuneConfig, forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of the same study by two processes, and what they printed."""
-    out_dir = tmp_path_factory.mktemp("together")
-    run = torchrun(COMMAND, "finetune", *option_list(recipe), "--out", out_dir, cwd=out_dir)
-    assert run.returncode == 0, run.stderr
-    return out_dir, run.stdout, run.stderr
+    out_dir = tmp_path_factory.mktemp("together") / "out"
+    run = forks.run(out_dir.with_suffix(".log"), "finetune", *option_list(recipe), "--out", out_dir, processes=2)
+    assert run["code"] == 0, run["log"]
+    return out_dir, run["log"]
 
 
 def history_of(out_dir: Path) -> list[dict[str, float]]:
@@ -95,7 +95,7 @@ def history_of(out_dir: Path) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
-def test_two_processes_train_as_one(alone: Path, together: tuple[Path, str, str]) -> None:
+def test_two_processes_train_as_one(alone: Path, together: tuple[Path, str]) -> None:
     one, two = history_of(alone), history_of(together[0])
     assert len(one) == len(two) == TWO_EPOCHS
     for mine, theirs in zip(one, two, strict=True):
@@ -105,7 +105,7 @@ def test_two_processes_train_as_one(alone: Path, together: tuple[Path, str, str]
             assert theirs[name] == pytest.approx(mine[name], rel=1e-5), name
 
 
-def test_their_weights_are_those_of_one_process(alone: Path, together: tuple[Path, str, str]) -> None:
+def test_their_weights_are_those_of_one_process(alone: Path, together: tuple[Path, str]) -> None:
     one, two = (
         torch.load(folder / "best_spatial_study_weights.pth", weights_only=True) for folder in (alone, together[0])
     )
@@ -115,21 +115,21 @@ def test_their_weights_are_those_of_one_process(alone: Path, together: tuple[Pat
         torch.testing.assert_close(two[name], weights, rtol=1e-5, atol=FinetuneConfig.lr / 100, msg=name)
 
 
-def test_the_test_stage_keeps_every_frame_in_the_csvs_order(alone: Path, together: tuple[Path, str, str]) -> None:
+def test_the_test_stage_keeps_every_frame_in_the_csvs_order(alone: Path, together: tuple[Path, str]) -> None:
     one, two = ((folder / "predictions_resnet.csv").read_text() for folder in (alone, together[0]))
     assert two == one
     scores = [json.loads((folder / "metrics.json").read_text()) for folder in (alone, together[0])]
     assert scores[0]["pooled"]["accuracy"] == scores[1]["pooled"]["accuracy"]
 
 
-def test_one_process_speaks_and_writes_for_both(alone: Path, together: tuple[Path, str, str]) -> None:
-    folder, stdout, stderr = together
+def test_one_process_speaks_and_writes_for_both(alone: Path, together: tuple[Path, str]) -> None:
+    folder, printed = together
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in alone.iterdir())
-    assert stdout.count("epoch 1/2  train loss") == 1
-    assert stdout.count("kept the weights of epoch") == 1
-    assert stdout.count("per phase, all frames together") == 1
-    assert stderr.count("random weights with 9 frozen children") == 1
-    assert "/28 [" in stderr  # The bar counts the frames of both.
+    assert printed.count("epoch 1/2  train loss") == 1
+    assert printed.count("kept the weights of epoch") == 1
+    assert printed.count("per phase, all frames together") == 1
+    assert printed.count("random weights with 9 frozen children") == 1
+    assert "/28 [" in printed  # The bar counts the frames of both.
     assert json.loads((folder / "run.json").read_text())["device"].endswith("2 processes")
 
 
