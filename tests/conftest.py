@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
+import pickle
 import signal
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,10 +19,14 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # As the command line does; before torch is imported.
 
 import torch
+from drawing import draw_nothing
+from forks import Forks
+from networks import network
 from torchvision.models import resnet50
 
 from spatialfeat.config import FinetuneConfig
 from spatialfeat.finetune import FinetuneResult, finetune
+from spatialfeat.network.resnet import PhaseResNet50
 
 # A script that starts the tests with `&` or nohup has these ignored, and so would every command that a test sends one.
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -51,14 +59,38 @@ def load_script(name: str) -> ModuleType:
     return module
 
 
+Made = TypeVar("Made")
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Made]) -> Made:
+    """What `make` returns for a new folder of this name: the first of the test processes makes it, the others read it.
+
+    Nobody may change anything in the folder.
+    """
+    root = factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    kept = root / f"{name}.pickle"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            (root / name).mkdir()
+            made = make(root / name)
+            kept.write_bytes(pickle.dumps(made))
+    found: Made = pickle.loads(kept.read_bytes())
+    return found
+
+
 @pytest.fixture(scope="session")
 def demo_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set laid out as the specification's: images/, three CSVs, phase_names.txt; 14 frames per patient."""
-    path = tmp_path_factory.mktemp("demo")
-    load_script("make_demo_data").make_demo_data(
-        path, num_train=2, num_val=1, num_test=1, frames_per_patient=14, size_px=(96, 64), workers=1
-    )
-    return path
+
+    def make(path: Path) -> Path:
+        load_script("make_demo_data").make_demo_data(
+            path, num_train=2, num_val=1, num_test=1, frames_per_patient=14, size_px=(96, 64), workers=1
+        )
+        return path
+
+    return made_once(tmp_path_factory, "demo", make)
 
 
 @pytest.fixture(scope="session")
@@ -80,16 +112,74 @@ def quick_config(demo_dir: Path) -> FinetuneConfig:
 
 
 @pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Runs commands in processes that need no time to start."""
+    program = Forks()
+    yield program
+    program.close()
+
+
+@pytest.fixture
+def small_network() -> Iterator[None]:
+    """A small network in place of ResNet-50, where files and processes are looked at and not what is computed."""
+    with network(small=True):
+        yield
+
+
+@pytest.fixture
+def drawing() -> None:
+    """For a test that looks at pictures, in a file whose others have `no_drawing`."""
+
+
+@pytest.fixture
+def no_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are files of a few bytes, where nobody looks at them."""
+    if "drawing" not in request.fixturenames:
+        draw_nothing(monkeypatch.setattr)
+
+
+@pytest.fixture(scope="session")
 def study(quick_config: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
     """One finished study; its files lie beside `study.weights_path`."""
-    out_dir = tmp_path_factory.mktemp("study")
-    return finetune(replace(quick_config, out_dir=out_dir, phase_names=tuple("ABCDEFG")))
+
+    def make(out_dir: Path) -> FinetuneResult:
+        with network(small=False):
+            return finetune(replace(quick_config, out_dir=out_dir, phase_names=tuple("ABCDEFG")))
+
+    return made_once(tmp_path_factory, "study", make)
+
+
+@pytest.fixture(scope="session")
+def small_study(quick_config: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
+    """The same study of the small network: for tests with `small_network`."""
+
+    def make(out_dir: Path) -> FinetuneResult:
+        with network(small=True):
+            return finetune(replace(quick_config, out_dir=out_dir, phase_names=tuple("ABCDEFG")))
+
+    return made_once(tmp_path_factory, "small_study", make)
 
 
 @pytest.fixture(scope="session")
 def plain_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weights file made elsewhere: a bare torchvision ResNet-50 with 7 classes, no JSON beside it."""
-    path = tmp_path_factory.mktemp("weights") / "elsewhere.pth"
-    torch.manual_seed(7)
-    torch.save(resnet50(num_classes=7).state_dict(), path)
-    return path
+
+    def make(folder: Path) -> Path:
+        torch.manual_seed(7)
+        torch.save(resnet50(num_classes=7).state_dict(), folder / "elsewhere.pth")
+        return folder / "elsewhere.pth"
+
+    return made_once(tmp_path_factory, "weights", make)
+
+
+@pytest.fixture(scope="session")
+def small_plain_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of the small network: for tests with `small_network`."""
+
+    def make(folder: Path) -> Path:
+        torch.manual_seed(7)
+        with network(small=True):
+            torch.save(PhaseResNet50(7).state_dict(), folder / "elsewhere.pth")
+        return folder / "elsewhere.pth"
+
+    return made_once(tmp_path_factory, "small_weights", make)

@@ -1,15 +1,14 @@
-"""What two processes of a group tell each other, for test_processgroup.py: started by torchrun, writes rank{N}.json."""
+"""What two processes of a group tell each other, for test_processgroup.py: each of them writes rank{N}.json."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from networks import settled_network, smooth_images
+from networks import network, settled_network, smooth_images
 from torch import nn
 
 from spatialfeat.console import show_log_messages
@@ -61,7 +60,8 @@ def trained(group: ProcessGroup | None, freeze_until: int) -> tuple[torch.Tensor
     of its state dict has moved, and the (shares of the) losses."""
     preprocessing = Preprocessing.for_image_size(64)
     frames = smooth_images(6, 64)
-    model = settled_network(3, frames, preprocessing)
+    with network(small=False):
+        model = settled_network(3, frames, preprocessing)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.freeze(freeze_until)
     criterion = nn.CrossEntropyLoss(torch.tensor([0.5, 1.0, 2.0]), label_smoothing=0.1)
@@ -88,7 +88,8 @@ def trained(group: ProcessGroup | None, freeze_until: int) -> tuple[torch.Tensor
     return torch.cat([(after[name].double() - value.double()).flatten() for name, value in before.items()]), losses
 
 
-def main(folder: Path) -> None:
+def main(folder_name: str) -> None:
+    folder = Path(folder_name)
     show_log_messages()
     with process_group("cpu") as group:
         found: dict[str, Any] = {
@@ -100,7 +101,3 @@ def main(folder: Path) -> None:
             moved, found[f"losses {freeze_until}"] = trained(group, freeze_until)
             torch.save(moved, folder / f"moved{group.rank} {freeze_until}.pt")
     (folder / f"rank{group.rank}.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,10 +1,50 @@
-"""Random networks that behave like trained ones."""
+"""Random networks that behave like trained ones, and a small one for tests that look at other things."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torchvision.models.resnet import Bottleneck, ResNet
 
 from spatialfeat.data.transforms import Preprocessing, normalize
+from spatialfeat.network import weights
 from spatialfeat.network.resnet import PhaseResNet50
+
+_usual_init = PhaseResNet50.__init__
+
+
+def _small_init(self: PhaseResNet50, num_classes: int) -> None:
+    ResNet.__init__(self, Bottleneck, [1, 1, 1, 1], num_classes=num_classes, width_per_group=4)
+    self.to(memory_format=torch.channels_last)
+
+
+def use_small_network() -> None:
+    """From now on a PhaseResNet50 has the same ten children and 2048 features, but a tenth of the weights.
+
+    A study then writes and reads 40 MB instead of 400, and every command starts a second earlier.
+    """
+    _use(_small_init)
+
+
+def _use(initialize: object) -> None:
+    PhaseResNet50.__init__ = initialize  # type: ignore[method-assign, assignment]
+    for found in vars(weights).values():  # The names of the other network's tensors are kept there.
+        if hasattr(found, "cache_clear"):
+            found.cache_clear()
+
+
+@contextmanager
+def network(*, small: bool) -> Iterator[None]:
+    """In this block a PhaseResNet50 is a small one, or a ResNet-50 as users have it."""
+    before = PhaseResNet50.__init__
+    _use(_small_init if small else _usual_init)
+    try:
+        yield
+    finally:
+        _use(before)
 
 
 def smooth_images(count: int, side_px: int) -> torch.Tensor:

@@ -206,13 +206,14 @@ def test_to_a_gpu_a_batch_is_sent_while_the_one_before_is_computed(monkeypatch: 
     assert log == ["sent", "sent", "awaited", "computed", "sent", "awaited", "computed", "awaited", "computed"]
 
 
+@pytest.mark.usefixtures("small_network", "no_drawing")
 def test_a_study_by_batches_is_the_same_study(
-    quick_config: FinetuneConfig, study: FinetuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick_config: FinetuneConfig, small_study: FinetuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SPATIALFEAT_AUGMENT", "device")
     (record,) = finetune(replace(quick_config, epochs=1, test_csv=None, out_dir=tmp_path)).history
-    assert record.train_loss == pytest.approx(study.history[0].train_loss, rel=1e-3)
-    assert record.val_loss == pytest.approx(study.history[0].val_loss, rel=1e-2)
+    assert record.train_loss == pytest.approx(small_study.history[0].train_loss, rel=1e-3)
+    assert record.val_loss == pytest.approx(small_study.history[0].val_loss, rel=1e-2)
 
 
 def test_a_misspelt_switch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

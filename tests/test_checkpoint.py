@@ -89,6 +89,16 @@ def test_a_description_of_another_backbone_is_refused(study: FinetuneResult, tmp
     assert load_checkpoint(path).num_classes == 7
 
 
+@pytest.mark.usefixtures("small_network")
+def test_counters_that_old_files_lack_are_zero(small_plain_weights: Path, tmp_path: Path) -> None:
+    """As a new network has them, and not what lay in the memory."""
+    state = torch.load(small_plain_weights)
+    old = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    loaded = load_checkpoint(save(tmp_path / "w.pth", old)).model.state_dict()
+    assert list(loaded) == list(state)
+    assert {int(loaded[name]) for name in state.keys() - old.keys()} == {0}
+
+
 class Bomb:
     """Pickles to a call of os.mkdir: what a hostile weights file would do on loading."""
 

@@ -33,6 +33,7 @@ def spatialfeat(*arguments: str | Path, cwd: Path, **environment: str) -> subpro
     )
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_the_three_commands_run_in_a_folder_laid_out_as_specified(
     demo_dir: Path, plain_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -60,21 +61,22 @@ def test_the_three_commands_run_in_a_folder_laid_out_as_specified(
     for name in ("best_spatial_study_weights.pth", "predictions_resnet.csv", "history.csv", "run.json"):
         assert (tmp_path / name).is_file()
 
-    evaluated = spatialfeat("evaluate", *quick, cwd=tmp_path)
-    assert evaluated.returncode == 0, evaluated.stderr
+    # The others here, without a process for each, which takes seconds to start.
+    monkeypatch.chdir(tmp_path)
+    evaluated = CliRunner().invoke(app, ["evaluate", *quick])
+    assert evaluated.exit_code == 0, evaluated.stderr
     assert (tmp_path / "evaluation" / "metrics.json").is_file()
     same = [(tmp_path / folder / "predictions_resnet.csv").read_text() for folder in (".", "evaluation")]
     assert same[0] == same[1]
 
-    extracted = spatialfeat("extract", *quick, cwd=tmp_path)
-    assert extracted.returncode == 0, extracted.stderr
+    extracted = CliRunner().invoke(app, ["extract", *quick])
+    assert extracted.exit_code == 0, extracted.stderr
     splits = set()
     for path in (tmp_path / "features").glob("*.h5"):
         with h5py.File(path) as file:
             splits.add(file.attrs["split"])
     assert splits == {"train", "val", "test"}
 
-    monkeypatch.chdir(tmp_path)
     again = CliRunner().invoke(app, ["extract", *quick])
     assert again.exit_code == 0
     assert "10 already there" in again.output
@@ -83,8 +85,9 @@ def test_the_three_commands_run_in_a_folder_laid_out_as_specified(
     assert "other weights" in mixed.output
 
 
+@pytest.mark.usefixtures("small_network")
 def test_failed_videos_give_exit_code_1(
-    demo_dir: Path, study: FinetuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo_dir: Path, small_study: FinetuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = [line.split(",")[0] for line in (demo_dir / "test_ResNet_DB.csv").read_text().splitlines()[1:]]
     (tmp_path / "images").mkdir()
@@ -93,7 +96,7 @@ def test_failed_videos_give_exit_code_1(
     monkeypatch.chdir(tmp_path)
     csv_path = demo_dir / "test_ResNet_DB.csv"
     run = CliRunner().invoke(
-        app, ["extract", "--csv", str(csv_path), "--weights", str(study.weights_path), "--workers", "0"]
+        app, ["extract", "--csv", str(csv_path), "--weights", str(small_study.weights_path), "--workers", "0"]
     )
     assert run.exit_code == 1
     assert f"error: video {ids[0].rsplit('_', 1)[0]} has no feature file" in run.output
@@ -130,21 +133,13 @@ def test_mistakes_end_with_one_message_and_exit_code_2(
     assert "Traceback" not in result.output
 
 
-def test_an_unusable_device_named_by_the_user_is_an_error(quick_config: FinetuneConfig, tmp_path: Path) -> None:
-    run = spatialfeat(
-        "finetune",
-        "--train-csv",
-        quick_config.train_csv,
-        "--val-csv",
-        quick_config.val_csv,
-        "--img-dir",
-        quick_config.img_dir,
-        "--device",
-        "cuda",
-        cwd=tmp_path,
-        CUDA_VISIBLE_DEVICES="",
-    )
-    assert run.returncode == 2
+def test_an_unusable_device_named_by_the_user_is_an_error(
+    quick_config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    data = ["--train-csv", quick_config.train_csv, "--val-csv", quick_config.val_csv, "--img-dir", quick_config.img_dir]
+    run = CliRunner().invoke(app, ["finetune", *map(str, data), "--device", "cuda", "--out", str(tmp_path)])
+    assert run.exit_code == 2
     assert "error: --device cuda: no CUDA device is visible; pass --device cpu" in run.stderr
 
 
@@ -199,7 +194,8 @@ def test_ctrl_c_ends_training_with_a_message(quick_config: FinetuneConfig, tmp_p
     # A script that runs the tests in the background makes them ignore SIGINT, and with them their children.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
-        [sys.executable, "-m", "spatialfeat", "finetune", "--train-csv", quick_config.train_csv,
+        [sys.executable, Path(__file__).with_name("small_spatialfeat.py"), "finetune",
+         "--train-csv", quick_config.train_csv,
          "--val-csv", quick_config.val_csv, "--img-dir", quick_config.img_dir, "--weights", "random",
          "--image-size", "64", "--workers", "1", "--epochs", "1000"],
         cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -1,4 +1,8 @@
-"""finetune and extract by two processes under torchrun give what one process gives, and end cleanly when one fails."""
+"""finetune and extract by two processes give what one process gives, and end cleanly when one fails.
+
+They are forked with the environment that torchrun would give them, which takes a third of the time; torchrun itself
+starts those of the last test.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,15 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from torchrun import TORCHRUN, environment, torchrun
+from forks import Forks
+from networks import network
+from torchrun import TORCHRUN, environment
 
 from spatialfeat.config import ExtractConfig, FinetuneConfig
 from spatialfeat.extract import extract
 from spatialfeat.finetune import FinetuneResult, finetune
 
+COMMAND = Path(__file__).with_name("small_spatialfeat.py")
 TWO_EPOCHS = 2
 
 
@@ -69,17 +76,18 @@ def recipe(quick_config: FinetuneConfig) -> FinetuneConfig:
 def alone(recipe: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a study by one process."""
     out_dir = tmp_path_factory.mktemp("alone")
-    finetune(replace(recipe, out_dir=out_dir))
+    with network(small=True):
+        finetune(replace(recipe, out_dir=out_dir))
     return out_dir
 
 
 @pytest.fixture(scope="module")
-def together(recipe: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+def together(recipe: FinetuneConfig, forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of the same study by two processes, and what they printed."""
-    out_dir = tmp_path_factory.mktemp("together")
-    run = torchrun("-m", "spatialfeat", "finetune", *option_list(recipe), "--out", out_dir, cwd=out_dir)
-    assert run.returncode == 0, run.stderr
-    return out_dir, run.stdout, run.stderr
+    out_dir = tmp_path_factory.mktemp("together") / "out"
+    run = forks.run(out_dir.with_suffix(".log"), "finetune", *option_list(recipe), "--out", out_dir, processes=2)
+    assert run["code"] == 0, run["log"]
+    return out_dir, run["log"]
 
 
 def history_of(out_dir: Path) -> list[dict[str, float]]:
@@ -87,7 +95,7 @@ def history_of(out_dir: Path) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
-def test_two_processes_train_as_one(alone: Path, together: tuple[Path, str, str]) -> None:
+def test_two_processes_train_as_one(alone: Path, together: tuple[Path, str]) -> None:
     one, two = history_of(alone), history_of(together[0])
     assert len(one) == len(two) == TWO_EPOCHS
     for mine, theirs in zip(one, two, strict=True):
@@ -97,7 +105,7 @@ def test_two_processes_train_as_one(alone: Path, together: tuple[Path, str, str]
             assert theirs[name] == pytest.approx(mine[name], rel=1e-5), name
 
 
-def test_their_weights_are_those_of_one_process(alone: Path, together: tuple[Path, str, str]) -> None:
+def test_their_weights_are_those_of_one_process(alone: Path, together: tuple[Path, str]) -> None:
     one, two = (
         torch.load(folder / "best_spatial_study_weights.pth", weights_only=True) for folder in (alone, together[0])
     )
@@ -107,21 +115,21 @@ def test_their_weights_are_those_of_one_process(alone: Path, together: tuple[Pat
         torch.testing.assert_close(two[name], weights, rtol=1e-5, atol=FinetuneConfig.lr / 100, msg=name)
 
 
-def test_the_test_stage_keeps_every_frame_in_the_csvs_order(alone: Path, together: tuple[Path, str, str]) -> None:
+def test_the_test_stage_keeps_every_frame_in_the_csvs_order(alone: Path, together: tuple[Path, str]) -> None:
     one, two = ((folder / "predictions_resnet.csv").read_text() for folder in (alone, together[0]))
     assert two == one
     scores = [json.loads((folder / "metrics.json").read_text()) for folder in (alone, together[0])]
     assert scores[0]["pooled"]["accuracy"] == scores[1]["pooled"]["accuracy"]
 
 
-def test_one_process_speaks_and_writes_for_both(alone: Path, together: tuple[Path, str, str]) -> None:
-    folder, stdout, stderr = together
+def test_one_process_speaks_and_writes_for_both(alone: Path, together: tuple[Path, str]) -> None:
+    folder, printed = together
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in alone.iterdir())
-    assert stdout.count("epoch 1/2  train loss") == 1
-    assert stdout.count("kept the weights of epoch") == 1
-    assert stdout.count("per phase, all frames together") == 1
-    assert stderr.count("random weights with 9 frozen children") == 1
-    assert "/28 [" in stderr  # The bar counts the frames of both.
+    assert printed.count("epoch 1/2  train loss") == 1
+    assert printed.count("kept the weights of epoch") == 1
+    assert printed.count("per phase, all frames together") == 1
+    assert printed.count("random weights with 9 frozen children") == 1
+    assert "/28 [" in printed  # The bar counts the frames of both.
     assert json.loads((folder / "run.json").read_text())["device"].endswith("2 processes")
 
 
@@ -135,29 +143,33 @@ def broken_images(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return img_dir
 
 
-def test_a_bad_image_in_one_process_ends_all(recipe: FinetuneConfig, broken_images: Path, tmp_path: Path) -> None:
+def test_a_bad_image_in_one_process_ends_all(
+    recipe: FinetuneConfig, broken_images: Path, forks: Forks, tmp_path: Path
+) -> None:
     config = replace(recipe, img_dir=broken_images, batch_size=14)
-    run = torchrun("-m", "spatialfeat", "finetune", *option_list(config), "--out", tmp_path, cwd=tmp_path)
-    assert run.returncode != 0
+    out_dir = tmp_path / "out"
+    run = forks.run(tmp_path / "log", "finetune", *option_list(config), "--out", out_dir, processes=2)
+    assert run["code"] == 2, run["log"]
     name = ids_of(recipe.train_csv)[5]
-    messages = [line for line in run.stderr.splitlines() if "cannot read" in line]
+    messages = [line for line in run["log"].splitlines() if "cannot read" in line]
     assert len(messages) == 1
     assert f"{name}.png: the PNG cannot be decoded" in messages[0]
-    assert "spatialfeat/finetune.py" not in run.stderr  # torchrun's traceback is its own; ours has none.
-    record = json.loads((tmp_path / "run.json").read_text())
-    assert record["status"] in ("failed", "interrupted")  # By the lost contact, or by torchrun's signal.
-    assert "lost contact with another process" in record.get("error", "lost contact with another process")
-    assert not (tmp_path / "history.csv").exists()
+    assert "Traceback" not in run["log"]
+    record = json.loads((out_dir / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert "lost contact with another process" in record["error"]
+    assert not (out_dir / "history.csv").exists()
 
 
-def test_a_shard_under_torchrun_and_another_alone_give_the_files_of_one_run(
-    demo_dir: Path, study: FinetuneResult, broken_images: Path, tmp_path: Path
+@pytest.mark.usefixtures("small_network")
+def test_a_shard_by_two_processes_and_another_by_one_give_the_files_of_one_run(
+    demo_dir: Path, small_study: FinetuneResult, broken_images: Path, forks: Forks, tmp_path: Path
 ) -> None:
     csvs = tuple(str(demo_dir / f"{split}_ResNet_DB.csv") for split in ("train", "val", "test"))
     whole = ExtractConfig(
         csvs=csvs,
         img_dir=broken_images,
-        weights=study.weights_path,
+        weights=small_study.weights_path,
         out_dir=tmp_path / "whole",
         workers=0,
         device="cpu",
@@ -165,18 +177,18 @@ def test_a_shard_under_torchrun_and_another_alone_give_the_files_of_one_run(
     expected = extract(whole)
     assert len(expected.failed) == 2
     options = [option for csv_path in csvs for option in ("--csv", csv_path)]
-    run = torchrun(
-        "-m", "spatialfeat", "extract", *options, "--img-dir", broken_images, "--weights", study.weights_path,
-        "--out", tmp_path / "shared", "--workers", "0", "--device", "cpu", "--shard", "1/2", cwd=tmp_path,
+    run = forks.run(
+        tmp_path / "log", "extract", *options, "--img-dir", broken_images, "--weights", small_study.weights_path,
+        "--out", tmp_path / "shared", "--workers", "0", "--device", "cpu", "--shard", "1/2", processes=2,
     )  # fmt: skip
     rest = extract(replace(whole, out_dir=tmp_path / "shared", shard="2/2"))
     record = json.loads((tmp_path / "shared" / "run-1of2.json").read_text())
     failed = record["failed"] | rest.failed
     assert failed == expected.failed
     assert record["status"] == ("incomplete" if record["failed"] else "complete")
-    assert (run.returncode != 0) == bool(record["failed"]), run.stderr
+    assert (run["code"] != 0) == bool(record["failed"]), run["log"]
     for video, reason in record["failed"].items():
-        assert run.stderr.count(f"error: video {video} has no feature file: {reason}") == 1
+        assert run["log"].count(f"error: video {video} has no feature file: {reason}") == 1
     assert sorted(record["written"] + rest.written) == sorted(expected.written)
     assert len(record["written"]) >= 2
     for video in expected.written:
@@ -194,7 +206,7 @@ def test_a_shard_under_torchrun_and_another_alone_give_the_files_of_one_run(
 def test_sigterm_to_torchrun_ends_both_processes_cleanly(recipe: FinetuneConfig, tmp_path: Path) -> None:
     options = option_list(replace(recipe, epochs=1000))
     process = subprocess.Popen(
-        [*TORCHRUN, "-m", "spatialfeat", "finetune", *options, "--out", tmp_path],
+        [*TORCHRUN, COMMAND, "finetune", *options, "--out", tmp_path],
         cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None

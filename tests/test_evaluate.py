@@ -60,14 +60,15 @@ def test_scores_agree_with_scikit_learn_on_the_written_predictions(
     assert json.loads((tmp_path / "run.json").read_text())["command"] == "evaluate"
 
 
+@pytest.mark.usefixtures("small_network", "no_drawing")
 @pytest.mark.parametrize("frames", [True, False])
 def test_the_report_names_the_weights_and_shows_mistakes_unless_told(
-    demo_dir: Path, study: FinetuneResult, tmp_path: Path, frames: bool
+    demo_dir: Path, small_study: FinetuneResult, tmp_path: Path, frames: bool
 ) -> None:
     config = EvaluateConfig(
         csv=demo_dir / "test_ResNet_DB.csv",
         img_dir=demo_dir / "images",
-        weights=study.weights_path,
+        weights=small_study.weights_path,
         out_dir=tmp_path,
         workers=0,
         frames=frames,
@@ -76,7 +77,7 @@ def test_the_report_names_the_weights_and_shows_mistakes_unless_told(
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert ("data:image/jpeg" in page) == frames
     assert ("Most confident mistakes" in page) == frames
-    description = json.loads(study.weights_path.with_suffix(".json").read_text())
+    description = json.loads(small_study.weights_path.with_suffix(".json").read_text())
     assert f"<dt>SHA-256 of the weights</dt><dd>{description['weights_sha256']}</dd>" in page
     assert f"<dt>weights of epoch</dt><dd>{description['epoch']}</dd>" in page
     # A date that is about now, whatever happens at midnight.
@@ -84,12 +85,13 @@ def test_the_report_names_the_weights_and_shows_mistakes_unless_told(
     assert abs(date.fromisoformat(day) - datetime.now(timezone.utc).date()) <= timedelta(days=1)
 
 
-def test_predictions_keep_the_order_of_the_csv(demo_dir: Path, study: FinetuneResult, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("small_network", "no_drawing")
+def test_predictions_keep_the_order_of_the_csv(demo_dir: Path, small_study: FinetuneResult, tmp_path: Path) -> None:
     lines = (demo_dir / "test_ResNet_DB.csv").read_text().splitlines(keepends=True)
     order = np.random.default_rng(1).permutation(len(lines) - 1) + 1
     shuffled = tmp_path / "shuffled.csv"
     shuffled.write_text(lines[0] + "".join(lines[i] for i in order))
-    common = {"img_dir": demo_dir / "images", "weights": study.weights_path, "workers": 0}
+    common = {"img_dir": demo_dir / "images", "weights": small_study.weights_path, "workers": 0}
     straight = evaluate(EvaluateConfig(csv=demo_dir / "test_ResNet_DB.csv", out_dir=tmp_path / "a", **common)).metrics
     mixed = evaluate(EvaluateConfig(csv=shuffled, out_dir=tmp_path / "b", batch_size=3, **common)).metrics
     a = read_predictions(tmp_path / "a" / "predictions_resnet.csv")
@@ -100,13 +102,18 @@ def test_predictions_keep_the_order_of_the_csv(demo_dir: Path, study: FinetuneRe
     assert mixed["segmental"] == straight["segmental"]
 
 
-def test_one_phase_only_still_reports_all_phases(demo_dir: Path, plain_weights: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("small_network", "no_drawing")
+def test_one_phase_only_still_reports_all_phases(demo_dir: Path, small_plain_weights: Path, tmp_path: Path) -> None:
     """Trap: a confusion matrix without `labels=` shrinks to the phases that occur. These weights have no JSON."""
     rows = [line for line in (demo_dir / "val_ResNet_DB.csv").read_text().splitlines()[1:] if line.endswith(",0")]
     (tmp_path / "one.csv").write_text("id,label\n" + "\n".join(rows) + "\n")
     metrics = evaluate(
         EvaluateConfig(
-            csv=tmp_path / "one.csv", img_dir=demo_dir / "images", weights=plain_weights, out_dir=tmp_path, workers=0
+            csv=tmp_path / "one.csv",
+            img_dir=demo_dir / "images",
+            weights=small_plain_weights,
+            out_dir=tmp_path,
+            workers=0,
         )
     ).metrics
     assert np.shape(metrics["confusion_matrix"]) == (7, 7)
@@ -114,11 +121,14 @@ def test_one_phase_only_still_reports_all_phases(demo_dir: Path, plain_weights: 
     assert [row["name"] for row in metrics["per_phase"]] == [f"phase_{phase}" for phase in range(7)]
 
 
-def test_labels_beyond_the_weights_classes_are_refused(demo_dir: Path, plain_weights: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("small_network")
+def test_labels_beyond_the_weights_classes_are_refused(
+    demo_dir: Path, small_plain_weights: Path, tmp_path: Path
+) -> None:
     frame_id = (demo_dir / "val_ResNet_DB.csv").read_text().splitlines()[1].split(",")[0]
     (tmp_path / "bad.csv").write_text(f"id,label\n{frame_id},7\n")
     config = EvaluateConfig(
-        csv=tmp_path / "bad.csv", img_dir=demo_dir / "images", weights=plain_weights, out_dir=tmp_path / "out"
+        csv=tmp_path / "bad.csv", img_dir=demo_dir / "images", weights=small_plain_weights, out_dir=tmp_path / "out"
     )
     with pytest.raises(SpatialfeatError, match=r"bad\.csv row 2: label 7 is outside 0\.\.6"):
         evaluate(config)

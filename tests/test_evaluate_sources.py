@@ -73,10 +73,11 @@ def score(out: Path, **options: object) -> dict[str, object]:
     return content
 
 
+@pytest.mark.usefixtures("small_network")
 def test_the_same_predictions_score_the_same_from_all_three_sources(
-    demo_dir: Path, plain_weights: Path, tmp_path: Path, numbers_only: None
+    demo_dir: Path, small_plain_weights: Path, tmp_path: Path, numbers_only: None
 ) -> None:
-    frames = {"img_dir": demo_dir / "images", "weights": plain_weights, "workers": 0, "device": "cpu"}
+    frames = {"img_dir": demo_dir / "images", "weights": small_plain_weights, "workers": 0, "device": "cpu"}
     csv = demo_dir / "test_ResNet_DB.csv"
     from_weights = score(tmp_path / "weights", csv=csv, **frames)
     predictions = (str(tmp_path / "weights" / "predictions_resnet.csv"),)
@@ -264,7 +265,9 @@ def test_small_inputs_are_defined_and_silent(
     assert (tmp_path / "out" / "report.html").is_file()
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_equal_runs_write_equal_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal pictures: test_report.py."""
     monkeypatch.chdir(tmp_path)
     write_predictions(Path("resnet.csv"), truth=TRUTH[:4], predicted=PREDICTED[:4])
     write_predictions(Path("tcn.csv"), truth=TRUTH[:4], predicted=BETTER[:4])

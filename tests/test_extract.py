@@ -25,11 +25,11 @@ from spatialfeat.finetune import FinetuneResult
 
 
 @pytest.fixture
-def config(demo_dir: Path, study: FinetuneResult, tmp_path: Path) -> ExtractConfig:
+def config(demo_dir: Path, small_study: FinetuneResult, small_network: None, tmp_path: Path) -> ExtractConfig:
     return ExtractConfig(
         csvs=tuple(str(demo_dir / f"{split}_ResNet_DB.csv") for split in ("train", "val", "test")),
         img_dir=demo_dir / "images",
-        weights=study.weights_path,
+        weights=small_study.weights_path,
         out_dir=tmp_path / "features",
         workers=0,
         device="cpu",
@@ -159,10 +159,10 @@ def test_a_second_run_computes_nothing(config: ExtractConfig) -> None:
     assert {path: path.stat().st_mtime_ns for path in config.out_dir.glob("*.h5")} == before
 
 
-def test_other_weights_are_refused_until_overwrite(config: ExtractConfig, plain_weights: Path, tmp_path: Path) -> None:
+def test_other_weights_are_refused_until_overwrite(config: ExtractConfig, small_plain_weights: Path) -> None:
     extract(replace(config, csvs=config.csvs[2:]))
     before = contents(config.out_dir)
-    other = replace(config, csvs=config.csvs[2:], weights=plain_weights)
+    other = replace(config, csvs=config.csvs[2:], weights=small_plain_weights)
     with pytest.raises(SpatialfeatError, match=r"other weights.*--overwrite"):
         extract(other)
     assert list(contents(config.out_dir)) == list(before)

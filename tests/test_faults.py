@@ -21,6 +21,7 @@ from spatialfeat.cli import app
 from spatialfeat.console import LastingStream
 from spatialfeat.errors import REMEDIES, SpatialfeatError, describe_os_error, translate_computing_faults
 from spatialfeat.files import read_json_object
+from spatialfeat.finetune import FinetuneResult
 from spatialfeat.network.classifier import InferenceNetwork
 from spatialfeat.training.trainer import TrainingStep
 
@@ -171,10 +172,9 @@ def _finetune(demo_dir: Path, weights: Path, out: Path) -> Result:
 
 
 @pytest.fixture
-def small_weights(study: Any) -> Path:
-    """Trained at 64 pixels, so that tests are quick."""
-    path: Path = study.weights_path
-    return path
+def small_weights(small_study: FinetuneResult, small_network: None, no_drawing: None) -> Path:
+    """Of a small network, trained at 64 pixels, so that tests are quick."""
+    return small_study.weights_path
 
 
 def _given_outputs(network: InferenceNetwork, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -294,12 +294,14 @@ WITHOUT_SHARED_MEMORY = """
 import sys
 from pathlib import Path
 import torch
+from networks import use_small_network
 from spatialfeat.cli import main
 from spatialfeat.data import dataset
 
 def refuse(tensor):
     raise RuntimeError("unable to allocate shared memory(shm) for file </torch_7_1>: No space left on device (28)")
 
+use_small_network()
 torch.Tensor.share_memory_ = refuse
 dataset.SLOT_BYTES_PER_FRAME = 1  # Too small for any batch.
 if sys.argv.pop(1) == "as a library":
@@ -318,8 +320,9 @@ def test_shared_memory_that_runs_out_ends_the_process(
     """As in a container with the usual 64 MB of it. Workers that still wait for work must not be waited for."""
     command = _extraction(demo_dir, small_weights, tmp_path, "--workers", "2")
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_SHARED_MEMORY, way, *command], capture_output=True, text=True, timeout=500
-    )
+        [sys.executable, "-c", WITHOUT_SHARED_MEMORY, way, *command], cwd=Path(__file__).parent,
+        capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
     told = "the decoding processes ran out of shared memory"
     assert f"rror: {told}" in done.stderr
     assert "pass --workers 0" in done.stderr

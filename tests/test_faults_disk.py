@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from drawing import draw_nothing
 from feature_folders import make_video
 from predictions_data import BETTER, write_predictions
 from typer.testing import CliRunner
@@ -68,8 +69,11 @@ def extraction(demo_dir: Path, weights: Path, out: Path) -> list[object]:
     ]
 
 
-def test_extract_on_a_full_disk_keeps_earlier_files(demo_dir: Path, study: FinetuneResult, tmp_path: Path) -> None:
-    command = extraction(demo_dir, study.weights_path, tmp_path / "out")
+@pytest.mark.usefixtures("small_network", "no_drawing")
+def test_extract_on_a_full_disk_keeps_earlier_files(
+    demo_dir: Path, small_study: FinetuneResult, tmp_path: Path
+) -> None:
+    command = extraction(demo_dir, small_study.weights_path, tmp_path / "out")
     assert run(*command)[0] == 0
     whole = contents(tmp_path / "out")
     for name in ("114_02.h5", "114_03.h5"):
@@ -91,24 +95,26 @@ def test_extract_on_a_full_disk_keeps_earlier_files(demo_dir: Path, study: Finet
     }
 
 
+@pytest.mark.usefixtures("small_network", "no_drawing")
 def test_extract_on_a_small_disk(
-    demo_dir: Path, study: FinetuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo_dir: Path, small_study: FinetuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with small_disk(tmp_path / "disk", "100k") as disk:
-        code, _, errors = run(*extraction(demo_dir, study.weights_path, disk / "out"))
+        code, _, errors = run(*extraction(demo_dir, small_study.weights_path, disk / "out"))
         assert code == 2
         assert "out: the feature files take about 0.1 MB, but 0.1 MB are free there; make room" in errors
         # Other programs may fill it later.
         monkeypatch.setattr("spatialfeat.extract.require_room", lambda *arguments: None)
-        code, output, errors = run(*extraction(demo_dir, study.weights_path, disk / "out"))
+        code, output, errors = run(*extraction(demo_dir, small_study.weights_path, disk / "out"))
         assert code == 2
         assert f"error: {disk / 'out' / '114_02.h5'}: No space left on device; make room" in errors
         assert "1 of 3 videos are finished and kept: 114_01; run" in output
         assert {path.name for path in (disk / "out").iterdir()} == {"114_01.h5", "run.json"}
 
 
+@pytest.mark.usefixtures("small_network", "no_drawing")
 def test_finetune_on_a_full_disk_keeps_the_best_weights_so_far(
-    quick_config: FinetuneConfig, study: FinetuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick_config: FinetuneConfig, small_study: FinetuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first epoch is saved; the second no longer fits."""
     save, saved = StudyFiles.save_epoch, []
@@ -120,7 +126,7 @@ def test_finetune_on_a_full_disk_keeps_the_best_weights_so_far(
 
     monkeypatch.setattr(StudyFiles, "save_epoch", save_until_full)
     with pytest.raises(SpatialfeatError, match=rf"{STATE_NAME}: File too large; make room there"):
-        finetune(replace(quick_config, weights=str(study.weights_path), out_dir=tmp_path, freeze_until=9))
+        finetune(replace(quick_config, weights=str(small_study.weights_path), out_dir=tmp_path, freeze_until=9))
     assert len(saved) == 2
     assert load_checkpoint(tmp_path / "best_spatial_study_weights.pth").num_classes == 7
     assert read_json_object(tmp_path / "best_spatial_study_weights.json")["epoch"] == 1
@@ -139,10 +145,12 @@ def test_finetune_refuses_a_disk_that_is_too_small_before_it_trains(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_evaluation_leaves_the_earlier_one(tmp_path: Path) -> None:
+def test_a_failed_evaluation_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, better = write_predictions(tmp_path / "a.csv"), write_predictions(tmp_path / "b.csv", BETTER)
     out = tmp_path / "scores"
-    assert run("evaluate", "--predictions", first, "--bootstrap", 0, "--out", out)[0] == 0
+    with monkeypatch.context() as quick:
+        draw_nothing(quick.setattr)
+        assert run("evaluate", "--predictions", first, "--bootstrap", 0, "--out", out)[0] == 0
     before = contents(out)
     assert {"metrics.json", "report.html", "run.json", "ribbons/1_1.png"} <= before.keys()
     with files_up_to(20_000):  # enough for the numbers, too little for the pictures
@@ -150,6 +158,7 @@ def test_a_failed_evaluation_leaves_the_earlier_one(tmp_path: Path) -> None:
     assert code == 2
     assert "per_phase.png: File too large; make room there" in errors
     assert contents(out) == before
+    draw_nothing(monkeypatch.setattr)
     assert run("evaluate", "--predictions", better, "--bootstrap", 0, "--out", out)[0] == 0
     after = contents(out)
     assert after.keys() == before.keys()
@@ -205,8 +214,9 @@ def read_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+@pytest.mark.usefixtures("small_network", "no_drawing")
 def test_a_read_only_folder_is_told_at_once(
-    demo_dir: Path, study: FinetuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo_dir: Path, small_study: FinetuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -215,7 +225,7 @@ def test_a_read_only_folder_is_told_at_once(
     predictions = write_predictions(tmp_path / "a.csv")
     with read_only(out, monkeypatch):
         for command in (
-            extraction(demo_dir, study.weights_path, out),
+            extraction(demo_dir, small_study.weights_path, out),
             ["evaluate", "--predictions", predictions, "--out", out],
             [
                 *("finetune", "--train-csv", demo_dir / "train_ResNet_DB.csv", "--img-dir", demo_dir / "images"),

@@ -23,6 +23,8 @@ from spatialfeat.network.weights import load_checkpoint
 from spatialfeat.training import trainer
 from spatialfeat.training.trainer import RunningScore, TrainingStep
 
+pytestmark = pytest.mark.usefixtures("small_network", "no_drawing")
+
 
 def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
@@ -81,10 +83,10 @@ def test_saved_weights_score_the_best_validation_accuracy_although_later_epochs_
 
 
 def test_really_trained_weights_score_the_best_validation_accuracy(
-    quick_config: FinetuneConfig, study: FinetuneResult
+    quick_config: FinetuneConfig, small_study: FinetuneResult
 ) -> None:
-    accuracy = accuracy_of(study.weights_path, quick_config.val_csv, quick_config.img_dir)
-    assert accuracy == max(record.val_acc for record in study.history)
+    accuracy = accuracy_of(small_study.weights_path, quick_config.val_csv, quick_config.img_dir)
+    assert accuracy == max(record.val_acc for record in small_study.history)
 
 
 def test_early_stopping_and_learning_rate_schedule(
@@ -122,12 +124,11 @@ def test_a_training_that_explodes_is_said_before_the_scores(
 
 
 def test_frozen_children_do_not_change_at_all(
-    quick_config: FinetuneConfig, plain_weights: Path, tmp_path: Path
+    quick_config: FinetuneConfig, small_plain_weights: Path, tmp_path: Path
 ) -> None:
-    result = finetune(
-        replace(quick_config, weights=str(plain_weights), freeze_until=6, epochs=1, out_dir=tmp_path, test_csv=None)
-    )
-    before, after = torch.load(plain_weights), torch.load(result.weights_path)
+    weights = str(small_plain_weights)
+    result = finetune(replace(quick_config, weights=weights, freeze_until=6, epochs=1, out_dir=tmp_path, test_csv=None))
+    before, after = torch.load(weights), torch.load(result.weights_path)
     frozen = ("conv1.", "bn1.", "layer1.", "layer2.")
     for name, tensor in before.items():
         same = torch.equal(tensor, after[name])
@@ -135,11 +136,12 @@ def test_frozen_children_do_not_change_at_all(
         assert same == name.startswith(frozen), name
 
 
-def test_freezing_nothing_trains_everything(quick_config: FinetuneConfig, plain_weights: Path, tmp_path: Path) -> None:
-    result = finetune(
-        replace(quick_config, weights=str(plain_weights), freeze_until=0, epochs=1, out_dir=tmp_path, test_csv=None)
-    )
-    before, after = torch.load(plain_weights), torch.load(result.weights_path)
+def test_freezing_nothing_trains_everything(
+    quick_config: FinetuneConfig, small_plain_weights: Path, tmp_path: Path
+) -> None:
+    weights = str(small_plain_weights)
+    result = finetune(replace(quick_config, weights=weights, freeze_until=0, epochs=1, out_dir=tmp_path, test_csv=None))
+    before, after = torch.load(weights), torch.load(result.weights_path)
     assert not [name for name in before if torch.equal(before[name], after[name])]
 
 
@@ -149,14 +151,14 @@ def test_weights_load_into_a_plain_torchvision_model(study: FinetuneResult) -> N
 
 
 def test_same_seed_gives_the_same_history_whatever_the_workers(
-    quick_config: FinetuneConfig, study: FinetuneResult, tmp_path: Path
+    quick_config: FinetuneConfig, small_study: FinetuneResult, tmp_path: Path
 ) -> None:
     again = finetune(replace(quick_config, out_dir=tmp_path, workers=2, test_csv=None))
     assert [record._replace(seconds=0) for record in again.history] == [
-        record._replace(seconds=0) for record in study.history
+        record._replace(seconds=0) for record in small_study.history
     ]
     other = finetune(replace(quick_config, out_dir=tmp_path, seed=1, epochs=1, test_csv=None))
-    assert other.history[0].train_loss != study.history[0].train_loss
+    assert other.history[0].train_loss != small_study.history[0].train_loss
 
 
 def test_output_folder_holds_what_the_specification_names(study: FinetuneResult, quick_config: FinetuneConfig) -> None:

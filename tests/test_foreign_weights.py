@@ -1,4 +1,7 @@
-"""Weights of others: state dicts of the real names and shapes, made at random, in every wrapping that people bring."""
+"""Weights of others: state dicts of the real names, made at random, in every wrapping that people bring.
+
+They are those of a small network, except where a file is told from a ResNet-50.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from networks import network
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import resnet50, resnet101
@@ -30,17 +34,20 @@ from spatialfeat.extract import extract
 from spatialfeat.features.file import FeatureFile
 from spatialfeat.finetune import FinetuneResult
 from spatialfeat.info import describe, render
-from spatialfeat.network.weights import initial_model, load_checkpoint
+from spatialfeat.network.resnet import PhaseResNet50
+from spatialfeat.network.weights import initial_model, load_checkpoint, snapshot
+
+pytestmark = pytest.mark.usefixtures("small_network", "no_drawing")
 
 State = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
 def state() -> State:
-    """A ResNet-50 of 7 phases in half precision, which halves the files; no number is rounded on the way."""
+    """A network of 7 phases in half precision; no number is rounded on the way."""
     torch.manual_seed(11)
-    network = resnet50(num_classes=7).half()
-    found: State = network.state_dict()
+    with network(small=True):
+        found: State = snapshot(PhaseResNet50(7).half())
     return found
 
 
@@ -105,9 +112,9 @@ def test_a_whole_network_is_found_and_one_line_says_where(
     assert told.startswith(str(tmp_path / "w.ckpt"))
 
 
-def test_what_lies_open_is_taken_without_a_word(plain_weights: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_lies_open_is_taken_without_a_word(small_plain_weights: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "spatialfeat"):
-        load_checkpoint(plain_weights)
+        load_checkpoint(small_plain_weights)
     assert not any("is taken" in message for message in caplog.messages)
 
 
@@ -217,8 +224,11 @@ def test_two_networks_of_equal_standing_are_refused_by_name(trunk: State, tmp_pa
     assert_holds(load_checkpoint(tmp_path / "w-chosen.pth", needs_classifier=False).model, trunk)
 
 
-def test_other_networks_are_told_apart(trunk: State, tmp_path: Path) -> None:
+@network(small=False)
+def test_other_networks_are_told_apart(tmp_path: Path) -> None:
     """A ResNet-101 has every name of a ResNet-50."""
+    whole = resnet50(num_classes=7).half().state_dict()
+    trunk = {name: tensor for name, tensor in whole.items() if not name.startswith("fc.")}
     with torch.device("meta"):
         names = resnet101(num_classes=7).state_dict()
     more = {name: torch.zeros(1) for name in names if name not in trunk and not name.startswith("fc.")}
@@ -305,9 +315,11 @@ def test_a_torchscript_program_is_called_so(tmp_path: Path) -> None:
 # --- what is assumed -------------------------------------------------------------------------------------------------
 
 
-def test_weights_without_json_warn_of_what_is_assumed(plain_weights: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_weights_without_json_warn_of_what_is_assumed(
+    small_plain_weights: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING, "spatialfeat"):
-        load_checkpoint(plain_weights)
+        load_checkpoint(small_plain_weights)
     (warning,) = caplog.messages
     for part in ("elsewhere.pth", "shorter side to 256 px, central 224 px", "mean 0.485 0.456 0.406",
                  "std 0.229 0.224 0.225", "phase_0 to phase_6", "--preprocessing",
@@ -316,10 +328,10 @@ def test_weights_without_json_warn_of_what_is_assumed(plain_weights: Path, caplo
 
 
 def test_a_foreign_json_is_ignored_with_a_line(
-    plain_weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    small_plain_weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "w.pth"
-    path.symlink_to(plain_weights)
+    path.symlink_to(small_plain_weights)
     for content in ({"lr": 1e-4, "schema": 7}, ["a", "list"]):
         (tmp_path / "w.json").write_text(json.dumps(content))
         caplog.clear()
@@ -359,7 +371,8 @@ def headless_features(
                  "--img-dir", str(demo_dir / "images"),
                  "--preprocessing", "squash", "--mean", "0.3464,0.228,0.2228", "--std", "0.252,0.2128,0.2093",
                  "--phase-names", "A,B,C,D,E,F,G", "--out", str(out), "--workers", "0", "--device", "cpu"]  # fmt: skip
-    result = CliRunner().invoke(app, arguments)
+    with network(small=True):
+        result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     return out
 
@@ -371,10 +384,10 @@ def test_features_without_logits_squashed_and_normalized_as_asked(
     from PIL import Image
     from torchvision import transforms
 
-    network = resnet50(num_classes=7)
-    network.load_state_dict({name: tensor.float() for name, tensor in trunk.items()}, strict=False)
-    network.fc = nn.Identity()
-    network.eval()
+    plain = PhaseResNet50(7)
+    plain.load_state_dict({name: tensor.float() for name, tensor in trunk.items()}, strict=False)
+    plain.fc = nn.Identity()
+    plain.eval()
     steps = transforms.Compose([
         transforms.Resize((224, 224)), transforms.ToTensor(),
         transforms.Normalize([0.3464, 0.228, 0.2228], [0.252, 0.2128, 0.2093]),
@@ -393,7 +406,7 @@ def test_features_without_logits_squashed_and_normalized_as_asked(
             frame_id = file["frame_ids"].asstr()[0]
             image = steps(Image.open(demo_dir / "images" / f"{frame_id}.png").convert("RGB"))
             with torch.no_grad():
-                expected = network(image[None])[0].numpy()
+                expected = plain(image[None])[0].numpy()
             found = file["features"][:, 0]
             assert np.linalg.norm(found - expected) < 2e-3 * np.linalg.norm(expected)
 
@@ -454,17 +467,17 @@ def test_files_with_and_without_logits_are_not_mixed(headless_features: Path, tm
         export(ExportConfig(format="ms-tcn", features_dir=tmp_path / "mixed", out=tmp_path / "study"))
 
 
-def test_weights_with_json_keep_their_own_preprocessing(study: FinetuneResult) -> None:
+def test_weights_with_json_keep_their_own_preprocessing(small_study: FinetuneResult) -> None:
     from spatialfeat.data.transforms import Preprocessing
 
     with pytest.raises(SpatialfeatError, match=r"weights\.json: says how .*central 64 px.*leave out --preprocessing"):
-        load_checkpoint(study.weights_path, preprocessing=Preprocessing.of_options("squash", None, None))
+        load_checkpoint(small_study.weights_path, preprocessing=Preprocessing.of_options("squash", None, None))
 
 
-def test_preprocessing_from_a_file_and_bad_ones(tmp_path: Path, study: FinetuneResult) -> None:
+def test_preprocessing_from_a_file_and_bad_ones(tmp_path: Path, small_study: FinetuneResult) -> None:
     from spatialfeat.data.transforms import Preprocessing
 
-    beside = study.weights_path.with_suffix(".json")
+    beside = small_study.weights_path.with_suffix(".json")
     assert Preprocessing.of_options(str(beside), None, None) == Preprocessing.for_image_size(64)
     path = tmp_path / "p.json"
     path.write_text('{"resize": "squash", "resize_px": 250, "crop_px": 224}')

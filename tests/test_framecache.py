@@ -252,16 +252,17 @@ def private_images(demo_dir: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("small_network", "no_drawing")
 def test_a_study_decodes_each_frame_once_and_the_next_none(
-    quick_config: FinetuneConfig, study: FinetuneResult, demo_dir: Path, tmp_path: Path
+    quick_config: FinetuneConfig, small_study: FinetuneResult, demo_dir: Path, tmp_path: Path
 ) -> None:
     """The demo's frames are 96x64, so nothing is shrunk: the history is that of the study without a cache."""
     img_dir = private_images(demo_dir, tmp_path / "images")
-    config = replace(quick_config, img_dir=img_dir, out_dir=tmp_path / "out", workers=2, cache_dir=tmp_path / "cache")
+    config = replace(quick_config, img_dir=img_dir, out_dir=tmp_path / "out", workers=1, cache_dir=tmp_path / "cache")
     first = finetune(replace(config, phase_names=tuple("ABCDEFG")))
-    expected = [record._replace(seconds=0) for record in study.history]
+    expected = [record._replace(seconds=0) for record in small_study.history]
     assert [record._replace(seconds=0) for record in first.history] == expected
-    assert first.test_metrics == study.test_metrics
+    assert first.test_metrics == small_study.test_metrics
     facts = json.loads((tmp_path / "out" / "run.json").read_text())["cache"]
     num_train, num_val, num_test = (
         len((demo_dir / f"{split}_ResNet_DB.csv").read_text().splitlines()) - 1 for split in ("train", "val", "test")
@@ -323,14 +324,15 @@ def feature_files(out_dir: Path) -> dict[str, tuple[NDArray[np.float32], dict[st
     return found
 
 
+@pytest.mark.usefixtures("small_network")
 def test_extracted_files_are_the_same_with_and_without_a_cache(
-    demo_dir: Path, study: FinetuneResult, tmp_path: Path
+    demo_dir: Path, small_study: FinetuneResult, tmp_path: Path
 ) -> None:
     img_dir = private_images(demo_dir, tmp_path / "images")
     config = ExtractConfig(
         csvs=(str(demo_dir / "test_ResNet_DB.csv"),),
         img_dir=img_dir,
-        weights=study.weights_path,
+        weights=small_study.weights_path,
         out_dir=tmp_path / "plain",
         workers=2,
         device="cpu",

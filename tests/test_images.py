@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from tinydata import png_bytes, write_csv
 from torchvision import transforms
-from torchvision.models import resnet50
 
 from spatialfeat.config import ExtractConfig
 from spatialfeat.data import images as images_module
@@ -34,6 +33,7 @@ from spatialfeat.data.images import (
     image_header,
 )
 from spatialfeat.extract import extract
+from spatialfeat.network.resnet import PhaseResNet50
 
 
 def _encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -436,7 +436,8 @@ def test_digest_tells_content_apart() -> None:
     assert len(content_digest(b"")) == 16
 
 
-def test_odd_but_valid_pngs_give_the_features_of_a_plain_pipeline(plain_weights: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("small_network")
+def test_odd_but_valid_pngs_give_the_features_of_a_plain_pipeline(small_plain_weights: Path, tmp_path: Path) -> None:
     """Pillow's convert("RGB") and torchvision's transforms, written as the specification has them."""
     (tmp_path / "images").mkdir()
     paths = [tmp_path / "images" / f"9_1_{number:03}.png" for number in range(len(ODD_BUT_VALID))]
@@ -446,14 +447,14 @@ def test_odd_but_valid_pngs_give_the_features_of_a_plain_pipeline(plain_weights:
     csv_path = write_csv(tmp_path / "test.csv", [(path.stem, 0) for path in paths])
     extract(
         ExtractConfig(
-            csvs=(str(csv_path),), img_dir=tmp_path / "images", weights=plain_weights, out_dir=tmp_path, workers=0
+            csvs=(str(csv_path),), img_dir=tmp_path / "images", weights=small_plain_weights, out_dir=tmp_path, workers=0
         )
     )
     with h5py.File(tmp_path / "9_1.h5") as file:
         assert file["frame_ids"].asstr()[()].tolist() == [path.stem for path in paths]
         features = file["features"][()].T
-    model = resnet50(num_classes=7)
-    model.load_state_dict(torch.load(plain_weights, weights_only=True))
+    model = PhaseResNet50(7)
+    model.load_state_dict(torch.load(small_plain_weights, weights_only=True))
     model.fc = torch.nn.Identity()
     normalize = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     shape = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), normalize])

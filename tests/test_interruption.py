@@ -6,17 +6,15 @@ import json
 import random
 import re
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import Answer, Forks
 
 from spatialfeat.config import FinetuneConfig
 
-Answer = dict[str, Any]
 Study = Callable[..., Answer]
 
 SAME_BYTES = (
@@ -33,12 +31,8 @@ SAME_BYTES = (
 
 
 @pytest.fixture(scope="module")
-def study(quick_config: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
+def study(quick_config: FinetuneConfig, forks: Forks) -> Study:
     """Runs a study of three epochs into a folder, in a process that can be killed."""
-    program = Path(__file__).with_name("forked_study.py")
-    server = subprocess.Popen([sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert server.stdin is not None
-    assert server.stdout is not None
     paths = {"train-csv": quick_config.train_csv, "val-csv": quick_config.val_csv, "test-csv": quick_config.test_csv}
     # With this seed the second epoch is not better, so that the rate changes, and the third is the best.
     options = {**paths, "img-dir": quick_config.img_dir, "weights": "random", "image-size": 64, "batch-size": 7,
@@ -47,16 +41,9 @@ def study(quick_config: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory
     def run(out_dir: Path, *more: str, epochs: int = 3, workers: int = 0, **when: Any) -> Answer:
         arguments = ["finetune", "--no-tensorboard", f"--out={out_dir}", f"--epochs={epochs}", f"--workers={workers}"]
         arguments += [f"--{name}={value}" for name, value in options.items()]
-        log_path = out_dir.with_suffix(".log")
-        task = {"arguments": [*arguments, *more], "log": str(log_path), **when}
-        server.stdin.write(json.dumps(task) + "\n")  # type: ignore[union-attr]
-        server.stdin.flush()  # type: ignore[union-attr]
-        answer: Answer = json.loads(server.stdout.readline())  # type: ignore[union-attr]
-        return answer | {"log": log_path.read_text()}
+        return forks.run(out_dir.with_suffix(".log"), *arguments, *more, **when)
 
-    with server:
-        yield run
-        server.stdin.close()
+    return run
 
 
 @pytest.fixture(scope="module")

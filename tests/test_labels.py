@@ -18,6 +18,8 @@ from spatialfeat.evaluate import evaluate
 from spatialfeat.extract import extract
 from spatialfeat.finetune import FinetuneResult, finetune
 
+pytestmark = pytest.mark.usefixtures("small_network", "no_drawing")
+
 NAMES = tuple("ABCDEFG")
 WITHOUT = ("-1", "", "-100")
 SPLITS = ("train", "val", "test")
@@ -105,15 +107,13 @@ def test_check_counts_unlabelled_frames_and_finds_nothing_else(folder: Path, dem
 def test_extract_keeps_what_evaluate_leaves_out(
     folder: Path,
     demo_dir: Path,
-    study: FinetuneResult,
+    small_study: FinetuneResult,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The weights of `study` have the names A to G in their JSON."""
-    monkeypatch.setattr("spatialfeat.evaluate.write_report", lambda *_, **__: None)  # Pictures take long.
+    """The weights of `small_study` have the names A to G in their JSON."""
     test_csv, features = folder / "test_ResNet_DB.csv", tmp_path / "features"
-    common = {"img_dir": demo_dir / "images", "weights": study.weights_path, "workers": 0, "device": "cpu"}
+    common = {"img_dir": demo_dir / "images", "weights": small_study.weights_path, "workers": 0, "device": "cpu"}
     with caplog.at_level(logging.INFO, logger="spatialfeat"):
         extract(ExtractConfig(csvs=(str(test_csv),), out_dir=features, **common))  # type: ignore[arg-type]
     assert f"3 of 14 test frames in {test_csv} without a label: kept, with label -100" in caplog.text
@@ -140,12 +140,12 @@ def test_extract_keeps_what_evaluate_leaves_out(
 
 
 def test_extract_warns_of_frame_numbers_that_advance_faster_than_fps_says(
-    demo_dir: Path, study: FinetuneResult, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    demo_dir: Path, small_study: FinetuneResult, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     lines = (demo_dir / "test_ResNet_DB.csv").read_text().splitlines()
     (tmp_path / "test.csv").write_text("\n".join([lines[0], *lines[1:7:2]]) + "\n")
     config = ExtractConfig(
-        csvs=(str(tmp_path / "test.csv"),), img_dir=demo_dir / "images", weights=study.weights_path,
+        csvs=(str(tmp_path / "test.csv"),), img_dir=demo_dir / "images", weights=small_study.weights_path,
         out_dir=tmp_path / "features", workers=0, device="cpu",
     )  # fmt: skip
     extract(config)

@@ -24,6 +24,8 @@ from spatialfeat.extract import extract
 from spatialfeat.network.weights import load_checkpoint, save_weights
 from spatialfeat.predict import predict
 
+pytestmark = pytest.mark.usefixtures("small_network", "no_drawing")
+
 
 def read(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
@@ -43,8 +45,8 @@ def frames(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_images_and_feature_files_say_the_same(frames: Path, plain_weights: Path, tmp_path: Path) -> None:
-    computing = {"weights": plain_weights, "img_dir": frames, "workers": 0, "device": "cpu"}
+def test_images_and_feature_files_say_the_same(frames: Path, small_plain_weights: Path, tmp_path: Path) -> None:
+    computing = {"weights": small_plain_weights, "img_dir": frames, "workers": 0, "device": "cpu"}
     videos = predict(PredictConfig(out_dir=tmp_path / "images", **computing))
     extract(ExtractConfig(out_dir=tmp_path / "features", **computing))
     predict(PredictConfig(features=tmp_path / "features", out_dir=tmp_path / "files"))
@@ -53,7 +55,7 @@ def test_images_and_feature_files_say_the_same(frames: Path, plain_weights: Path
     confidences = [[float(row["confidence"]) for row in found] for found in (rows, from_files)]
     np.testing.assert_allclose(*confidences, atol=2e-4)
     # Frame by frame: what torchvision alone makes of the picture of this id.
-    checkpoint = load_checkpoint(plain_weights)
+    checkpoint = load_checkpoint(small_plain_weights)
     transform = v2.Compose(
         [
             v2.Resize(256),
@@ -103,6 +105,7 @@ def test_the_csv_can_be_scored_later(tmp_path: Path) -> None:
     assert scored.metrics["pooled"]["accuracy"] == 1.0
 
 
+@pytest.mark.usefixtures("drawing")
 def test_labels_are_not_used_and_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make_video(tmp_path / "features", "2_1", [0, 1, 2, -100])
     with caplog.at_level("INFO", logger="spatialfeat"):
@@ -131,12 +134,14 @@ def test_segments_of_a_patient_are_joined(tmp_path: Path) -> None:
     assert (tmp_path / "out/ribbons/7.png").is_file()
 
 
-def test_one_unreadable_frame_ends_it_and_nothing_is_kept(frames: Path, plain_weights: Path, tmp_path: Path) -> None:
+def test_one_unreadable_frame_ends_it_and_nothing_is_kept(
+    frames: Path, small_plain_weights: Path, tmp_path: Path
+) -> None:
     shutil.copytree(frames, tmp_path / "frames")
     broken = max((tmp_path / "frames").iterdir())
     broken.write_bytes(broken.read_bytes()[:200])
     config = PredictConfig(
-        weights=plain_weights, img_dir=tmp_path / "frames", workers=0, device="cpu", out_dir=tmp_path / "out"
+        weights=small_plain_weights, img_dir=tmp_path / "frames", workers=0, device="cpu", out_dir=tmp_path / "out"
     )
     with pytest.raises(SpatialfeatError, match=broken.name):
         predict(config)
@@ -157,9 +162,9 @@ def odd_frames(frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_ids_preprocessing_and_cache_are_those_of_evaluate(
-    odd_frames: Path, plain_weights: Path, tmp_path: Path
+    odd_frames: Path, small_plain_weights: Path, tmp_path: Path
 ) -> None:
-    common = ["predict", "--weights", str(plain_weights), "--img-dir", str(odd_frames), "--workers", "0",
+    common = ["predict", "--weights", str(small_plain_weights), "--img-dir", str(odd_frames), "--workers", "0",
               "--device", "cpu", "--out", str(tmp_path / "out")]  # fmt: skip
     run = CliRunner().invoke(app, common)
     assert run.exit_code == 2
@@ -184,7 +189,7 @@ def test_ids_preprocessing_and_cache_are_those_of_evaluate(
             v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
         ]
     )
-    model = load_checkpoint(plain_weights).model.eval()
+    model = load_checkpoint(small_plain_weights).model.eval()
     for row in rows:
         with torch.inference_mode(), Image.open(odd_frames / f"{row['img_id']}.png") as image:
             probabilities = model(transform(image.convert("RGB"))[None]).softmax(dim=1)[0]
@@ -192,10 +197,10 @@ def test_ids_preprocessing_and_cache_are_those_of_evaluate(
         assert int(row["predicted_label"]) == int(probabilities.argmax())
 
 
-def test_ids_are_read_as_in_training(odd_frames: Path, plain_weights: Path, tmp_path: Path) -> None:
+def test_ids_are_read_as_in_training(odd_frames: Path, small_plain_weights: Path, tmp_path: Path) -> None:
     weights = tmp_path / "own.pth"
     names = tuple("ABCDEFG")
-    state = torch.load(plain_weights, weights_only=True)
+    state = torch.load(small_plain_weights, weights_only=True)
     training = {"id_rule": f"pattern:{PATTERN}"}
     save_weights(weights, state, phase_names=names, preprocessing=Preprocessing(), training=training)
     (tmp_path / "frames.csv").write_text("id;label\nab2x9;C\nab1x2;\n")
@@ -207,9 +212,9 @@ def test_ids_are_read_as_in_training(odd_frames: Path, plain_weights: Path, tmp_
 
 
 def test_weights_and_features_without_a_classifier_are_refused_with_the_reason(
-    frames: Path, plain_weights: Path, tmp_path: Path
+    frames: Path, small_plain_weights: Path, tmp_path: Path
 ) -> None:
-    state = torch.load(plain_weights, weights_only=True)
+    state = torch.load(small_plain_weights, weights_only=True)
     torch.save({name: value for name, value in state.items() if not name.startswith("fc.")}, tmp_path / "trunk.pth")
     with pytest.raises(SpatialfeatError, match=r"trunk.pth: has no classifier .*so it predicts no phase; fine-tune it"):
         predict(PredictConfig(weights=tmp_path / "trunk.pth", img_dir=frames, out_dir=tmp_path / "out"))

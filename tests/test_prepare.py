@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 from spatialfeat import read_features
 from spatialfeat.cli import app
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 NUM_FRAMES = 110  # At 25 fps: samples at 0, 1, 2, 3 and 4 s, the frames 0, 25, 50, 75 and 100.
 
 
@@ -41,6 +43,7 @@ def table(path: Path, text: str, encoding: str = "utf-8") -> Path:
 INTERVALS = "video,start,end,phase\nop1,0,2,cut\nop1,2,4.4,sew\nop2,1,3.5,sew\n"
 
 
+@pytest.mark.usefixtures("drawing")
 def test_a_table_of_intervals_in_seconds(videos: Path, tmp_path: Path) -> None:
     result = prepare("videos", videos, tmp_path / "out", "--annotations", table(tmp_path / "a.csv", INTERVALS))
     assert result.exit_code == 0, result.output
@@ -569,6 +572,7 @@ def test_a_kill_between_a_video_and_its_move_loses_nothing(videos: Path, tmp_pat
     assert len(labels_of_ids(out)) == 10
 
 
+@pytest.mark.usefixtures("drawing")
 def test_black_borders_are_cut_off_and_shown(tmp_path: Path) -> None:
     frames = [np.full((96, 128, 3), 5, dtype=np.uint8) for _ in range(20)]
     for frame in frames:

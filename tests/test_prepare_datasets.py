@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import pickle
 from collections.abc import Callable
@@ -15,23 +14,12 @@ from pathlib import Path
 
 import pytest
 from drawn_videos import draw_video, labels_of, per_video, prepare, read_number
-from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from spatialfeat.cli import app
 from spatialfeat.sources.datasets import DATA_SETS
 
-
-@pytest.fixture(autouse=True)
-def _no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take half of the time of so small a study, and other tests look at them."""
-
-    def save(_: Figure, target: Path | io.BytesIO, **__: object) -> None:
-        target.write_bytes(b"a picture") if isinstance(target, Path) else target.write(b"a picture")
-
-    monkeypatch.setattr(Figure, "savefig", save)
-    monkeypatch.setattr(Figure, "draw_without_rendering", lambda _: None)
-
+pytestmark = pytest.mark.usefixtures("small_network", "no_drawing")
 
 OFFSET = 512
 """The first frame of a data set's n-th video has the number n times this, so that no two pictures are the same."""

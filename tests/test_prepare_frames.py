@@ -10,6 +10,8 @@ from PIL import Image
 
 from spatialfeat.sources import study
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 
 def draw(path: Path, number: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)

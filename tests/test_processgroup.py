@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forks import Forks
 from groupworker import trained
-from torchrun import torchrun
 
 from spatialfeat import device, distributed
 from spatialfeat.distributed import ProcessGroup, Ranks, name_rank, own_rank, process_group, ranks_of_environment
@@ -32,11 +32,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(folder: Path) -> tuple[list[dict[str, Any]], str]:
+def told(folder: Path, forks: Forks) -> tuple[list[dict[str, Any]], str]:
     """What each of two processes found, and what they printed."""
-    run = torchrun(Path(__file__).parent / "groupworker.py", folder, cwd=folder)
-    assert run.returncode == 0, run.stderr
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)], run.stdout + run.stderr
+    run = forks.run(folder / "log", call=["groupworker", "main", str(folder)], processes=2)
+    assert run["code"] == 0, run["log"]
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)], run["log"]
 
 
 def test_messages_reach_all_processes_in_the_order_of_ranks(told: tuple[list[dict[str, Any]], str]) -> None:

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 from feature_folders import make_video
+from networks import network
 from tinydata import write_csv, write_images
 
 from spatialfeat.config import ExportConfig, ExtractConfig
@@ -137,12 +138,13 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights for frames of 64 px."""
     path = tmp_path_factory.mktemp("weights") / "w.pth"
     size = Preprocessing.for_image_size(64)
-    save_weights(path, snapshot(PhaseResNet50(2)), phase_names=("a", "b"), preprocessing=size, training={})
+    with network(small=True):
+        save_weights(path, snapshot(PhaseResNet50(2)), phase_names=("a", "b"), preprocessing=size, training={})
     return path
 
 
 @pytest.fixture
-def config(tmp_path: Path, small_weights: Path) -> ExtractConfig:
+def config(tmp_path: Path, small_weights: Path, small_network: None) -> ExtractConfig:
     """Two segments of Zebra77, one of Quokka4, two frames each; one CSV per split."""
     ids = {
         "train": ["Zebra77_1_1", "Zebra77_1_2", "Zebra77_2_1", "Zebra77_2_2"],

@@ -19,14 +19,15 @@ def code_blocks(document: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
+@pytest.mark.usefixtures("small_network")
 def test_the_readmes_example_reads_a_feature_file_and_learns_from_it(
-    demo_dir: Path, study: FinetuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo_dir: Path, small_study: FinetuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extract(
         ExtractConfig(
             csvs=(str(demo_dir / "test_ResNet_DB.csv"),),
             img_dir=demo_dir / "images",
-            weights=study.weights_path,
+            weights=small_study.weights_path,
             out_dir=tmp_path / "features",
             workers=0,
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from networks import network
 from PIL import Image
 
 from spatialfeat.check import check
@@ -36,6 +37,8 @@ from spatialfeat.network.weights import save_weights, snapshot
 from spatialfeat.scores.predictions import evaluated_videos
 from spatialfeat.training.files import WEIGHTS_NAME
 
+pytestmark = pytest.mark.usefixtures("small_network", "no_drawing")
+
 NUM_FRAMES = 4
 
 
@@ -45,7 +48,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "w.pth"
     size = Preprocessing.for_image_size(64)
     facts = {"id_rule": "video-frame"}
-    save_weights(path, snapshot(PhaseResNet50(2)), phase_names=("a", "b"), preprocessing=size, training=facts)
+    with network(small=True):
+        save_weights(path, snapshot(PhaseResNet50(2)), phase_names=("a", "b"), preprocessing=size, training=facts)
     return path
 
 

@@ -23,6 +23,8 @@ from spatialfeat.errors import SpatialfeatError
 from spatialfeat.export import export
 from spatialfeat.split import split
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 NAMES = ("train_ResNet_DB.csv", "val_ResNet_DB.csv", "test_ResNet_DB.csv")
 
 
@@ -115,6 +117,7 @@ def test_many_folds_are_summed_up_on_the_terminal(data: Path) -> None:
     assert ["fold10", "test", "1", "2", "8", "8", "10.0%", "10.0%"] in lines
 
 
+@pytest.mark.usefixtures("drawing")
 def test_the_picture_shows_patients_and_phases(data: Path) -> None:
     run("split", data / "all.csv", data / "cv", "--folds", "5", "--phase-names", "cut,sew,close it")
     with Image.open(data / "cv" / "split.png") as image:
@@ -129,6 +132,7 @@ def test_the_picture_shows_patients_and_phases(data: Path) -> None:
     assert texts.count("50.0%  8") == 5
 
 
+@pytest.mark.usefixtures("drawing")
 def test_the_same_seed_gives_the_same_files(data: Path) -> None:
     for name in ("a", "b"):
         run("split", data / "all.csv", data / name, "--folds", "3", "--seed", "7")
@@ -251,6 +255,7 @@ def test_a_failure_leaves_no_folder(data: Path, monkeypatch: pytest.MonkeyPatch)
     assert sorted(data.iterdir()) == before
 
 
+@pytest.mark.usefixtures("small_network")
 def test_from_one_csv_to_the_bundles_of_a_fold(demo_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands of docs/training.md for one of three folds, with what makes them quick."""
     page = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")

@@ -202,6 +202,7 @@ def share_of_phase_0(tallies: Tallies, resamples: Resamples) -> FloatArray:
     return ratio(resamples.total(tallies.predicted[:, 0]), resamples.total(tallies.num_frames))
 
 
+@pytest.mark.usefixtures("no_drawing")
 @pytest.mark.parametrize("bootstrapped", [True, False])
 def test_a_new_score_is_one_function_and_one_line(
     bootstrapped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

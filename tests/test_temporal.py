@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import load_script
+from networks import network
 from numpy.typing import NDArray
 from tinydata import NUM_CHANNELS, PROVENANCE
 from tinytcn import TinyTcn, frame_predictions, segmental_scores, temporal_predictions, train_tcn
@@ -113,38 +114,39 @@ def test_training_is_repeatable_with_workers(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def demo_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real extraction: a network trained on drawn operations for two epochs, its features grouped by patient."""
+    """Real extraction: a small network trained on drawn operations for two epochs, its features grouped by patient."""
     data, out = tmp_path_factory.mktemp("operations"), tmp_path_factory.mktemp("trained")
     load_script("make_demo_data").make_demo_data(
         data, num_train=5, num_val=1, num_test=2, frames_per_patient=36, size_px=(96, 64), workers=1
     )
     csvs = {split: data / f"{split}_ResNet_DB.csv" for split in ("train", "val", "test")}
-    study = finetune(
-        FinetuneConfig(
-            train_csv=csvs["train"],
-            val_csv=csvs["val"],
-            img_dir=data / "images",
-            out_dir=out,
-            weights="random",
-            image_size_px=64,
-            batch_size=12,
-            lr=1e-3,
-            epochs=2,
-            workers=0,
-            device="cpu",
+    with network(small=True):
+        study = finetune(
+            FinetuneConfig(
+                train_csv=csvs["train"],
+                val_csv=csvs["val"],
+                img_dir=data / "images",
+                out_dir=out,
+                weights="random",
+                image_size_px=64,
+                batch_size=12,
+                lr=1e-3,
+                epochs=2,
+                workers=0,
+                device="cpu",
+            )
         )
-    )
-    extract(
-        ExtractConfig(
-            csvs=tuple(map(str, csvs.values())),
-            img_dir=data / "images",
-            weights=study.weights_path,
-            out_dir=out / "features",
-            group_by="patient",
-            workers=0,
-            device="cpu",
+        extract(
+            ExtractConfig(
+                csvs=tuple(map(str, csvs.values())),
+                img_dir=data / "images",
+                weights=study.weights_path,
+                out_dir=out / "features",
+                group_by="patient",
+                workers=0,
+                device="cpu",
+            )
         )
-    )
     return out / "features"
 
 

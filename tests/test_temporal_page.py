@@ -57,18 +57,18 @@ def blocks() -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def folder(demo_dir: Path, study: FinetuneResult, tmp_path: Path) -> Path:
+def folder(demo_dir: Path, small_study: FinetuneResult, small_network: None, tmp_path: Path) -> Path:
     """What a user has after the README: data, weights, features; and a checkout of MS-TCN beside them."""
     for path in demo_dir.iterdir():
         (tmp_path / path.name).symlink_to(path)
     for name in ("best_spatial_study_weights.pth", "best_spatial_study_weights.json"):
-        shutil.copy(study.weights_path.parent / name, tmp_path)
+        shutil.copy(small_study.weights_path.parent / name, tmp_path)
     csvs = tuple(str(demo_dir / f"{split}_ResNet_DB.csv") for split in ("train", "val", "test"))
     extract(
         ExtractConfig(
             csvs=csvs,
             img_dir=demo_dir / "images",
-            weights=study.weights_path,
+            weights=small_study.weights_path,
             out_dir=tmp_path / "features",
             workers=0,
         )
@@ -80,6 +80,7 @@ def folder(demo_dir: Path, study: FinetuneResult, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_every_block_runs_in_order(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     commands = folder / "bin"

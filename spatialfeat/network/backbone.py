@@ -115,6 +115,13 @@ class Backbone:
         """`build` without numbers, for its names and shapes: no random number is drawn."""
         return _without_numbers(partial(self.build, num_classes))
 
+    def build_to_fill(self, num_classes: int) -> PhaseClassifier:
+        """`build` for weights that follow. Those of a ResNet-50 are all in its file: to draw random ones first would
+        take as long as to read these."""
+        if self.build is not PhaseResNet50:
+            return self.build(num_classes)
+        return self.build_empty(num_classes).to_empty(device="cpu")
+
     def require_image_size(self, image_size_px: int) -> None:
         """Refuse an input that the network cannot take. Nothing is computed: only shapes are followed."""
         if image_size_px == self.image_size_px or self.name == RESNET50_NAME:

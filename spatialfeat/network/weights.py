@@ -209,7 +209,7 @@ def load_checkpoint(
         )
     num_phases = rows or num_classes or (len(phase_names) if phase_names else DEFAULT_NUM_PHASES)
     check_phase_names(phase_names, num_phases)
-    model = backbone.build(num_phases)
+    model = backbone.build_to_fill(num_phases)
     if rows is None:
         model.remove_classifier()
     _load_state(model, found)
@@ -663,6 +663,9 @@ def _load_state(model: PhaseClassifier, network: _Network) -> None:
         for name, tensor in tensors.items()
     }
     model.load_state_dict(converted, strict=False)
+    for name in expected.keys() - converted.keys():
+        if name.endswith(RESNET50.may_lack):
+            expected[name].zero_()
 
 
 def _sides(tensor: torch.Tensor) -> list[int]:

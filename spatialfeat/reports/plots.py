@@ -119,9 +119,6 @@ def save_figure(figure: Figure, png_path: Path) -> tuple[Path, Path]:
     """Write a figure as PNG and, beside it, as SVG. Each file is whole or absent. Returns (png, svg)."""
     svg_path = png_path.with_name(f"{png_path.name.removesuffix('.png')}.svg")
     png_path = svg_path.with_name(f"{svg_path.name.removesuffix('.svg')}.png")
-    # Arranging is the slow part: once is enough, and both files then look the same.
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
     save_png(figure, png_path)
     svg = svg_bytes(figure)
     write_atomically(svg_path, lambda temporary: temporary.write_bytes(svg))
@@ -130,7 +127,21 @@ def save_figure(figure: Figure, png_path: Path) -> tuple[Path, Path]:
 
 def save_png(figure: Figure, png_path: Path) -> None:
     """Write a figure of photographs, of which an SVG would be no smaller and no sharper."""
+    _arrange(figure)
     write_atomically(png_path, lambda temporary: figure.savefig(temporary, dpi=DPI, format="png"))
+
+
+def _arrange(figure: Figure) -> None:
+    """Give everything its place for good, so that all files of a figure look the same.
+
+    Arranging is the slow part. With a layout engine, matplotlib would do it, and draw all once more, for each file.
+    """
+    engine = figure.get_layout_engine()
+    if engine is None:
+        return
+    engine.execute(figure)
+    with matplotlib.rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)
 
 
 def svg_bytes(figure: Figure) -> bytes:

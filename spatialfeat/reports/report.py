@@ -11,6 +11,7 @@ import io
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -204,6 +205,7 @@ def _small_frame(table: FrameTable, row: int) -> str:
     return _data_uri("jpeg", buffer.getvalue())
 
 
+@cache
 def _page_template() -> Template:
     """The template, with the functions and constants that it uses."""
     folder = resources.files(__package__)

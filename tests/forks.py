@@ -1,54 +1,85 @@
 """Commands in processes that can be killed: a program that has imported everything and forks one child per command.
 
-It reads one task per line from standard input, and answers with one line: the child's exit code (-9 when killed), its
-seconds, and whether it has left processes behind. A task is a JSON object:
+Importing takes far longer than most commands. `Forks` starts the program and gives it tasks: it reads one per line from
+standard input, and answers with one line. A task is a JSON object:
 
     arguments   of the command line, such as ["finetune", "--resume"]
     log         the file that the child's output goes to
+    processes   how many do it together, as torchrun would start them; 1 if not given
+    call        instead of arguments: [a module of tests, a function in it, its arguments ...]
     send        signal number, and optionally one of
     after_s     when to send it, in seconds from the start; to the child alone
     at_commit   [n, "before" | "after"]: when a file gets its final name for the n-th time; to the child alone
     after_epoch n: a moment after the state of epoch n was written (0: the first record), as a rule in the middle of
                 epoch n + 1; to the child and its decoding workers, as terminals and clusters do
 
-The network keeps its shape but is a hundredth of the size, and curves are not drawn, so that an epoch takes a moment.
+The network is a small one, and no picture is drawn, so that an epoch takes a moment.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.models.resnet import Bottleneck, ResNet
+from drawing import draw_nothing
+from networks import use_small_network
 
 import spatialfeat.evaluate
+import spatialfeat.export
 import spatialfeat.extract
 import spatialfeat.files as files
 import spatialfeat.finetune  # noqa: F401  # what the children need is imported once, here
 from spatialfeat.cli import app
-from spatialfeat.network.resnet import PhaseResNet50
-from spatialfeat.reports import plots
 from spatialfeat.training import history
 from spatialfeat.training.files import STATE_NAME
 
 MIDDLE_OF_EPOCH_S = 0.03
 
+Answer = dict[str, Any]
+"""code: the child's exit code, -9 when killed. seconds. workers_left: whether it has left processes. log: its text."""
 
-def small_network(self: Any, num_classes: int) -> None:
-    ResNet.__init__(self, Bottleneck, [1, 1, 1, 1], num_classes=num_classes, width_per_group=4)
-    self.to(memory_format=torch.channels_last)
+
+class Forks:
+    """The program, as tests see it. To be closed."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, log: Path, *arguments: object, **task: Any) -> Answer:
+        """Run a command, as the task says, and wait for its end."""
+        task = {"arguments": [str(argument) for argument in arguments], "log": str(log), **task}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(task) + "\n")
+        self._process.stdin.flush()
+        answer: Answer = json.loads(self._process.stdout.readline())
+        return answer | {"log": log.read_text()}
+
+    def close(self) -> None:
+        with self._process:
+            self._process.kill()  # It has nothing to finish, and ends by itself in seconds only.
 
 
 def no_curves(path: Path, **quantities: Any) -> None:
     files.write_atomically(path, lambda temporary: temporary.write_text(repr(quantities)))
+    path.with_suffix(".svg").write_text(repr(quantities))
 
 
 def watch_commits(before: Callable[[int, Path], None], after: Callable[[int, Path], None]) -> None:
@@ -92,16 +123,21 @@ def arm(task: dict[str, Any]) -> None:
         watch_commits(nothing, count)
 
 
-def run_child(task: dict[str, Any]) -> None:
+def run_child(task: dict[str, Any], ranks: dict[str, str]) -> None:
     """Never returns."""
     code: Any = 1
     try:
         os.setpgid(0, 0)
-        log = os.open(task["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.environ.update(ranks)
+        log = os.open(task["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)
         arm(task)
-        app(task["arguments"])
+        if "call" in task:
+            module, function, *arguments = task["call"]
+            getattr(import_module(module), function)(*arguments)
+        else:
+            app(task["arguments"])
         code = 0
     except SystemExit as error:
         code = error.code
@@ -113,25 +149,41 @@ def run_child(task: dict[str, Any]) -> None:
         os._exit(code if isinstance(code, int) else 1)
 
 
-def run(task: dict[str, Any]) -> dict[str, Any]:
-    """Fork the child and wait for its end."""
+def ranks_of(processes: int) -> list[dict[str, str]]:
+    """What torchrun would add to the environment of each process; nothing for one alone."""
+    if processes == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    size = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **size, **place} for rank in range(processes)]
+
+
+def run(task: dict[str, Any]) -> Answer:
+    """Fork the children and wait for their end. Of several, the code is that of the first that failed."""
     start = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        run_child(task)
+    Path(task["log"]).write_bytes(b"")
+    children = []
+    for ranks in ranks_of(task.get("processes", 1)):
+        child = os.fork()
+        if child == 0:
+            run_child(task, ranks)
+        children.append(child)
     timer = None
     if "after_s" in task:
-        timer = threading.Timer(task["after_s"], lambda: os.kill(child, task["send"]))
+        timer = threading.Timer(task["after_s"], lambda: os.kill(children[0], task["send"]))
         timer.start()
-    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # Until it is reaped, its number is nobody else's.
+    os.waitid(os.P_PID, children[0], os.WEXITED | os.WNOWAIT)  # Until it is reaped, its number is nobody else's.
     if timer is not None:
         timer.cancel()
         timer.join()
-    _, status = os.waitpid(child, 0)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     return {
-        "code": os.waitstatus_to_exitcode(status),
+        "code": next((code for code in codes if code), 0),
         "seconds": time.monotonic() - start,
-        "workers_left": has_processes(child),
+        "workers_left": any(map(has_processes, children)),
     }
 
 
@@ -145,9 +197,9 @@ def has_processes(group: int) -> bool:
 
 def main() -> None:
     torch.set_num_threads(1)
-    plots.DPI = 20
+    use_small_network()
+    draw_nothing()
     history.save_curves = no_curves  # type: ignore[assignment]
-    PhaseResNet50.__init__ = small_network  # type: ignore[method-assign]
     for line in sys.stdin:
         print(json.dumps(run(json.loads(line))), flush=True)
 
