@@ -431,7 +431,7 @@ def _check_length(job: VideoJob, facts: Facts) -> Iterator[str]:
             raise SpatialfeatError(
                 f"{track.path}: {lengths} ({job.source}), {float(abs(surplus)):.1f} s "
                 f"{'more' if surplus > 0 else 'less'}; most likely {_cause(track, facts, rate)}. "
-                "Mend it, pass --allow-length-difference if the annotation is right as far as it goes, or leave the "
+                "Fix it, pass --allow-length-difference if the annotation is right as far as it goes, or leave the "
                 "video out with --leave-out"
             )
         yield lengths
