@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shlex
 import shutil
@@ -14,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 from feature_folders import make_video
+from tinydata import make_table
 from torchvision import models
 from typer.testing import CliRunner
 
 from spatialfeat.backbones import COLUMNS, table_row
+from spatialfeat.checks.estimate import Machine, Speeds, estimate_runs
 from spatialfeat.cli import app
 from spatialfeat.config import CheckConfig, ExportConfig, FeaturesSource, FinetuneConfig
 from spatialfeat.data.transforms import Preprocessing, evaluation_transform, normalize
@@ -334,6 +337,34 @@ def test_comparing_two_encoders_works_as_the_page_says(
         run(*shlex.split(line)[1:], *extra)
     comparison = json.loads(Path("evaluation/comparison.json").read_text())["comparisons"]
     assert [(found["first"], found["second"]) for found in comparison] == [("a", "b")]
+
+
+def test_a_classifier_of_imagenet_is_no_classifier_of_phases(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save(models.resnet18(num_classes=1000).state_dict(), tmp_path / "w.pth")
+    backbone = find_backbone("resnet18")
+    caplog.set_level(logging.INFO, "spatialfeat")
+    loaded = load_checkpoint(tmp_path / "w.pth", backbone=backbone, phase_names=("a", "b"), needs_classifier=False)
+    assert (loaded.num_logits, loaded.phase_names) == (0, ("a", "b"))
+    assert any("there is no classifier, but 'fc.weight', 'fc.bias'" in message for message in caplog.messages)
+    assert load_checkpoint(tmp_path / "w.pth", backbone=backbone).num_logits == 1000
+
+
+def test_a_weights_file_that_is_not_there_says_where_to_fetch_it(tmp_path: Path) -> None:
+    text = rf"{tmp_path}/w\.pth: no such weights file; fetch PeskaVLP\.pth from https://\S+, and pass its path"
+    with pytest.raises(SpatialfeatError, match=text):
+        load_checkpoint(tmp_path / "w.pth", backbone=find_backbone("peskavlp"))
+
+
+def test_the_estimate_is_that_of_the_encoder(tmp_path: Path) -> None:
+    table = make_table(tmp_path, ["1_1_1", "1_1_2"])
+    machine = Machine(device="cpu", gpu_bytes=None, cores=2, workers=0, free_memory_bytes=None, free_disk_bytes=10**12)
+    speeds = Speeds(train_s=1, inference_s=1, load_train_s=1, load_eval_s=1, train_bytes=1, inference_bytes=1,
+                    probe_batch=8)  # fmt: skip
+    sizes = [
+        estimate_runs(FinetuneConfig(backbone=name), [table] * 1000, 0, speeds, machine).extract_disk_bytes
+        for name in ("resnet18", "resnet50")
+    ]
+    assert sizes[1] - sizes[0] == 2000 * (2048 - 512) * 4
 
 
 def test_a_described_backbone_that_is_unknown_is_named(tmp_path: Path) -> None:
