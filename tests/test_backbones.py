@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shlex
 import shutil
@@ -14,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 from feature_folders import make_video
+from tinydata import make_table
 from torchvision import models
 from typer.testing import CliRunner
 
 from spatialfeat.backbones import COLUMNS, table_row
+from spatialfeat.checks.estimate import Machine, Speeds, estimate_runs
 from spatialfeat.cli import app
-from spatialfeat.config import CheckConfig, ExportConfig, FinetuneConfig
+from spatialfeat.config import CheckConfig, ExportConfig, FeaturesSource, FinetuneConfig
 from spatialfeat.data.transforms import Preprocessing, evaluation_transform, normalize
 from spatialfeat.encoders import ENCODERS, RESNET50_ROW, data_set_key
 from spatialfeat.errors import SpatialfeatError
@@ -30,6 +33,7 @@ from spatialfeat.features.windows import FeatureWindows, collate_videos
 from spatialfeat.finetune import finetune
 from spatialfeat.network.backbone import find_backbone
 from spatialfeat.network.weights import load_checkpoint
+from spatialfeat.scores.predictions import network_name, read_feature_predictions
 
 PAGE = Path(__file__).parent.parent / "docs" / "encoders.md"
 
@@ -68,11 +72,9 @@ def write_few_frames(source: Path, target: Path) -> None:
     target.write_text("".join([header, *(line for rows in videos.values() for line in rows[:2])]))
 
 
-@pytest.mark.parametrize("name", ["convnext_tiny", "timm:vit_tiny_patch16_224"])
-def test_a_study_of_another_encoder(name: str, tiny: FinetuneConfig, tmp_path: Path) -> None:
+def test_a_study_of_another_encoder(tiny: FinetuneConfig, tmp_path: Path) -> None:
     """Trained, scored, predicted, extracted: every command takes the encoder from the JSON beside the weights."""
-    if name.startswith("timm:"):
-        pytest.importorskip("timm")
+    name = "convnext_tiny"
     config = replace(tiny, backbone=name, freeze_until=None, epochs=1, out_dir=tmp_path / "study")
     assert abs(config.freeze_until - len(find_backbone(name).stages) // 2) <= 1
     finetune(config)
@@ -82,7 +84,7 @@ def test_a_study_of_another_encoder(name: str, tiny: FinetuneConfig, tmp_path: P
     assert description["preprocessing"]["crop_px"] == 64
     plain = find_backbone(name).build(7)
     plain.network.load_state_dict(torch.load(weights, weights_only=True))  # The plain network's own names, no prefix.
-    assert name.removeprefix("timm:") in (tmp_path / "study" / "methods.md").read_text()
+    assert "the encoder torchvision's convnext_tiny" in (tmp_path / "study" / "methods.md").read_text()
 
     scores = json.loads((tmp_path / "study" / "metrics.json").read_text())["pooled"]
     shared = ("--csv", config.test_csv, "--img-dir", config.img_dir, "--workers", "0", "--device", "cpu",
@@ -98,10 +100,8 @@ def test_a_study_of_another_encoder(name: str, tiny: FinetuneConfig, tmp_path: P
     assert {file.num_channels for file in files} == {find_backbone(name).num_features}
     assert files[0].has_logits
     assert "weights_origin" not in files[0].attributes
-    output = run(
-        "evaluate", "--features", tmp_path / "f", "--split", "all", "--out", tmp_path / "g", "--bootstrap", "0"
-    )
-    assert name.replace(":", "-") in output
+    source = FeaturesSource(features=tmp_path / "f", split="all")
+    assert list(read_feature_predictions(source, None, None).predict()) == [name]
     text = refused("extract", "--weights", weights, "--backbone", "resnet50", *shared)
     assert f"--backbone resnet50: {weights.with_suffix('.json')} says that these are weights of {name!r}" in text
 
@@ -114,8 +114,12 @@ def test_a_resumed_study_of_another_encoder_is_the_uninterrupted_one(tiny: Finet
     with pytest.raises(SpatialfeatError, match=r"--backbone resnet50 \(it was timm:vit_tiny_patch16_224\)"):
         finetune(replace(config, out_dir=tmp_path / "study", backbone="resnet50", freeze_until=6, resume=True))
     finetune(replace(config, out_dir=tmp_path / "study", resume=True))
-    ended = [(tmp_path / name / "best_spatial_study_weights.pth").read_bytes() for name in ("study", "whole")]
-    assert ended[0] == ended[1]
+    weights = [tmp_path / name / "best_spatial_study_weights.pth" for name in ("study", "whole")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    loaded = load_checkpoint(weights[0])
+    assert (loaded.backbone.name, loaded.num_logits, loaded.preprocessing.crop_px) == (config.backbone, 7, 64)
+    assert loaded.preprocessing.interpolation == "bicubic"  # As timm says.
+    assert network_name(config.backbone) == "timm-vit_tiny_patch16_224"
 
 
 def test_frozen_stages_stay_as_they_are() -> None:
@@ -333,6 +337,34 @@ def test_comparing_two_encoders_works_as_the_page_says(
         run(*shlex.split(line)[1:], *extra)
     comparison = json.loads(Path("evaluation/comparison.json").read_text())["comparisons"]
     assert [(found["first"], found["second"]) for found in comparison] == [("a", "b")]
+
+
+def test_a_classifier_of_imagenet_is_no_classifier_of_phases(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save(models.resnet18(num_classes=1000).state_dict(), tmp_path / "w.pth")
+    backbone = find_backbone("resnet18")
+    caplog.set_level(logging.INFO, "spatialfeat")
+    loaded = load_checkpoint(tmp_path / "w.pth", backbone=backbone, phase_names=("a", "b"), needs_classifier=False)
+    assert (loaded.num_logits, loaded.phase_names) == (0, ("a", "b"))
+    assert any("there is no classifier, but 'fc.weight', 'fc.bias'" in message for message in caplog.messages)
+    assert load_checkpoint(tmp_path / "w.pth", backbone=backbone).num_logits == 1000
+
+
+def test_a_weights_file_that_is_not_there_says_where_to_fetch_it(tmp_path: Path) -> None:
+    text = rf"{tmp_path}/w\.pth: no such weights file; fetch PeskaVLP\.pth from https://\S+, and pass its path"
+    with pytest.raises(SpatialfeatError, match=text):
+        load_checkpoint(tmp_path / "w.pth", backbone=find_backbone("peskavlp"))
+
+
+def test_the_estimate_is_that_of_the_encoder(tmp_path: Path) -> None:
+    table = make_table(tmp_path, ["1_1_1", "1_1_2"])
+    machine = Machine(device="cpu", gpu_bytes=None, cores=2, workers=0, free_memory_bytes=None, free_disk_bytes=10**12)
+    speeds = Speeds(train_s=1, inference_s=1, load_train_s=1, load_eval_s=1, train_bytes=1, inference_bytes=1,
+                    probe_batch=8)  # fmt: skip
+    sizes = [
+        estimate_runs(FinetuneConfig(backbone=name), [table] * 1000, 0, speeds, machine).extract_disk_bytes
+        for name in ("resnet18", "resnet50")
+    ]
+    assert sizes[1] - sizes[0] == 2000 * (2048 - 512) * 4
 
 
 def test_a_described_backbone_that_is_unknown_is_named(tmp_path: Path) -> None:

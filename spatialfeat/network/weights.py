@@ -14,7 +14,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -191,6 +191,8 @@ def load_checkpoint(
     backbone = backbone or backbone_of(weights_path)
     is_imagenet = weights_path == Path(IMAGENET)
     found = _imagenet_weights(backbone) if is_imagenet else _read_network(weights_path, backbone)
+    if not needs_classifier and backbone.name != RESNET50.name and num_classes != found.num_classes:
+        found = found.without_foreign_classifier()
     path, rows = found.path, found.num_classes
     if rows is None and needs_classifier:
         why = f"has no classifier `{backbone.classifier}weight`{found.other_head_text}"
@@ -456,6 +458,14 @@ class _Network:
     def is_whole(self) -> bool:
         return _names(self.backbone)[1] <= self.state.keys()
 
+    def without_foreign_classifier(self) -> _Network:
+        """Without a classifier of ImageNet's 1000 classes, or of more: these are no phases."""
+        if self.num_classes is None or self.num_classes < IMAGENET_CLASSES:
+            return self
+        beside = {self.place.prefix + n: t for n, t in self.state.items() if n.startswith(self.backbone.classifier)}
+        state = {n: t for n, t in self.state.items() if not n.startswith(self.backbone.classifier)}
+        return replace(self, state=state, beside={**self.beside, **beside}, num_classes=None)
+
     def refuse_if_incomplete(self) -> None:
         names, needed = _names(self.backbone)
         missing = [name for name in names if name in needed and name not in self.state]
@@ -486,6 +496,11 @@ def _read_network(path: Path, backbone: Backbone) -> _Network:
     Raises:
         SpatialfeatError: a file that cannot be read or holds none, or several of which none is preferred.
     """
+    if backbone.encoder is not None and not path.exists():
+        row = backbone.encoder
+        raise SpatialfeatError(
+            f"{path}: no such weights file; fetch {row.files} from {row.source}, and pass its path with --weights"
+        )
     content = read_content(path)
     if isinstance(content, torch.Tensor) or not hasattr(content, "keys"):
         raise SpatialfeatError(f"{path}: holds a {type(content).__name__}, not a state dict; {SAVE_AGAIN}")
