@@ -33,6 +33,7 @@ def state(plain_weights: Path) -> dict[str, torch.Tensor]:
     return loaded
 
 
+@pytest.mark.usefixtures("small_network")
 def test_round_trip_keeps_weights_names_and_preprocessing(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = PhaseResNet50(3)
@@ -50,6 +51,7 @@ def test_round_trip_keeps_weights_names_and_preprocessing(tmp_path: Path) -> Non
     assert json.loads(description_path(path).read_text())["epoch"] == 4
 
 
+@pytest.mark.usefixtures("small_network")
 def test_equal_weights_give_equal_bytes_under_any_name(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = PhaseResNet50(3)
@@ -67,19 +69,23 @@ def test_weights_from_elsewhere_are_taken_with_the_specified_preprocessing(plain
     assert (loaded.preprocessing.resize_px, loaded.preprocessing.crop_px) == (256, 224)
 
 
-def test_a_description_of_other_weights_is_refused(plain_weights: Path, study: FinetuneResult, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("small_network")
+def test_a_description_of_other_weights_is_refused(
+    small_plain_weights: Path, small_study: FinetuneResult, tmp_path: Path
+) -> None:
     """The JSON of one file beside another would silently preprocess wrongly."""
     path = tmp_path / "w.pth"
-    shutil.copy(plain_weights, path)
-    shutil.copy(description_path(study.weights_path), description_path(path))
+    shutil.copy(small_plain_weights, path)
+    shutil.copy(description_path(small_study.weights_path), description_path(path))
     with pytest.raises(SpatialfeatError, match=r"w\.json: describes other weights than .*w\.pth"):
         load_checkpoint(path)
 
 
-def test_a_description_of_another_backbone_is_refused(study: FinetuneResult, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("small_network")
+def test_a_description_of_another_backbone_is_refused(small_study: FinetuneResult, tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
-    shutil.copy(study.weights_path, path)
-    described = json.loads(description_path(study.weights_path).read_text())
+    shutil.copy(small_study.weights_path, path)
+    described = json.loads(description_path(small_study.weights_path).read_text())
     assert described["backbone"] == "resnet50"
     description_path(path).write_text(json.dumps(described | {"backbone": "convnext_tiny"}))
     with pytest.raises(SpatialfeatError, match=r"w\.pth: is not torchvision's convnext_tiny \(features.0.0.weight"):

@@ -245,8 +245,8 @@ def test_a_feature_file_of_a_whole_patient_holds_several_videos(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("truth", "predicted"),
     [
-        (TRUTH[:4], PREDICTED[:4]),
-        (TRUTH[:1], [0]),
+        pytest.param(TRUTH[:4], PREDICTED[:4], marks=pytest.mark.usefixtures("no_drawing")),
+        pytest.param(TRUTH[:1], [0], marks=pytest.mark.usefixtures("no_drawing")),
         (TRUTH[:1], [1]),
         (TRUTH[:4], [3, 3, 3, 3]),
     ],

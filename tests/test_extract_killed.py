@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from spatialfeat.cli import app
 from spatialfeat.finetune import FinetuneResult
 
-NUM_KILLS = 10
+NUM_KILLS = 6
 
 
 def contents(folder: Path) -> dict[str, bytes]:

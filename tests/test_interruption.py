@@ -90,7 +90,7 @@ def test_killed_around_every_single_write(study: Study, whole: tuple[Path, Answe
     assert {session["status"] for session in record["earlier_sessions"]} == {"running"}
 
 
-@pytest.mark.parametrize(("workers", "seed", "num_kills"), [(0, 1, 8), (2, 3, 2)])
+@pytest.mark.parametrize(("workers", "seed", "num_kills"), [(0, 1, 5), (2, 3, 2)])
 def test_killed_at_random_moments(
     workers: int, seed: int, num_kills: int, study: Study, whole: tuple[Path, Answer], tmp_path: Path
 ) -> None:

@@ -533,7 +533,7 @@ def test_several_processes_write_the_same(videos: Path, tmp_path: Path) -> None:
 
 def test_a_kill_loses_at_most_the_videos_in_progress(videos: Path, tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
-    draw_video(data / "c.mp4", 800, 25, size=(320, 240))
+    draw_video(data / "c.mp4", 500, 25, size=(320, 240))
     for name in ("a", "b"):
         (data / f"{name}.mp4").symlink_to(videos / "op1.mp4")
     command = [sys.executable, "-m", "spatialfeat", "prepare", "videos", data, out, "--workers", "2", "--fps", "25"]
@@ -554,7 +554,7 @@ def test_a_kill_loses_at_most_the_videos_in_progress(videos: Path, tmp_path: Pat
     assert "already there" in result.output
     after = images(out)
     assert {name: after[name] for name in before} == before
-    assert len(after) == 800 + 2 * NUM_FRAMES
+    assert len(after) == 500 + 2 * NUM_FRAMES
     assert not list(out.glob("prepare/.*"))
 
 
