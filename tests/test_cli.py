@@ -185,9 +185,11 @@ def test_version_and_help_need_no_heavy_import() -> None:
 
 def test_help_shows_the_defaults_of_the_config() -> None:
     text = " ".join(CliRunner().invoke(app, ["finetune", "--help"], terminal_width=300).output.split())
-    for option, default in (("--lr", "0.0001"), ("--epochs", "50"), ("--freeze-until", "6"), ("--batch-size", "32")):
+    for option, default in (("--lr", "0.0001"), ("--epochs", "50"), ("--backbone", "resnet50"), ("--batch-size", "32")):
         assert option in text
         assert f"[default: {default}]" in text
+    for of_resnet50 in ("the encoder's usual one: 224 for resnet50", "6 of resnet50, half of another encoder's stages"):
+        assert f"[default: {of_resnet50}]" in text
 
 
 def test_ctrl_c_ends_training_with_a_message(quick_config: FinetuneConfig, tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def find_backbone(name: str) -> Backbone:
         SpatialfeatError: no such name, with the nearest ones; timm is not installed; published weights that cannot be
             read; a network whose last layer is not linear.
     """
-    if name == RESNET50_NAME:
+    if name in (RESNET50_NAME, TORCHVISION + RESNET50_NAME):
         return RESNET50
     if name in ENCODERS:
         return _of_table(ENCODERS[name])
