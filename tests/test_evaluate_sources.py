@@ -243,18 +243,19 @@ def test_a_feature_file_of_a_whole_patient_holds_several_videos(tmp_path: Path, 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
-    ("truth", "predicted"),
+    ("truth", "predicted", "pictures"),
     [
-        pytest.param(TRUTH[:4], PREDICTED[:4], marks=pytest.mark.usefixtures("no_drawing")),
-        pytest.param(TRUTH[:1], [0], marks=pytest.mark.usefixtures("no_drawing")),
-        (TRUTH[:1], [1]),
-        (TRUTH[:4], [3, 3, 3, 3]),
+        (TRUTH[:4], PREDICTED[:4], "no_drawing"),
+        (TRUTH[:1], [0], "no_drawing"),
+        (TRUTH[:1], [1], "drawing"),
+        (TRUTH[:4], [3, 3, 3, 3], "drawing"),
     ],
     ids=["one video", "one frame", "one wrong frame", "constant and absent"],
 )
 def test_small_inputs_are_defined_and_silent(
-    truth: list[tuple[str, int]], predicted: list[int], tmp_path: Path
+    truth: list[tuple[str, int]], predicted: list[int], pictures: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    request.getfixturevalue(pictures)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         path = str(write_predictions(tmp_path / "a.csv", predicted, truth))

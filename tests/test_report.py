@@ -301,10 +301,10 @@ def test_every_video_has_a_ribbon_and_is_described(page: str, evaluations: list[
 
 @pytest.mark.usefixtures("drawing")
 def test_eighty_videos_stay_below_five_megabytes(tmp_path: Path) -> None:
-    """Predictions that change all the time are the worst case. What a video takes is measured on the second."""
+    """Predictions that change all the time are the worst case. What a video takes is measured on three more."""
     rng = np.random.default_rng(0)
     videos = []
-    for count in range(2):
+    for count in range(4):
         labels = np.sort(rng.integers(0, 7, size=2000))
         wrong = rng.random(2000) >= 0.7
         videos.append(small_video(f"{count}_1", labels, np.where(wrong, rng.integers(0, 7, size=2000), labels)))
@@ -314,7 +314,7 @@ def test_eighty_videos_stay_below_five_megabytes(tmp_path: Path) -> None:
         page = written(tmp_path, [evaluation], fps=1.0)
         assert page.count('alt="Ribbons of video') == len(chosen)
         sizes.append(len(page.encode()))
-    assert sizes[0] + 79 * (sizes[1] - sizes[0]) < 5_000_000
+    assert sizes[0] + 79 * (sizes[1] - sizes[0]) / 3 < 5_000_000
 
 
 def test_every_picture_is_written_twice(drawn_dir: Path) -> None:
