@@ -367,6 +367,25 @@ def test_the_estimate_is_that_of_the_encoder(tmp_path: Path) -> None:
     assert sizes[1] - sizes[0] == 2000 * (2048 - 512) * 4
 
 
+def test_check_and_predict_take_the_option(
+    tiny: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For weights of another program, which nothing else describes."""
+    monkeypatch.setattr("spatialfeat.checks.estimate.SECONDS", 0.0)
+    output = CliRunner().invoke(app, ["check", "--backbone", "resnet18", "--image-size", "64", "--device", "cpu",
+                                      "--workers", "0", "--out", str(tmp_path / "check"), "--batch-size", "4",
+                                      *(f"--{name.replace('_', '-')}={getattr(tiny, name)}" for name in
+                                        ("train_csv", "val_csv", "test_csv", "img_dir"))]).output  # fmt: skip
+    assert "epoch" in output
+    recorded = json.loads((tmp_path / "check" / "run.json").read_text())["options"]
+    assert (recorded["backbone"], recorded["freeze_until"]) == ("resnet18", 6)
+    torch.save({"state_dict": models.resnet18(num_classes=7).state_dict()}, tmp_path / "w.ckpt")
+    run("predict", "--weights", tmp_path / "w.ckpt", "--backbone", "resnet18", "--csv", tiny.test_csv, "--img-dir",
+        tiny.img_dir, "--out", tmp_path / "p", "--workers", "0", "--device", "cpu", "--batch-size", "4")  # fmt: skip
+    assert len((tmp_path / "p" / "predictions.csv").read_text().splitlines()) > 1
+    assert "nothing here" in refused("predict", "--features", tmp_path, "--backbone", "resnet18")
+
+
 def test_a_described_backbone_that_is_unknown_is_named(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     torch.save(models.resnet50(num_classes=3).state_dict(), path)

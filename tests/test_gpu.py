@@ -30,6 +30,7 @@ from spatialfeat.device import describe_device, select_device, use_true_float32
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.extract import extract
 from spatialfeat.finetune import FinetuneResult, finetune
+from spatialfeat.network.backbone import find_backbone
 from spatialfeat.network.classifier import InferenceNetwork
 from spatialfeat.network.resnet import PhaseResNet50
 from spatialfeat.network.weights import save_weights, snapshot
@@ -319,3 +320,23 @@ def test_two_processes_train_as_one(quick_config: FinetuneConfig, gpu_study: Fin
     lines = (tmp_path / "two" / "history.csv").read_text().splitlines()
     losses = [float(line.split(",")[1]) for line in lines[1:]]
     assert losses == pytest.approx([record.train_loss for record in gpu_study.history], rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_tiny", "vit_b_16"])
+def test_another_encoder_has_the_cpus_features(name: str) -> None:
+    """Folded or under autocast, recorded as a CUDA graph from the third call on, and whatever the batch."""
+    use_true_float32()
+    torch.manual_seed(0)
+    backbone = find_backbone(name)
+    model, preprocessing = backbone.build(3).eval(), backbone.preprocessing(224 if name == "vit_b_16" else 64)
+    images = smooth_images(4, preprocessing.crop_px)
+    expected = InferenceNetwork(model, preprocessing, "fp32", 4)(images)[0]
+    model.to(CUDA)
+    for precision, allowed in (("fp32", 1e-3), ("bf16", 5e-2)):
+        network = InferenceNetwork(model, preprocessing, precision, 4)
+        found = [network(images.to(CUDA))[0] for _ in range(4)]
+        assert all(torch.equal(again, found[0]) for again in found)
+        parts = torch.cat([network(part.to(CUDA))[0] for part in (images[:1], images[1:])])
+        assert torch.equal(parts, found[0])
+        distance = (found[0].cpu() - expected).norm(dim=1) / expected.norm(dim=1)
+        assert float(distance.max()) < allowed
