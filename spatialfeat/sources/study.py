@@ -51,6 +51,9 @@ SAVING: dict[str, dict[str, Any]] = {
     "png": {"compress_level": 1, "compress_type": 3},
     "jpeg": {"quality": 95, "subsampling": 0},
 }
+THREADS_PER_CORE = 3
+"""While a frame is converted, decoding goes on only as far ahead as there are threads: with one a core it waits."""
+
 MAX_UNWRITTEN = 4
 """So many converted frames wait, at most, for the thread that encodes and writes them."""
 
@@ -201,7 +204,7 @@ def prepare_videos(
     Raises:
         SpatialfeatError: a process was killed.
     """
-    threads = max(1, cores // workers)
+    threads = THREADS_PER_CORE * max(1, cores // workers)
     if workers == 1:
         for job in jobs:
             yield job, _outcome(out, job, threads, advance)

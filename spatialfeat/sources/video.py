@@ -158,7 +158,7 @@ def sample_video(
     Raises:
         SpatialfeatError: the video cannot be opened, has no frame, or time stamps that run backwards.
     """
-    facts = Facts()
+    facts, reformatter = Facts(), load_av().video.reformatter.VideoReformatter()
     k, reported, shown, usual = 0, Fraction(0), None, Fraction(0)
     with _opened(path) as (container, stream):
         stream.thread_type = "AUTO"
@@ -173,7 +173,7 @@ def sample_video(
                 assert shown is not None
                 sample = Sample(k, shown[0], shown[1])
                 if wanted(sample):
-                    picture = _picture(path, shown[2], short_side, box)
+                    picture = _picture(path, shown[2], reformatter, short_side, box)
                     facts.size_written = picture.size
                     write(sample, picture)
                 k += 1
@@ -273,15 +273,16 @@ def _deinterlaced(frames: Iterator[tuple[int, Fraction, Any]], facts: Facts) -> 
         yield from ready()
 
 
-def _picture(path: Path, frame: Any, short_side: int | None, box: Box | None) -> Image.Image:
-    """A frame as RGB, cut, shrunk and upright."""
+def _picture(path: Path, frame: Any, reformatter: Any, short_side: int | None, box: Box | None) -> Image.Image:
+    """A frame as RGB, cut, shrunk and upright. reformatter: PyAV's, which keeps its filters from frame to frame."""
     width, height = frame.width, frame.height
     if box is not None:
         width, height = box.right - box.left, box.bottom - box.top
     scale = min(1.0, short_side / min(width, height)) if short_side else 1.0
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     if box is None:
-        picture: Image.Image = frame.to_image(width=size[0], height=size[1], interpolation="BICUBIC")
+        rgb = reformatter.reformat(frame, width=size[0], height=size[1], format="rgb24", interpolation="BICUBIC")
+        picture: Image.Image = rgb.to_image()
     else:
         whole: Image.Image = frame.to_image()
         picture = whole.crop((box.left, box.top, box.right, box.bottom))
