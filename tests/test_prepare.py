@@ -362,6 +362,59 @@ def test_unlabelled_frames_are_kept_on_request(videos: Path, tmp_path: Path) -> 
     assert per_video(labels_of(tmp_path / "out"))["op2"] == "(-100)111(-100)"
 
 
+MISSPELT = "video,start_s,end_s,phase\nop1,0,2,Resection\nop1,2,3,Ressection\nop1,3,4.4,Closing\nop2,0,4.4,Resection\n"
+
+
+def test_the_phases_are_listed_and_slips_named(videos: Path, tmp_path: Path) -> None:
+    path = table(tmp_path / "a.csv", MISSPELT)
+    result = prepare("videos", videos, tmp_path / "out", "--annotations", path)
+    assert result.exit_code == 0, result.output
+    # By hand: op1 is sampled at 0..4 s, op2 too.
+    rows = [line.split() for line in result.output.splitlines()]
+    start = rows.index(["label", "phase", "videos", "frames"])
+    assert rows[start + 1 : start + 4] == [
+        ["0", "Resection", "2", "7"],
+        ["1", "Ressection", "1", "1"],
+        ["2", "Closing", "1", "2"],
+    ]
+    warnings = " ".join(result.stderr.split())
+    for part in (f"{path} line 3 (video op1)", "'Ressection'", "'Resection'", "--phase-map", "--phase-names"):
+        assert part in warnings
+    assert f"'Closing' ({path} line 4 (video op1))" in warnings
+    notes = json.loads((tmp_path / "out" / "prepare.json").read_text())["notes"]
+    assert any("'Ressection'" in note for note in notes)
+    # The remedies: names that are given refuse others, a map joins them; then nothing is doubtful.
+    refused = prepare("videos", videos, tmp_path / "o2", "--annotations", path, "--phase-names", "Resection,Closing")
+    assert refused.exit_code == 2
+    for part in (f"{path} line 3", "'Ressection'", "nearest: Resection", "--phase-map"):
+        assert part in refused.stderr
+    joined = table(tmp_path / "map.csv", "Resection,Resection\nRessection,Resection\nClosing,Closing\n")
+    mapped = prepare("videos", videos, tmp_path / "o3", "--annotations", path, "--phase-map", joined)
+    assert mapped.exit_code == 0
+    assert "warning" not in mapped.stderr
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_phases_per_split(patients: Path, tmp_path: Path) -> None:
+    rows = "".join(
+        f"{patient}_{part},0,2,cut\n{patient}_{part},2,4.4,sew\n" for patient in range(1001, 1007) for part in (1, 2)
+    )
+    path = table(tmp_path / "a.csv", f"video,start_s,end_s,phase\n{rows}")
+    result = prepare(
+        "videos", patients / "videos", tmp_path / "out", "--annotations", path, "--val", "0.2", "--test", "0.2"
+    )
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.output.splitlines()]
+    start = lines.index(["label", "phase", "videos", "frames", "train", "val", "test"])
+    for line, name in zip(lines[start + 1 : start + 3], ("cut", "sew"), strict=True):
+        counted = [
+            sum(label == line[0] for label in labels_of(tmp_path / "out", split).values())
+            for split in ("train", "val", "test")
+        ]
+        assert line[1:] == [name, "12", str(sum(counted)), *map(str, counted)]
+    assert "warning" not in result.stderr
+
+
 def test_a_map_of_phases(videos: Path, tmp_path: Path) -> None:
     path = table(tmp_path / "a.csv", "video,start,end,phase\nop1,0,1.0,7\nop1,1,3,9\nop1,3,4.4,8\nop2,0,4.4,9\n")
     names = table(tmp_path / "map.csv", "from,to\n9,work\n7,start\n8,\n")
