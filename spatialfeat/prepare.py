@@ -22,6 +22,7 @@ from spatialfeat.device import usable_cores
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import CsvTable, open_csv_text, read_json_object, write_atomically
 from spatialfeat.names import name_problem, natural_key, same_name_key
+from spatialfeat.phases import NAMES_FILE
 from spatialfeat.reports.plots import save_png
 from spatialfeat.reports.ribbons import contact_sheet, crop_sheet
 from spatialfeat.runrecord import RunRecord, recorded_options
@@ -46,7 +47,6 @@ from spatialfeat.sources.study import (
 from spatialfeat.sources.video import header_length, load_av
 
 MANIFEST = "prepare.json"
-PHASE_NAMES = "phase_names.txt"
 SPLITS = ("train", "val", "test", "all")
 SHARED_OUT = ("train", "all")
 """The splits whose patients --val and --test share out."""
@@ -545,7 +545,7 @@ def _write_study(config: PrepareConfig, plan: Plan, splits: Mapping[str, str]) -
         write_atomically(path, write)
     if plan.phases is not None:
         text = "".join(f"{name}\n" for name in plan.phases.names)
-        write_atomically(out / PHASE_NAMES, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_atomically(out / NAMES_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _tell(config: PrepareConfig, plan: Plan, splits: Mapping[str, str], records: Sequence[dict[str, Any]]) -> None:
@@ -612,11 +612,10 @@ def _next_steps(config: PrepareConfig, plan: Plan, splits: Sequence[str]) -> lis
     fps = "" if config.fps == 1 else f" --fps {config.fps:g}"
     if plan.phases is None:
         return [cd, f"  spatialfeat extract --csv all=all_ResNet_DB.csv --weights WEIGHTS{fps}"]
-    phases = f" --phase-names {PHASE_NAMES}"
     if "all" in splits:
         return [
             "  the same command with --val 0.2 --test 0.2 shares out the patients; or, for a cross-validation:",
-            f"{cd} && spatialfeat split all_ResNet_DB.csv folds --folds 5{phases}",
+            f"{cd} && spatialfeat split all_ResNet_DB.csv folds --folds 5",
         ]
     if "train" not in splits:
         csvs = " ".join(f"--csv {name}_ResNet_DB.csv" for name in splits)
@@ -626,7 +625,7 @@ def _next_steps(config: PrepareConfig, plan: Plan, splits: Sequence[str]) -> lis
     test = " --test-csv test_ResNet_DB.csv" if "test" in splits else ""
     return [
         cd,
-        f"  spatialfeat check{phases}{fps}{test}",
-        f"  spatialfeat finetune{phases}{test}",
+        f"  spatialfeat check{fps}{test}",
+        f"  spatialfeat finetune{test}",
         f"  spatialfeat extract{fps}",
     ]

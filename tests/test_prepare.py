@@ -289,14 +289,17 @@ def test_jpeg_frames_go_through_all_commands(tmp_path: Path, monkeypatch: pytest
     assert " s of video" in result.output  # The progress bar's unit.
     assert {path.suffix for path in (tmp_path / "out" / "images").iterdir()} == {".jpg"}
     monkeypatch.chdir(tmp_path / "out")
-    names, quick = ("--phase-names", "phase_names.txt"), ("--device", "cpu", "--workers", "0")
+    quick = ("--device", "cpu", "--workers", "0")
     for step in (
-        ("check", *names, "--test-csv", "test_ResNet_DB.csv", *quick, "--no-estimate", "--image-size", "64"),
-        ("finetune", *names, *quick, "--weights", "random", "--image-size", "64", "--epochs", "1", "--no-tensorboard"),
+        ("check", "--test-csv", "test_ResNet_DB.csv", *quick, "--no-estimate", "--image-size", "64"),
+        ("finetune", *quick, "--weights", "random", "--image-size", "64", "--epochs", "1", "--no-tensorboard"),
         ("extract", *quick),
     ):
         result = CliRunner().invoke(app, step)
         assert result.exit_code == 0, f"{step}: {result.output}"
+        # The names come from the file that prepare wrote, of the weights from then on.
+        assert ("phases: the 2 names in phase_names.txt" in result.output) == (step[0] != "extract")
+    assert json.loads(Path("best_spatial_study_weights.json").read_text())["phase_names"] == ["cut", "sew"]
     for video in read_features(Path("features")):
         assert list(video.frame_ids) == [f"{video.video_id}_{k:06d}" for k in range(5)]
         assert video.labels.tolist() == [0, 0, 1, 1, 1]
@@ -493,7 +496,7 @@ def test_splits_keep_patients_whole_and_are_those_of_split(patients: Path, tmp_p
     # Without shares, all goes back into one CSV, of which `spatialfeat split` makes the same again.
     result = prepare(*command[:2], tmp_path / "out", *command[2:])
     assert "12 videos already there" in result.output
-    assert "spatialfeat split all_ResNet_DB.csv folds --folds 5 --phase-names phase_names.txt" in result.output
+    assert "spatialfeat split all_ResNet_DB.csv folds --folds 5" in result.output
     assert [path.name for path in (tmp_path / "out").glob("*.csv")] == ["all_ResNet_DB.csv"]
     arguments = ("split", tmp_path / "out" / "all_ResNet_DB.csv", tmp_path / "split", *shares)
     assert CliRunner().invoke(app, [str(argument) for argument in arguments]).exit_code == 0
