@@ -450,7 +450,7 @@ def _prepare_all(config: PrepareConfig, plan: Plan) -> list[dict[str, Any]]:
     cores = usable_cores()
     workers = max(1, min(config.workers or cores, len(todo)))
     seconds = {job.video: (_seconds(job) or 0.0) for job in todo}
-    errors: list[SpatialfeatError] = []
+    errors: dict[str, SpatialfeatError] = {}
     with frame_bar(round(sum(seconds.values())), "prepare", unit=" s of video") as show:
         done = 0.0
 
@@ -461,16 +461,16 @@ def _prepare_all(config: PrepareConfig, plan: Plan) -> list[dict[str, Any]]:
 
         for job, outcome in prepare_videos(out, todo, workers=workers, cores=cores, advance=advance):
             if isinstance(outcome, SpatialfeatError):
-                errors.append(outcome)
+                errors[job.video] = outcome
                 logger.error("%s", outcome)
             else:
                 _write_picture(out, job, plan)
     if errors:
         if len(errors) == 1 == len(plan.jobs):
-            raise errors[0]
+            raise next(iter(errors.values()))
         raise SpatialfeatError(
-            f"{count_text(len(errors), 'video')} of {len(plan.jobs)} could not be prepared, the first: {errors[0]}. "
-            "The others are kept; fix these, or leave them out with --leave-out, and run again"
+            f"{count_text(len(errors), 'video')} of {len(plan.jobs)} could not be prepared (see above): "
+            f"{', '.join(errors)}. The others are kept; fix these, or leave them out with --leave-out, and run again"
         )
     for job in plan.jobs:
         if not (out / RECORDS / f"{job.video}.png").exists():
@@ -528,11 +528,17 @@ def _write_study(config: PrepareConfig, plan: Plan, splits: Mapping[str, str]) -
     for job in plan.jobs:
         by_split.setdefault(splits[job.video], []).append(job)
     has_patients = any(job.patient != _patient(job.video) for job in plan.jobs)
-    for split in SPLITS:
+    old = [path for split in SPLITS if split not in by_split and (path := out / f"{split}_ResNet_DB.csv").exists()]
+    if old:
+        logger.info(
+            "removed, as an earlier run had shared out the patients otherwise: %s; now: %s",
+            ", ".join(path.name for path in old),
+            ", ".join(f"{split}_ResNet_DB.csv" for split in SPLITS if split in by_split),
+        )
+    for path in old:
+        path.unlink()
+    for split in (split for split in SPLITS if split in by_split):
         path = out / f"{split}_ResNet_DB.csv"
-        if split not in by_split:
-            path.unlink(missing_ok=True)
-            continue
         header = ["id", *(["label"] if plan.phases is not None else []), *(["patient"] if has_patients else [])]
 
         def write(temporary: Path, jobs: list[VideoJob] = by_split[split], header: list[str] = header) -> None:
@@ -613,9 +619,15 @@ def _next_steps(config: PrepareConfig, plan: Plan, splits: Sequence[str]) -> lis
     if plan.phases is None:
         return [cd, f"  spatialfeat extract --csv all=all_ResNet_DB.csv --weights WEIGHTS{fps}"]
     if "all" in splits:
+        num_patients = len({same_name_key(job.patient) for job in plan.jobs})
+        if num_patients < 3:  # Each of train, val and test needs one.
+            return [
+                f"  {count_text(num_patients, 'patient')} cannot be divided into training, validation and test: add "
+                "videos and run the same command again"
+            ]
         return [
             "  the same command with --val 0.2 --test 0.2 shares out the patients; or, for a cross-validation:",
-            f"{cd} && spatialfeat split all_ResNet_DB.csv folds --folds 5",
+            f"{cd} && spatialfeat split all_ResNet_DB.csv folds --folds {min(5, num_patients)}",
         ]
     if "train" not in splits:
         csvs = " ".join(f"--csv {name}_ResNet_DB.csv" for name in splits)

@@ -563,7 +563,8 @@ def test_a_cut_video_is_refused_and_the_others_are_kept(videos: Path, tmp_path: 
     result = prepare("videos", tmp_path / "data", tmp_path / "out")
     assert result.exit_code == 2
     assert "op1.mkv: ends too early" in result.output
-    assert "1 video of 2 could not be prepared" in result.output
+    assert "1 video of 2 could not be prepared (see above): op1. The others" in result.output
+    assert result.output.count("ends too early") == 1
     assert not list((tmp_path / "out").glob("*.csv"))
     assert {path.name[:3] for path in (tmp_path / "out" / "images").iterdir()} == {"op2"}
     result = prepare("videos", tmp_path / "data", tmp_path / "out", "--leave-out", "op1")
@@ -670,3 +671,28 @@ def test_lines_that_are_not_cut_into_columns_are_no_phases(videos: Path, tmp_pat
     result = prepare("videos", videos, tmp_path / "out", *options)
     assert result.exit_code == 2
     assert "line 210: 210 different phases, such as '0 first part'" in result.output
+
+
+def test_a_line_that_ends_after_the_video_and_columns_in_another_order(videos: Path, tmp_path: Path) -> None:
+    path = table(tmp_path / "a.csv", "video,start_s,end_s,phase\nop1,0,2,cut\nop1,2,99,sew\nop2,0,4.4,cut\n")
+    result = prepare("videos", videos, tmp_path / "out", "--annotations", path)
+    assert result.exit_code == 2
+    assert f"{path} line 3: the annotation has 99.00 s, the video 4.40 s" in result.stderr
+    path = table(tmp_path / "b.csv", "cut,op1,0.0,2.0\nsew,op1,2.0,4.4\n")
+    result = prepare("videos", videos, tmp_path / "out2", "--annotations", path)
+    assert result.exit_code == 2
+    for part in (f"{path} line 1", "no header", "'cut'", "op1, op2", "video,start,end,phase"):
+        assert part in result.stderr
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_csvs_that_go_are_named_and_what_two_patients_allow(patients: Path, videos: Path, tmp_path: Path) -> None:
+    command = ("videos", patients / "videos", tmp_path / "out", "--annotations", patients / "phases.csv")
+    assert "removed" not in prepare(*command).output
+    result = prepare(*command, "--val", "0.3", "--test", "0.3")
+    (line,) = [line for line in result.output.splitlines() if line.startswith("removed")]
+    for part in ("all_ResNet_DB.csv", "train_ResNet_DB.csv", "val_ResNet_DB.csv", "test_ResNet_DB.csv"):
+        assert part in line
+    two = prepare("videos", videos, tmp_path / "two", "--annotations", table(tmp_path / "a.csv", INTERVALS))
+    assert "2 patients cannot be divided" in two.output
+    assert "--folds" not in two.output
