@@ -17,7 +17,7 @@ from spatialfeat.errors import SpatialfeatError
 from spatialfeat.formats import FORMATS, LIMITED_OPTIONS
 from spatialfeat.names import label_problem
 from spatialfeat.options import Option, Options, Rule, at_least, flag_of, one_of, option, positive
-from spatialfeat.phases import DEFAULT_NUM_PHASES, check_phase_names, read_phase_names
+from spatialfeat.phases import DEFAULT_NUM_PHASES, NAMES_FILE, check_phase_names, names_beside, read_phase_names
 
 TRAIN_CSV = Path("train_ResNet_DB.csv")
 VAL_CSV = Path("val_ResNet_DB.csv")
@@ -111,7 +111,8 @@ _ID_PATTERN = Option(
 )
 _AS_TRAINED = "as the weights were trained, else auto"
 _NUM_CLASSES = Option("Number of phases; labels are 0..N-1.", DATA, at_least(2))
-_AS_NAMED = f"as many as --phase-names, else {DEFAULT_NUM_PHASES}"
+_AS_NAMED = f"as many as phases have names, else {DEFAULT_NUM_PHASES}"
+_NAMED_BESIDE = f"without --num-classes, {NAMES_FILE} beside the CSV if it is there"
 _PHASE_NAMES = Option(
     "Phase names in label order: NAME,NAME,...; a text file, one per line or `number name` as in mapping.txt; the JSON "
     "beside weights; or feature files. Labels in CSVs may then be names.",
@@ -220,7 +221,9 @@ class FinetuneConfig(Options):
     id_form: str | None = _ID_FORM.field(None)
     id_pattern: str | None = _ID_PATTERN.field(None)
     num_classes: int = _NUM_CLASSES.field(None, unset=_AS_NAMED)  # An int once the object is made.
-    phase_names: tuple[str, ...] | None = _PHASE_NAMES.field(None)
+    phase_names: tuple[str, ...] | None = _PHASE_NAMES.field(
+        None, unset=f"{_NAMED_BESIDE}; with --resume, as the study began"
+    )
     backbone: str = _BACKBONE.field(RESNET50_NAME)
     weights: str = option(
         "imagenet", "Start from: imagenet, random, or the path of a state dict of the encoder.", NETWORK
@@ -276,6 +279,8 @@ class FinetuneConfig(Options):
     tensorboard: bool = option(True, "Log to tensorboard/ in --out, where TensorBoard is installed.", OUTPUT)
 
     def __post_init__(self) -> None:
+        if self.num_classes is None and self.phase_names is None and not (self.resume and self._take_phases_as_begun()):
+            object.__setattr__(self, "phase_names", names_beside(self.train_csv))
         _count_phases(self)
         super().__post_init__()
         _fill_in_backbone(self)
@@ -288,6 +293,16 @@ class FinetuneConfig(Options):
                 "input: even whole frames would be enlarged"
             )
         check_phase_names(self.phase_names, self.num_classes)
+
+    def _take_phases_as_begun(self) -> bool:
+        """Whether there is a study to resume, whose phases these then are, whatever phase_names.txt says by now."""
+        begun = pkgutil.resolve_name("spatialfeat.training.files:phases_as_begun")(self.out_dir)
+        if begun is None:
+            return False
+        number, names = begun
+        object.__setattr__(self, "num_classes", number)
+        object.__setattr__(self, "phase_names", names)
+        return True
 
     @property
     def training_frames_px(self) -> int | None:
@@ -498,7 +513,9 @@ class EvaluateConfig(Options):
     num_classes: int | None = _NUM_CLASSES.field(
         None, unset=f"as weights or feature files have, else as there are names, else {DEFAULT_NUM_PHASES}"
     )
-    phase_names: tuple[str, ...] | None = _PHASE_NAMES.field(None)
+    phase_names: tuple[str, ...] | None = _PHASE_NAMES.field(
+        None, unset=f"as weights or feature files say; with --predictions, {NAMES_FILE} beside --csv if it is there"
+    )
     group_by: str = option(
         "video", "What counts as one video: video, or patient (all segments in order).", SCORES, one_of(*GROUPINGS)
     )
@@ -541,6 +558,9 @@ class EvaluateConfig(Options):
 
     def __post_init__(self) -> None:
         self._refuse_options_without_effect()
+        is_of_csvs = self._kind_of_source() is PredictionsSource
+        if is_of_csvs and self.csv is not None and self.num_classes is None and self.phase_names is None:
+            object.__setattr__(self, "phase_names", names_beside(self.csv))
         super().__post_init__()
         _check_id_options(self.id_form, self.id_pattern)
         if self.relaxed_window is not None and self.relaxed is None:
@@ -971,7 +991,7 @@ class CheckConfig(Options):
     id_form: str | None = _ID_FORM.field(None)
     id_pattern: str | None = _ID_PATTERN.field(None)
     num_classes: int = _NUM_CLASSES.field(None, unset=_AS_NAMED)
-    phase_names: tuple[str, ...] | None = _PHASE_NAMES.field(None)
+    phase_names: tuple[str, ...] | None = _PHASE_NAMES.field(None, unset=_NAMED_BESIDE)
     fps: float = _FPS.field(ExtractConfig.fps)
     decode: bool = option(
         True,
@@ -997,6 +1017,10 @@ class CheckConfig(Options):
     out_dir: Path = option(Path("check"), "Folder for check.json, check.txt and class_balance.png.", OUTPUT, flag="out")
 
     def __post_init__(self) -> None:
+        if self.num_classes is None and self.phase_names is None:
+            first = re.sub(r"^[A-Za-z0-9_-]+=", "", self.csvs[0]) if self.csvs else ""
+            csv = Path(first).expanduser() if first else self.train_csv
+            object.__setattr__(self, "phase_names", names_beside(csv))
         _count_phases(self)
         super().__post_init__()
         _fill_in_backbone(self)
@@ -1028,7 +1052,8 @@ class SplitConfig(Options):
     out: Path = option(MISSING, "Must not exist, or be an empty folder.", OUTPUT, metavar="OUT", is_argument=True)
     phase_names: tuple[str, ...] | None = _PHASE_NAMES.field(
         None,
-        help="Phase names in label order: a text file, one per line, or NAME,NAME,... Also written to phase_names.txt.",
+        help=f"Phase names in label order: a text file, one per line, or NAME,NAME,... Also written to {NAMES_FILE}.",
+        unset=f"{NAMES_FILE} beside CSV, if it is there",
     )
     img_dir: Path | None = option(
         None,
@@ -1057,6 +1082,8 @@ class SplitConfig(Options):
     seed: int = option(0, "Another seed gives another division, if there is one that is as good.", SPLITS, at_least(0))
 
     def __post_init__(self) -> None:
+        if self.phase_names is None:
+            object.__setattr__(self, "phase_names", names_beside(self.csv))
         super().__post_init__()
         _check_id_options(self.id_form, self.id_pattern)
         if self.folds is not None and self.test is not None:

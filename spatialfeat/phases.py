@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pkgutil
 import re
@@ -23,8 +24,13 @@ CHOLEC80_PHASES = (
 )
 """In label order."""
 
+NAMES_FILE = "phase_names.txt"
+"""Beside the CSVs of a study: the phases in label order, for commands that are not told their names or number."""
+
 DEFAULT_NUM_PHASES = 7
 """The specification's number of phases, where neither weights, feature files nor options say it."""
+
+logger = logging.getLogger(__name__)
 
 
 def default_phase_names(num_phases: int) -> tuple[str, ...]:
@@ -68,6 +74,27 @@ def read_phase_names(text: str) -> tuple[str, ...]:
             f"--phase-names {text}: cannot be read ({reason}); pass a text file, one name per line, or NAME,NAME,..."
         ) from error
     return _names_beside_weights(text, content) if path.suffix == ".json" else _names_of_lines(text, content)
+
+
+def names_beside(csv: Path) -> tuple[str, ...] | None:
+    """The names in phase_names.txt in the folder of a CSV, and a line that says so; None where there is no such file.
+
+    Raises:
+        SpatialfeatError: the file holds no names of phases.
+    """
+    path = csv.parent / NAMES_FILE
+    if not path.is_file():
+        return None
+    try:
+        names = read_phase_names(str(path))
+        check_phase_names(names, max(len(names), 2))
+    except SpatialfeatError as error:
+        raise SpatialfeatError(
+            f"{path}: is read for the names of the phases, as neither --phase-names nor --num-classes is given, but "
+            f"it cannot be used; correct the file, or pass one of these options ({error})"
+        ) from error
+    logger.info("phases: the %d names in %s", len(names), path)
+    return names
 
 
 def _names_beside_weights(text: str, content: str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from spatialfeat.config import PrepareConfig
-from spatialfeat.console import align, clock_text, count_text, frame_bar
+from spatialfeat.console import align, clock_text, count_text, frame_bar, omission, shown_phases, wrap
 from spatialfeat.data.frames import make_table
 from spatialfeat.data.splits import split_rows
 from spatialfeat.data.tables import Origin, Rows
@@ -22,16 +22,18 @@ from spatialfeat.device import usable_cores
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import CsvTable, open_csv_text, read_json_object, write_atomically
 from spatialfeat.names import name_problem, natural_key, same_name_key
+from spatialfeat.phases import NAMES_FILE
 from spatialfeat.reports.plots import save_png
 from spatialfeat.reports.ribbons import contact_sheet, crop_sheet
 from spatialfeat.runrecord import RunRecord, recorded_options
-from spatialfeat.sources.annotations import Phases, Track, name_phases, read_phase_map
+from spatialfeat.sources.annotations import Phases, Track, doubtful_phases, name_phases, read_phase_map
 from spatialfeat.sources.datasets import DATA_SETS, DataSet, matching, tracks_of
 from spatialfeat.sources.own import VIDEO_SUFFIX, Reading, read_own_tracks
 from spatialfeat.sources.study import (
     IMAGES,
     RECORD,
     RECORDS,
+    UNLABELLED,
     Pictures,
     Settings,
     VideoJob,
@@ -45,7 +47,6 @@ from spatialfeat.sources.study import (
 from spatialfeat.sources.video import header_length, load_av
 
 MANIFEST = "prepare.json"
-PHASE_NAMES = "phase_names.txt"
 SPLITS = ("train", "val", "test", "all")
 SHARED_OUT = ("train", "all")
 """The splits whose patients --val and --test share out."""
@@ -63,13 +64,14 @@ logger = logging.getLogger(__name__)
 class Plan:
     """What is to be done. splits: {video: split}, before --val and --test. phases: None without annotations.
 
-    notes: what to report.
+    notes: what to report. doubts: about names of phases, to be told before hours of decoding and again after them.
     """
 
     jobs: list[VideoJob]
     splits: dict[str, str]
     phases: Phases | None
     notes: list[str]
+    doubts: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,7 @@ def prepare(config: PrepareConfig) -> list[dict[str, Any]]:
     _check_place(config)
     for note in plan.notes:
         logger.info("note: %s", note)
+    _warn(plan.doubts)
     (config.out / IMAGES).mkdir(parents=True, exist_ok=True)
     (config.out / RECORDS).mkdir(exist_ok=True)
     annotations = sorted({job.track.path for job in plan.jobs if job.track is not None})
@@ -106,7 +109,7 @@ def prepare(config: PrepareConfig) -> list[dict[str, Any]]:
             _write_crop_sheet(config.out, records)
         record.finish(
             phase_names=None if plan.phases is None else list(plan.phases.names),
-            notes=plan.notes,
+            notes=[*plan.notes, *plan.doubts],
             videos=[
                 {"split": splits[entry["video"]]} | {key: entry[key] for key in entry if key != "inputs"}
                 for entry in records
@@ -178,7 +181,18 @@ def _plan(config: PrepareConfig) -> Plan:
         )
 
     jobs = [job(video, own) for video, own in found.items()]
-    return Plan(jobs=jobs, splits=_splits(config, data_set, jobs, notes), phases=phases, notes=notes)
+    doubts: list[str] = []
+    if phases is not None and data_set is None and config.phase_names is None and config.phase_map is None:
+        # Of names that were given, nothing is doubtful: all others are refused.
+        own = {job.video: job.track for job in jobs if job.track is not None}
+        doubts = list(doubtful_phases(own, phases.labels))
+    splits = _splits(config, data_set, jobs, notes)
+    return Plan(jobs=jobs, splits=splits, phases=phases, notes=notes, doubts=doubts)
+
+
+def _warn(doubts: Sequence[str]) -> None:
+    for doubt in doubts:
+        logger.warning("%s", "\n".join(wrap(doubt)))
 
 
 def _own_labels(phases: Phases | None, track: Track | None) -> dict[str, int | None]:
@@ -436,7 +450,7 @@ def _prepare_all(config: PrepareConfig, plan: Plan) -> list[dict[str, Any]]:
     cores = usable_cores()
     workers = max(1, min(config.workers or cores, len(todo)))
     seconds = {job.video: (_seconds(job) or 0.0) for job in todo}
-    errors: list[SpatialfeatError] = []
+    errors: dict[str, SpatialfeatError] = {}
     with frame_bar(round(sum(seconds.values())), "prepare", unit=" s of video") as show:
         done = 0.0
 
@@ -447,16 +461,16 @@ def _prepare_all(config: PrepareConfig, plan: Plan) -> list[dict[str, Any]]:
 
         for job, outcome in prepare_videos(out, todo, workers=workers, cores=cores, advance=advance):
             if isinstance(outcome, SpatialfeatError):
-                errors.append(outcome)
+                errors[job.video] = outcome
                 logger.error("%s", outcome)
             else:
                 _write_picture(out, job, plan)
     if errors:
         if len(errors) == 1 == len(plan.jobs):
-            raise errors[0]
+            raise next(iter(errors.values()))
         raise SpatialfeatError(
-            f"{count_text(len(errors), 'video')} of {len(plan.jobs)} could not be prepared, the first: {errors[0]}. "
-            "The others are kept; fix these, or leave them out with --leave-out, and run again"
+            f"{count_text(len(errors), 'video')} of {len(plan.jobs)} could not be prepared (see above): "
+            f"{', '.join(errors)}. The others are kept; fix these, or leave them out with --leave-out, and run again"
         )
     for job in plan.jobs:
         if not (out / RECORDS / f"{job.video}.png").exists():
@@ -514,11 +528,17 @@ def _write_study(config: PrepareConfig, plan: Plan, splits: Mapping[str, str]) -
     for job in plan.jobs:
         by_split.setdefault(splits[job.video], []).append(job)
     has_patients = any(job.patient != _patient(job.video) for job in plan.jobs)
-    for split in SPLITS:
+    old = [path for split in SPLITS if split not in by_split and (path := out / f"{split}_ResNet_DB.csv").exists()]
+    if old:
+        logger.info(
+            "removed, as an earlier run had shared out the patients otherwise: %s; now: %s",
+            ", ".join(path.name for path in old),
+            ", ".join(f"{split}_ResNet_DB.csv" for split in SPLITS if split in by_split),
+        )
+    for path in old:
+        path.unlink()
+    for split in (split for split in SPLITS if split in by_split):
         path = out / f"{split}_ResNet_DB.csv"
-        if split not in by_split:
-            path.unlink(missing_ok=True)
-            continue
         header = ["id", *(["label"] if plan.phases is not None else []), *(["patient"] if has_patients else [])]
 
         def write(temporary: Path, jobs: list[VideoJob] = by_split[split], header: list[str] = header) -> None:
@@ -531,7 +551,7 @@ def _write_study(config: PrepareConfig, plan: Plan, splits: Mapping[str, str]) -
         write_atomically(path, write)
     if plan.phases is not None:
         text = "".join(f"{name}\n" for name in plan.phases.names)
-        write_atomically(out / PHASE_NAMES, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_atomically(out / NAMES_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _tell(config: PrepareConfig, plan: Plan, splits: Mapping[str, str], records: Sequence[dict[str, Any]]) -> None:
@@ -561,11 +581,36 @@ def _tell(config: PrepareConfig, plan: Plan, splits: Mapping[str, str], records:
         num_patients = len({same_name_key(record["patient"]) for record in own})
         num_rows = sum(record["rows"] for record in own)
         parts.append((name, str(num_patients), str(len(own)), str(num_rows), f"{num_rows / total:.1%}"))
-    for line in (*align(rows, left=(0, 1, 9)), "", *align(parts)):
+    phases = [] if plan.phases is None else _phase_lines(config.out, plan.jobs, splits, names, plan.phases.names)
+    for line in (*align(rows, left=(0, 1, 9)), "", *align(parts), *phases):
         logger.info("%s", line)
+    _warn(plan.doubts)
     logger.info("%s", config.out)
     logger.info("  %s in images/, a picture per video in %s/", count_text(total, "frame"), RECORDS)
     logger.info("Next:\n%s", "\n".join(_next_steps(config, plan, names)))
+
+
+def _phase_lines(
+    out: Path, jobs: Sequence[VideoJob], splits: Mapping[str, str], names: Sequence[str], phase_names: Sequence[str]
+) -> list[str]:
+    """Every phase: in how many videos, and how many frames of each split it is. names: of the splits."""
+    frames = {name: [0] * len(phase_names) for name in names}
+    videos = [0] * len(phase_names)
+    for job in jobs:
+        labels = [int(row["label"]) for row in read_rows(out, job.video)]
+        for label in set(labels) - {UNLABELLED}:
+            videos[label] += 1
+            frames[splits[job.video]][label] += labels.count(label)
+    totals = [sum(counts) for counts in zip(*frames.values(), strict=True)]
+    shown = shown_phases(totals)
+    cells = [
+        [str(label), phase_names[label], str(videos[label]), str(totals[label])]
+        + ([str(frames[name][label]) for name in names] if len(names) > 1 else [])
+        for label in shown
+    ]
+    header = ["label", "phase", "videos", "frames", *(names if len(names) > 1 else [])]
+    more = omission(len(shown), len(phase_names))
+    return ["", *align([header, *cells], left=(1,)), *([more] if more else [])]
 
 
 def _next_steps(config: PrepareConfig, plan: Plan, splits: Sequence[str]) -> list[str]:
@@ -573,11 +618,16 @@ def _next_steps(config: PrepareConfig, plan: Plan, splits: Sequence[str]) -> lis
     fps = "" if config.fps == 1 else f" --fps {config.fps:g}"
     if plan.phases is None:
         return [cd, f"  spatialfeat extract --csv all=all_ResNet_DB.csv --weights WEIGHTS{fps}"]
-    phases = f" --phase-names {PHASE_NAMES}"
     if "all" in splits:
+        num_patients = len({same_name_key(job.patient) for job in plan.jobs})
+        if num_patients < 3:  # Each of train, val and test needs one.
+            return [
+                f"  {count_text(num_patients, 'patient')} cannot be divided into training, validation and test: add "
+                "videos and run the same command again"
+            ]
         return [
             "  the same command with --val 0.2 --test 0.2 shares out the patients; or, for a cross-validation:",
-            f"{cd} && spatialfeat split all_ResNet_DB.csv folds --folds 5{phases}",
+            f"{cd} && spatialfeat split all_ResNet_DB.csv folds --folds {min(5, num_patients)}",
         ]
     if "train" not in splits:
         csvs = " ".join(f"--csv {name}_ResNet_DB.csv" for name in splits)
@@ -587,7 +637,7 @@ def _next_steps(config: PrepareConfig, plan: Plan, splits: Sequence[str]) -> lis
     test = " --test-csv test_ResNet_DB.csv" if "test" in splits else ""
     return [
         cd,
-        f"  spatialfeat check{phases}{fps}{test}",
-        f"  spatialfeat finetune{phases}{test}",
+        f"  spatialfeat check{fps}{test}",
+        f"  spatialfeat finetune{test}",
         f"  spatialfeat extract{fps}",
     ]

@@ -26,7 +26,7 @@ from spatialfeat.data.tables import row_texts
 from spatialfeat.errors import SpatialfeatError, translate_os_errors
 from spatialfeat.files import atomic_folder, require_new_folder, write_csv
 from spatialfeat.names import natural_key, same_name_key
-from spatialfeat.phases import DEFAULT_NUM_PHASES, default_phase_names
+from spatialfeat.phases import DEFAULT_NUM_PHASES, NAMES_FILE, default_phase_names
 from spatialfeat.reports.plots import save_figure, split_figure
 from spatialfeat.runrecord import RunRecord
 
@@ -170,7 +170,7 @@ def _write(
             rows = np.flatnonzero(splits == name).tolist()
             _write_lines(target / folder / CSV_NAMES[name], [header, *(own_texts[row] for row in rows)])
         if config.phase_names:
-            _write_lines(target / folder / "phase_names.txt", config.phase_names)
+            _write_lines(target / folder / NAMES_FILE, config.phase_names)
     # In which split, or in the test set of which fold, every spelling of a patient's name is.
     if config.folds is None:
         column, place = "split", folders[""]
@@ -236,8 +236,9 @@ def _show(config: SplitConfig, table: FrameTable, parts: Sequence[Part], img_dir
     logger.info("%s: CSVs, split.png, %s", config.out, "patients.csv" if config.folds is None else "folds.csv")
     folder = shlex.quote(str(config.out / parts[0].folder))
     num_phases = len(parts[0].frames_per_phase)
-    options = f" --num-classes {num_phases}" if config.phase_names or num_phases > DEFAULT_NUM_PHASES else ""
-    options += " --phase-names phase_names.txt" if config.phase_names else ""
+    # The names that stand in phase_names.txt there say how many phases there are.
+    is_many = num_phases > DEFAULT_NUM_PHASES and not config.phase_names
+    options = f" --num-classes {num_phases}" if is_many else ""
     options += f" --id-form {config.id_form}" if config.id_form else ""
     options += f" --id-pattern {shlex.quote(config.id_pattern)}" if config.id_pattern else ""
     where = f" --img-dir {shlex.quote(img_dir)}" if img_dir else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from feature_folders import PHASES, make_video
 
-from spatialfeat.config import CheckConfig, EvaluateConfig, ExtractConfig, FinetuneConfig, WeightsSource
+from spatialfeat.config import CheckConfig, EvaluateConfig, ExtractConfig, FinetuneConfig, SplitConfig, WeightsSource
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.phases import check_phase_names, read_phase_names
 
@@ -178,3 +179,47 @@ def test_phase_names_from_a_long_list_from_the_json_beside_weights_and_from_feat
         read_phase_names(str(tmp_path / "other.json"))
     with pytest.raises(SpatialfeatError, match="--phase-names gone: cannot be read"):
         read_phase_names("gone")
+
+
+def test_names_beside_the_csv(tmp_path: Path) -> None:
+    (tmp_path / "phase_names.txt").write_text("cut\nsew\nclose\n")
+    csv, names = tmp_path / "train.csv", ("cut", "sew", "close")
+    for config in (
+        FinetuneConfig(train_csv=csv),
+        CheckConfig(train_csv=csv),
+        CheckConfig(csvs=(f"test={csv}",)),
+    ):
+        assert (config.phase_names, config.num_classes) == (names, 3)
+    assert SplitConfig(csv=csv, out=tmp_path / "out").phase_names == names
+    assert EvaluateConfig(predictions=("p.csv",), csv=csv).phase_names == names
+    # What is said goes before the file; weights and feature files know their own names; elsewhere there is no file.
+    assert FinetuneConfig(train_csv=csv, num_classes=4).phase_names is None
+    assert CheckConfig(train_csv=csv, phase_names=("a", "b")).phase_names == ("a", "b")
+    assert EvaluateConfig(predictions=("p.csv",), csv=csv, num_classes=3).phase_names is None
+    assert EvaluateConfig(csv=csv).phase_names is None
+    assert FinetuneConfig(train_csv=tmp_path / "other" / "train.csv").num_classes == 7
+
+
+@pytest.mark.parametrize("content", ["", "cut\n", "cut\ncut\n", "1 cut\n2 sew\n"])
+def test_a_file_beside_the_csv_that_cannot_be_used(content: str, tmp_path: Path) -> None:
+    (tmp_path / "phase_names.txt").write_text(content)
+    with pytest.raises(SpatialfeatError) as caught:
+        FinetuneConfig(train_csv=tmp_path / "train.csv")
+    assert str(caught.value).startswith(f"{tmp_path / 'phase_names.txt'}: ")
+    assert "pass one of these options" in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [None, ["a", "b"]])
+def test_a_resumed_study_keeps_the_phases_it_began_with(names: list[str] | None, tmp_path: Path) -> None:
+    (tmp_path / "phase_names.txt").write_text("cut\nsew\nclose\n")
+    csv, number = tmp_path / "train.csv", 7 if names is None else 2
+    record = {"command": "finetune", "options": {"num_classes": number, "phase_names": names}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    # Stopped in its first epoch, it left nothing to go on with.
+    assert FinetuneConfig(train_csv=csv, out_dir=tmp_path, resume=True).num_classes == 3
+    (tmp_path / "training_state.pt").touch()
+    config = FinetuneConfig(train_csv=csv, out_dir=tmp_path, resume=True)
+    assert (config.num_classes, config.phase_names) == (number, names and tuple(names))
+    assert FinetuneConfig(train_csv=csv, out_dir=tmp_path).num_classes == 3  # A new study.
+    assert FinetuneConfig(train_csv=csv, out_dir=tmp_path / "new", resume=True).num_classes == 3  # Nothing to resume.
+    assert FinetuneConfig(train_csv=csv, out_dir=tmp_path, resume=True, num_classes=5).num_classes == 5

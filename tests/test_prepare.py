@@ -289,14 +289,17 @@ def test_jpeg_frames_go_through_all_commands(tmp_path: Path, monkeypatch: pytest
     assert " s of video" in result.output  # The progress bar's unit.
     assert {path.suffix for path in (tmp_path / "out" / "images").iterdir()} == {".jpg"}
     monkeypatch.chdir(tmp_path / "out")
-    names, quick = ("--phase-names", "phase_names.txt"), ("--device", "cpu", "--workers", "0")
+    quick = ("--device", "cpu", "--workers", "0")
     for step in (
-        ("check", *names, "--test-csv", "test_ResNet_DB.csv", *quick, "--no-estimate", "--image-size", "64"),
-        ("finetune", *names, *quick, "--weights", "random", "--image-size", "64", "--epochs", "1", "--no-tensorboard"),
+        ("check", "--test-csv", "test_ResNet_DB.csv", *quick, "--no-estimate", "--image-size", "64"),
+        ("finetune", *quick, "--weights", "random", "--image-size", "64", "--epochs", "1", "--no-tensorboard"),
         ("extract", *quick),
     ):
         result = CliRunner().invoke(app, step)
         assert result.exit_code == 0, f"{step}: {result.output}"
+        # The names come from the file that prepare wrote, of the weights from then on.
+        assert ("phases: the 2 names in phase_names.txt" in result.output) == (step[0] != "extract")
+    assert json.loads(Path("best_spatial_study_weights.json").read_text())["phase_names"] == ["cut", "sew"]
     for video in read_features(Path("features")):
         assert list(video.frame_ids) == [f"{video.video_id}_{k:06d}" for k in range(5)]
         assert video.labels.tolist() == [0, 0, 1, 1, 1]
@@ -360,6 +363,59 @@ def test_unlabelled_frames_are_kept_on_request(videos: Path, tmp_path: Path) -> 
     path = table(tmp_path / "a.csv", INTERVALS)
     prepare("videos", videos, tmp_path / "out", "--annotations", path, "--unlabelled", "keep")
     assert per_video(labels_of(tmp_path / "out"))["op2"] == "(-100)111(-100)"
+
+
+MISSPELT = "video,start_s,end_s,phase\nop1,0,2,Resection\nop1,2,3,Ressection\nop1,3,4.4,Closing\nop2,0,4.4,Resection\n"
+
+
+def test_the_phases_are_listed_and_slips_named(videos: Path, tmp_path: Path) -> None:
+    path = table(tmp_path / "a.csv", MISSPELT)
+    result = prepare("videos", videos, tmp_path / "out", "--annotations", path)
+    assert result.exit_code == 0, result.output
+    # By hand: op1 is sampled at 0..4 s, op2 too.
+    rows = [line.split() for line in result.output.splitlines()]
+    start = rows.index(["label", "phase", "videos", "frames"])
+    assert rows[start + 1 : start + 4] == [
+        ["0", "Resection", "2", "7"],
+        ["1", "Ressection", "1", "1"],
+        ["2", "Closing", "1", "2"],
+    ]
+    warnings = " ".join(result.stderr.split())
+    for part in (f"{path} line 3 (video op1)", "'Ressection'", "'Resection'", "--phase-map", "--phase-names"):
+        assert part in warnings
+    assert f"'Closing' ({path} line 4 (video op1))" in warnings
+    notes = json.loads((tmp_path / "out" / "prepare.json").read_text())["notes"]
+    assert any("'Ressection'" in note for note in notes)
+    # The remedies: names that are given refuse others, a map joins them; then nothing is doubtful.
+    refused = prepare("videos", videos, tmp_path / "o2", "--annotations", path, "--phase-names", "Resection,Closing")
+    assert refused.exit_code == 2
+    for part in (f"{path} line 3", "'Ressection'", "nearest: Resection", "--phase-map"):
+        assert part in refused.stderr
+    joined = table(tmp_path / "map.csv", "Resection,Resection\nRessection,Resection\nClosing,Closing\n")
+    mapped = prepare("videos", videos, tmp_path / "o3", "--annotations", path, "--phase-map", joined)
+    assert mapped.exit_code == 0
+    assert "warning" not in mapped.stderr
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_phases_per_split(patients: Path, tmp_path: Path) -> None:
+    rows = "".join(
+        f"{patient}_{part},0,2,cut\n{patient}_{part},2,4.4,sew\n" for patient in range(1001, 1007) for part in (1, 2)
+    )
+    path = table(tmp_path / "a.csv", f"video,start_s,end_s,phase\n{rows}")
+    result = prepare(
+        "videos", patients / "videos", tmp_path / "out", "--annotations", path, "--val", "0.2", "--test", "0.2"
+    )
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.output.splitlines()]
+    start = lines.index(["label", "phase", "videos", "frames", "train", "val", "test"])
+    for line, name in zip(lines[start + 1 : start + 3], ("cut", "sew"), strict=True):
+        counted = [
+            sum(label == line[0] for label in labels_of(tmp_path / "out", split).values())
+            for split in ("train", "val", "test")
+        ]
+        assert line[1:] == [name, "12", str(sum(counted)), *map(str, counted)]
+    assert "warning" not in result.stderr
 
 
 def test_a_map_of_phases(videos: Path, tmp_path: Path) -> None:
@@ -440,7 +496,7 @@ def test_splits_keep_patients_whole_and_are_those_of_split(patients: Path, tmp_p
     # Without shares, all goes back into one CSV, of which `spatialfeat split` makes the same again.
     result = prepare(*command[:2], tmp_path / "out", *command[2:])
     assert "12 videos already there" in result.output
-    assert "spatialfeat split all_ResNet_DB.csv folds --folds 5 --phase-names phase_names.txt" in result.output
+    assert "spatialfeat split all_ResNet_DB.csv folds --folds 5" in result.output
     assert [path.name for path in (tmp_path / "out").glob("*.csv")] == ["all_ResNet_DB.csv"]
     arguments = ("split", tmp_path / "out" / "all_ResNet_DB.csv", tmp_path / "split", *shares)
     assert CliRunner().invoke(app, [str(argument) for argument in arguments]).exit_code == 0
@@ -507,7 +563,8 @@ def test_a_cut_video_is_refused_and_the_others_are_kept(videos: Path, tmp_path: 
     result = prepare("videos", tmp_path / "data", tmp_path / "out")
     assert result.exit_code == 2
     assert "op1.mkv: ends too early" in result.output
-    assert "1 video of 2 could not be prepared" in result.output
+    assert "1 video of 2 could not be prepared (see above): op1. The others" in result.output
+    assert result.output.count("ends too early") == 1
     assert not list((tmp_path / "out").glob("*.csv"))
     assert {path.name[:3] for path in (tmp_path / "out" / "images").iterdir()} == {"op2"}
     result = prepare("videos", tmp_path / "data", tmp_path / "out", "--leave-out", "op1")
@@ -614,3 +671,28 @@ def test_lines_that_are_not_cut_into_columns_are_no_phases(videos: Path, tmp_pat
     result = prepare("videos", videos, tmp_path / "out", *options)
     assert result.exit_code == 2
     assert "line 210: 210 different phases, such as '0 first part'" in result.output
+
+
+def test_a_line_that_ends_after_the_video_and_columns_in_another_order(videos: Path, tmp_path: Path) -> None:
+    path = table(tmp_path / "a.csv", "video,start_s,end_s,phase\nop1,0,2,cut\nop1,2,99,sew\nop2,0,4.4,cut\n")
+    result = prepare("videos", videos, tmp_path / "out", "--annotations", path)
+    assert result.exit_code == 2
+    assert f"{path} line 3: the annotation has 99.00 s, the video 4.40 s" in result.stderr
+    path = table(tmp_path / "b.csv", "cut,op1,0.0,2.0\nsew,op1,2.0,4.4\n")
+    result = prepare("videos", videos, tmp_path / "out2", "--annotations", path)
+    assert result.exit_code == 2
+    for part in (f"{path} line 1", "no header", "'cut'", "op1, op2", "video,start,end,phase"):
+        assert part in result.stderr
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_csvs_that_go_are_named_and_what_two_patients_allow(patients: Path, videos: Path, tmp_path: Path) -> None:
+    command = ("videos", patients / "videos", tmp_path / "out", "--annotations", patients / "phases.csv")
+    assert "removed" not in prepare(*command).output
+    result = prepare(*command, "--val", "0.3", "--test", "0.3")
+    (line,) = [line for line in result.output.splitlines() if line.startswith("removed")]
+    for part in ("all_ResNet_DB.csv", "train_ResNet_DB.csv", "val_ResNet_DB.csv", "test_ResNet_DB.csv"):
+        assert part in line
+    two = prepare("videos", videos, tmp_path / "two", "--annotations", table(tmp_path / "a.csv", INTERVALS))
+    assert "2 patients cannot be divided" in two.output
+    assert "--folds" not in two.output

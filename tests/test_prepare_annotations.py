@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.sources.annotations import FRAME, Span, Track, name_phases, parse_position, rows_track
+from spatialfeat.sources.annotations import FRAME, Span, Track, doubtful_phases, name_phases, parse_position, rows_track
 
 QUARTERS = st.integers(0, 40).map(lambda number: Fraction(number, 4))
 SPANS = st.lists(st.tuples(QUARTERS, QUARTERS).map(sorted), max_size=8)
@@ -88,3 +88,16 @@ def test_names_and_numbers_together_are_names() -> None:
     assert name_phases([track_of("cut", "2")]).names == ("cut", "2")
     with pytest.raises(SpatialfeatError, match=r"a.csv line 3: the phase 'cut' is no number"):
         name_phases([track_of("1", "cut")], first_phase=(0,))
+
+
+def test_names_that_may_be_one() -> None:
+    usual = ["clip artery", "clip vein", "step 1", "step 2", "Résection"]
+    tracks = {f"v{number}": track_of(*usual) for number in range(5)}
+    tracks["v5"] = track_of(*usual[:4], "Resection", "STEP_1", "clip artrey", "step 3")
+    labels = name_phases(tracks.values()).labels
+    *near, single = doubtful_phases(tracks, labels)
+    pairs = [tuple(text.split("'")[1::2]) for text in near]
+    assert sorted(pairs) == [("Resection", "Résection"), ("STEP_1", "step 1"), ("clip artrey", "clip artery")]
+    assert single.split("'")[1::2] == ["step 3"]
+    # One video shows nothing about names in others.
+    assert list(doubtful_phases({"v": track_of("cut", "sew")}, {"cut": 0, "sew": 1})) == []

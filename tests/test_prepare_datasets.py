@@ -269,12 +269,11 @@ def test_a_miniature_goes_through_all_commands(name: str, tmp_path: Path, monkey
             assert read_number(out / "images" / f"{frame_id}.png") == (first + number) % 2**16
     monkeypatch.chdir(out)
     names = Path("phase_names.txt").read_text().splitlines()
-    phases = ("--phase-names", "phase_names.txt", "--num-classes", str(len(names)))
     quick = ("--device", "cpu", "--workers", "0")
     tests = ("--test-csv", "test_ResNet_DB.csv") if "test" in found else ()
     steps = (
-        ("check", *phases, *tests, *quick, "--no-estimate", "--image-size", "64"),
-        ("finetune", *phases, *quick, "--weights", "random", "--image-size", "64", "--epochs", "2",
+        ("check", *tests, *quick, "--no-estimate", "--image-size", "64"),
+        ("finetune", *quick, "--weights", "random", "--image-size", "64", "--epochs", "2",
          "--freeze-until", "9", "--no-tensorboard"),
         ("extract", *quick),
         ("export", "ms-tcn", "features", "mstcn", "--allow-small-bundles", "--name-replacement", "_", "--val-to",

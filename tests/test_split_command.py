@@ -102,10 +102,17 @@ def test_folds(data: Path) -> None:
     with (data / "cv" / "folds.csv").open() as file:
         fold_of = {row["patient"]: int(row["fold"]) for row in csv.DictReader(file)}
     assert {patient: number for number, own in enumerate(tested, start=1) for patient in own} == fold_of
-    assert f"cd {folds[0]} && spatialfeat check --num-classes 3 --phase-names phase_names.txt" in result.stdout
+    assert f"cd {folds[0]} && spatialfeat check && spatialfeat finetune && " in result.stdout
     lines = [line.split() for line in result.stdout.splitlines()]
     assert ["fold3", "val", "2", "4", "16", "16", "20.0%", "20.0%"] in lines
     assert ["2", "close", "it", *["25.0%"] * 5] in lines
+
+
+def test_names_beside_the_csv_are_taken_and_handed_on(data: Path) -> None:
+    (data / "phase_names.txt").write_text("0 cut\n1 sew\n2 close it\n")
+    result = run("split", data / "all.csv", data / "study")
+    assert f"phases: the 3 names in {data / 'phase_names.txt'}" in result.stdout
+    assert (data / "study" / "phase_names.txt").read_text() == "cut\nsew\nclose it\n"
 
 
 def test_many_folds_are_summed_up_on_the_terminal(data: Path) -> None:

@@ -146,7 +146,7 @@ class MsTcnExport(ExportJob):
             elif len(bundle) == 1 and not self.config.allow_small_bundles:
                 raise SpatialfeatError(
                     f"splits/{name}.bundle would name one video only, {bundle[0].video_id}; some programs of the MS-TCN"
-                    " family cannot read a list of one: move videos into it, or pass --allow-small-bundles"
+                    " family cannot read a list of one: pass --allow-small-bundles if yours can, or move videos into it"
                 )
 
     def _warn_of_one_phase(self) -> None:

@@ -343,9 +343,11 @@ def contact_sheet(
     before_s = frame_numbers[0] / fps  # The pictures' times count from the video's start; so must the ribbon's.
     line = replace(line, starts=line.starts + before_s, ends=line.ends + before_s)
     unit_s, unit = time_unit(line.duration_s)
-    num_rows = -(-len(pictures) // SHEET_COLUMNS)
-    figure = Figure(figsize=(WIDTH_IN, 1.3 + 1.7 * num_rows), layout="constrained")
-    grid = figure.add_gridspec(num_rows + 1, SHEET_COLUMNS, height_ratios=[0.35, *[1.7] * num_rows])
+    num_columns = min(SHEET_COLUMNS, len(pictures))
+    num_rows = -(-len(pictures) // num_columns)
+    height_in = min(1.7 * SHEET_COLUMNS / num_columns, 3.4)  # Few pictures are larger, and take the whole width.
+    figure = Figure(figsize=(WIDTH_IN, 1.3 + height_in * num_rows), layout="constrained")
+    grid = figure.add_gridspec(num_rows + 1, num_columns, height_ratios=[0.35, *[height_in] * num_rows])
     ribbon = figure.add_subplot(grid[0, :])
     _draw_row(ribbon, line, video.labels, (0.0, 1.0), unit_s, line.duration_s)
     _write_numbers(ribbon, line, video.labels, 0.5, unit_s)
@@ -354,10 +356,11 @@ def contact_sheet(
     _time_axis(ribbon, line.duration_s / unit_s, f"time ({unit})")
     num_unlabelled = labels.count(UNLABELLED)
     unlabelled = [f"{num_unlabelled} without a phase"] if num_unlabelled else []
-    title = [plain_text(video_id, longest=48), *_facts(video, line), *unlabelled]
+    facts = [count_text(shape, "sample"), *_facts(video, line)[1:]]  # The video itself has more frames than these.
+    title = [plain_text(video_id, longest=48), *facts, *unlabelled]
     ribbon.set_title(", ".join(title), fontsize=10)
     for index, (label, seconds, path) in enumerate(pictures):
-        axes = figure.add_subplot(grid[1 + index // SHEET_COLUMNS, index % SHEET_COLUMNS])
+        axes = figure.add_subplot(grid[1 + index // num_columns, index % num_columns])
         name = "no label" if label == UNLABELLED else f"{label} {phase_names[label]}"
         _show_picture(axes, path, f"{plain_text(name, longest=24)}\n{clock_text(seconds)}")
         looks = _looks(label)

@@ -11,6 +11,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import SequenceMatcher, get_close_matches
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -290,13 +291,61 @@ def name_phases(
         known = {spelling(name): label for label, name in enumerate(names)}
         for text, where in places.items():
             if spelling(text) not in known:
+                nearest = get_close_matches(text, names, 1)
                 raise SpatialfeatError(
-                    f"{where}: the phase {text[:80]!r} is none of {', '.join(names)}; fix the file, or say what it "
-                    "means with --phase-map"
+                    f"{where}: the phase {text[:80]!r} is none of {', '.join(names)}"
+                    f"{f' (nearest: {nearest[0]})' if nearest else ''}; fix the file, or say what it means with "
+                    "--phase-map"
                 )
         labels = {text: known[spelling(text)] for text in places}
     found: dict[str, int | None] = dict.fromkeys(unlabelled) | labels
     return Phases(names, found) if phase_map is None else _mapped(phase_map, names, labels, places, found)
+
+
+NEAR = 0.85
+"""Names of two phases that are as alike as this (difflib's ratio) may be one phase, written in two ways."""
+
+
+def doubtful_phases(tracks: Mapping[str, Track], labels: Mapping[str, int | None]) -> Iterator[str]:
+    """What is odd about the names that {video: its track} write: each may be a slip that became a phase of its own.
+
+    labels: of `name_phases`. A name that is nearly another one's is doubtful where it is rare: names that are alike and
+    recur in many videos, such as `clip artery` and `clip vein`, are phases.
+    """
+    places: dict[str, dict[str, str]] = {}
+    for video, track in tracks.items():
+        for span in track.spans:
+            if labels[span.phase] is not None:
+                places.setdefault(span.phase, {}).setdefault(video, f"{track.path} line {span.line} (video {video})")
+    told = set()
+    ordered = sorted(places, key=lambda name: len(places[name]), reverse=True)
+    for index, rare in enumerate(ordered):
+        for usual in ordered[:index]:
+            here, there = len(places[rare]), len(places[usual])
+            if usual not in told and _are_alike(usual, rare, is_rare=here == 1 or 2 * here < there):
+                told.add(rare)
+                yield (
+                    f"{next(iter(places[rare].values()))}: the phase {rare!r}, in {here} of {len(tracks)} videos, is "
+                    f"nearly {usual!r}, in {there}; if they are one phase, correct the table, or join them with "
+                    "--phase-map; --phase-names FILE, the right names, refuses all others"
+                )
+                break
+    single = [name for name in ordered if len(places[name]) == 1 < len(tracks) and name not in told]
+    if single:
+        where = [f"{name!r} ({next(iter(places[name].values()))})" for name in single[:10]]
+        more = f" and {len(single) - 10} others" if len(single) > 10 else ""
+        yield (
+            f"in one video only, of {len(tracks)}: {', '.join(where)}{more}; what is in one video cannot be both "
+            "learned and tested. If it is another name for a phase, correct the table, or pass --phase-map"
+        )
+
+
+def _are_alike(one: str, other: str, *, is_rare: bool) -> bool:
+    """Whether two names may be one: always where only letter case and signs differ, never where numbers differ."""
+    if re.findall("[0-9]+", one) != re.findall("[0-9]+", other):
+        return False
+    one, other = (re.sub(r"[\W_]", "", name.casefold()) for name in (one, other))
+    return one == other or (is_rare and SequenceMatcher(None, one, other, autojunk=False).ratio() >= NEAR)
 
 
 def _number_labels(

@@ -179,6 +179,11 @@ def _rows_of(path: Path, text: str, videos: Sequence[str], *, alone: bool) -> tu
             continue
         start = cell(row, POSITION if is_dense else START)
         of_video.setdefault(video, []).append((line, start, cell(row, END), cell(row, PHASE)))
+    if alone and foreign and not of_video and table.header is None and VIDEO in places:
+        raise SpatialfeatError(
+            f"{table.where(table.rows[0][0])}: there is no header, so the first column is taken for the video, but "
+            f"{next(iter(foreign))[:80]!r} is none of those here ({', '.join(videos[:5])}); {FORM}"
+        )
     return {video: _Rows(table, rows, unit, is_dense) for video, rows in of_video.items()}, list(foreign)
 
 

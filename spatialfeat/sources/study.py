@@ -431,8 +431,10 @@ def _check_length(job: VideoJob, facts: Facts) -> Iterator[str]:
     if surplus > sample or (is_short and -surplus > sample) or is_shifted:
         allowed = job.settings.allow_length_difference or (is_short and job.may_end_early)
         if not allowed:
+            last = max((span for span in track.spans), key=lambda span: span.end, default=None)
+            where = f" line {last.line}" if last is not None and track.rows_end is None and surplus > 0 else ""
             raise SpatialfeatError(
-                f"{track.path}: {lengths} ({job.source}), {float(abs(surplus)):.1f} s "
+                f"{track.path}{where}: {lengths} ({job.source}), {float(abs(surplus)):.1f} s "
                 f"{'more' if surplus > 0 else 'less'}; most likely {_cause(track, facts, rate)}. "
                 "Fix it, pass --allow-length-difference if the annotation is right as far as it goes, or leave the "
                 "video out with --leave-out"

@@ -28,7 +28,7 @@ from spatialfeat.network.classifier import PhaseClassifier, num_bytes
 from spatialfeat.network.tensorfiles import DAMAGED_FILE_ERRORS, StateDict, save_tensors
 from spatialfeat.network.weights import description_path, save_weights
 from spatialfeat.options import flag_of
-from spatialfeat.phases import default_phase_names
+from spatialfeat.phases import DEFAULT_NUM_PHASES, default_phase_names
 from spatialfeat.runrecord import RECORD_NAME, recorded_options
 from spatialfeat.signals import signals_held
 from spatialfeat.training.data import StudyData
@@ -266,6 +266,24 @@ def holds_unfinished_study(folder: Path) -> bool:
     return (folder / STATE_NAME).exists() and read_json_object(folder / RECORD_NAME).get("status") != "complete"
 
 
+def phases_as_begun(folder: Path) -> tuple[int, tuple[str, ...] | None] | None:
+    """(number, names) of the phases of the study that `--resume --out FOLDER` would go on with, None if there is none.
+
+    A study of a version that did not read phase_names.txt may have numbers only.
+    """
+    record = read_json_object(folder / RECORD_NAME)
+    options = record.get("options")
+    is_there = (folder / STATE_NAME).exists() or record.get("status") == "complete"
+    if record.get("command") != "finetune" or not is_there or not isinstance(options, dict):
+        return None
+    number, names = options.get("num_classes"), options.get("phase_names")
+    if not isinstance(number, int) or not (names is None or isinstance(names, list)):
+        return None
+    what = f"the {number} names" if names else f"{number} without names"
+    logger.info("phases: %s with which the study in %s began", what, folder)
+    return number, None if names is None else tuple(map(str, names))
+
+
 def resume_options(folder: Path) -> str:
     """The options that go on with the study in `folder`, as they are typed."""
     return f"--resume --out {shlex.quote(str(folder))}"
@@ -322,7 +340,7 @@ def _refuse_differences(path: Path, before: dict[str, Any], now: dict[str, Any],
         if before.get(name) in text_sha256s(table.source)
     }
     # An option that the earlier version did not have yet did what is its default now.
-    defaults = recorded_options(FinetuneConfig())
+    defaults = recorded_options(FinetuneConfig(num_classes=DEFAULT_NUM_PHASES))  # Names in a file here aside.
     differing = [
         _difference(name, before.get(name, defaults.get(name)), now.get(name))
         for name in sorted(before.keys() | now.keys())
