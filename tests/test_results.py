@@ -237,6 +237,9 @@ def test_missing_videos_are_named(tmp_path: Path) -> None:
         scored(features, results, tmp_path / "out")
     with pytest.raises(SpatialfeatError, match="it holds none at all"):
         scored(features, tmp_path / "features" / "..", tmp_path / "out2", split="test")
+    write_results(tmp_path / "parent" / "split_1")
+    with pytest.raises(SpatialfeatError, match=r"none at all; those in its folder split_1: pass .*parent/split_1\)"):
+        scored(features, tmp_path / "parent", tmp_path / "out2")
 
 
 def test_videos_of_other_splits_are_left_unread_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

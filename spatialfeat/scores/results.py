@@ -233,6 +233,9 @@ class _Reader:
         lacking = self._lacking(chosen, stems)
         if lacking:
             there = f"found: {_some(found)}" if found else "it holds none at all"
+            below = next((path for path in sorted(folder.iterdir()) if path.is_dir() and _list_results(path)), None)
+            if not found and below is not None:
+                there += f"; those in its folder {below.name}: pass {below}"
             raise SpatialfeatError(
                 f"{folder}: has no result file of {kind} {_some(lacking)} ({there}); predict these too, or choose with "
                 "--split the videos that were predicted"
