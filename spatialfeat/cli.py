@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -171,8 +171,8 @@ def _parameter(kind: type[Options], name: str, hint: Any, option: Option) -> ins
     metavar = option.metavar or next((METAVARS[kind] for kind in types if kind in METAVARS), None)
     if option.parse is not None:
         hint = str | None
-    elif hint == tuple[str, ...]:
-        hint, default = list[str], []
+    elif any(get_origin(part) is tuple for part in (hint, *types)):
+        hint, default = list[Path] if Path in types else list[str], []
     shown = f"{option.help} [default: {option.unset}]" if option.unset != "" else option.help
     more: dict[str, Any] = {"help": shown, "metavar": metavar, "rich_help_panel": option.heading}
     if option.is_argument:

@@ -448,10 +448,23 @@ class WeightsSource:
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesSource:
-    """Feature files, whose logits are the predictions. split "all": every file of the folder."""
+    """Feature files, whose logits are the predictions. split "all": every file of the folder.
 
-    features: Path
+    features: a folder, or of a cross-validation one per fold.
+    """
+
+    features: Path | tuple[Path, ...]
     split: str = "test"
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        return self.features if isinstance(self.features, tuple) else (self.features,)
+
+    @property
+    def place(self) -> Path:
+        """What messages call the folders."""
+        first, *others = self.folders
+        return first if not others else Path(f"{first} and {len(others)} more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -495,11 +508,13 @@ class EvaluateConfig(Options):
     img_dir: Path | None = _IMG_DIR.field(None, unset=WeightsSource.img_dir)
     id_form: str | None = _ID_FORM.field(None, unset=_AS_TRAINED)
     id_pattern: str | None = _ID_PATTERN.field(None)
-    features: Path | None = option(
+    features: Path | tuple[Path, ...] | None = option(
         None,
         "Folder of feature files: their logits are scored against their labels, and with --predictions what temporal "
-        "models made of them.",
+        "models made of them. After a cross-validation with a network per fold repeat it, one folder per fold: the "
+        "test videos of all are scored together.",
         DATA,
+        metavar="PATH",
     )
     split: str | None = option(None, "Which feature files: train, val, test, or all.", DATA, unset=FeaturesSource.split)
     predictions: tuple[str, ...] = option(
@@ -557,10 +572,17 @@ class EvaluateConfig(Options):
     out_dir: Path = option(Path("evaluation"), "Folder for scores, pictures and report.html.", OUTPUT, flag="out")
 
     def __post_init__(self) -> None:
+        if isinstance(self.features, tuple) and len(self.features) < 2:
+            object.__setattr__(self, "features", self.features[0] if self.features else None)
         self._refuse_options_without_effect()
         is_of_csvs = self._kind_of_source() is PredictionsSource
         if is_of_csvs and self.csv is not None and self.num_classes is None and self.phase_names is None:
             object.__setattr__(self, "phase_names", names_beside(self.csv))
+        if isinstance(self.features, tuple) and self.split == "all":
+            raise SpatialfeatError(
+                "--split all: with several --features only videos of one split are scored, by default test, since each "
+                "network was trained on the others; leave it out"
+            )
         super().__post_init__()
         _check_id_options(self.id_form, self.id_pattern)
         if self.relaxed_window is not None and self.relaxed is None:

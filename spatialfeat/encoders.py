@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 RESNET50_NAME = "resnet50"
+
+NOT_FINE_TUNED = "not fine-tuned"
+"""So ends what is said of weights that have seen no phase."""
 TORCHVISION, TIMM = "torchvision:", "timm:"
 POOLED, CLASS_TOKEN, TOKEN_MEAN = "pooled", "class token", "mean of tokens"
 

@@ -115,6 +115,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
             sampling_fps=sampling_fps,
             num_samples=config.bootstrap,
             seed=config.seed,
+            folds=opened.folds,
         )
         evaluations = tuple(score(name, found, opened.phase_names, options) for name, found in videos.items())
         comparisons = tuple(
@@ -130,6 +131,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
             logger.info("note: %s", notice)
         for text in (*map(score_tables, evaluations), *(comparison_table(found, evaluations) for found in comparisons)):
             logger.info("\n%s", text)
+        if opened.warning:
+            logger.warning("%s", opened.warning)
         # Last, because they take a minute for many videos: the numbers are on the terminal by now.
         logger.info("\nwriting pictures and report.html to %s", config.out_dir)
         write_report(
@@ -261,7 +264,7 @@ def _report_facts(
         facts["predictions"] = ", ".join(source.predictions)
         facts["true phases"] = source.csv or "from the predictions files"
     elif isinstance(source, FeaturesSource):
-        facts["feature files"] = f"{source.features} (split: {source.split})"
+        facts["feature files"] = f"{', '.join(map(str, source.folders))} (split: {source.split})"
         if isinstance(source, ResultsSource):
             facts["predictions"] = ", ".join(source.predictions)
     else:
@@ -269,9 +272,12 @@ def _report_facts(
     for name, title in (("weights_epoch", "weights of epoch"), ("weights_sha256", "SHA-256 of the weights")):
         if name in opened.facts:
             facts[title] = opened.facts[name]
+    for number, fold in enumerate(opened.folds, start=1):
+        facts[f"SHA-256 of the weights {number}"] = fold["weights_sha256"]
     if config.group_by == "patient":
         facts["one video is"] = "a patient, all segments in order"
     if sampling_fps is not None:
         facts["scored frames per second"] = f"{sampling_fps:g}"
     facts["made by"] = f"spatialfeat {__version__}"
-    return facts | {f"note {number}": text for number, text in enumerate(notices, start=1)}
+    notes = {f"note {number}": text for number, text in enumerate(notices, start=1)}
+    return facts | ({"warning": opened.warning} if opened.warning else {}) | notes

@@ -135,4 +135,4 @@ def recorded_options(config: Any) -> dict[str, Any]:
 def _json_ready(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    return [_json_ready(item) for item in value] if isinstance(value, tuple) else value

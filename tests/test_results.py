@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -235,6 +237,9 @@ def test_missing_videos_are_named(tmp_path: Path) -> None:
         scored(features, results, tmp_path / "out")
     with pytest.raises(SpatialfeatError, match="it holds none at all"):
         scored(features, tmp_path / "features" / "..", tmp_path / "out2", split="test")
+    write_results(tmp_path / "parent" / "split_1")
+    with pytest.raises(SpatialfeatError, match=r"none at all; those in its folder split_1: pass .*parent/split_1\)"):
+        scored(features, tmp_path / "parent", tmp_path / "out2")
 
 
 def test_videos_of_other_splits_are_left_unread_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -457,3 +462,131 @@ def test_mistakes_in_options(
     assert run.exit_code == 2
     assert message in run.output
     assert "Traceback" not in run.output
+
+
+def make_folds(place: Path, **options: object) -> list[Path]:
+    """Two folds of a cross-validation, each with a network of its own: patients 1 and 2 are tested, 3 never is."""
+    folders = [place / "fold1" / "features", place / "fold2" / "features"]
+    for number, folder in enumerate(folders, start=1):
+        for video, values in LABELS.items():
+            split = "test" if video.startswith(f"{number}_") else "train"
+            make_video(folder, video, values, split=split, weights=str(number) * 64)
+        make_video(folder, "3_1", [0, 1, 2], split="val", weights=str(number) * 64)
+    return folders
+
+
+def test_the_folds_of_a_cross_validation_are_scored_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = make_folds(tmp_path)
+    results = write_results(tmp_path / "results")
+    monkeypatch.setattr("spatialfeat.cli.show_log_messages", lambda: None)
+    arguments = [word for folder in folders for word in ("--features", str(folder))]
+    with caplog.at_level("INFO", logger="spatialfeat"):
+        run = CliRunner().invoke(
+            app,
+            ["evaluate", "--predictions", f"TCN={results}", *arguments, "--out", str(tmp_path / "out")],
+            catch_exceptions=False,
+        )
+    assert run.exit_code == 0, run.output
+    metrics = {name: json.loads((tmp_path / f"out/{name}/metrics.json").read_text()) for name in ("TCN", "ResNet-50")}
+    assert metrics["TCN"]["pooled"]["accuracy"] == pytest.approx(14 / 18)
+    # What is known of a frame is the logit of the network that was not trained on it: as each fold alone says.
+    alone = [evaluate(EvaluateConfig(features=folder, out_dir=tmp_path / "alone")).metrics for folder in folders]
+    matrix = np.sum([found["confusion_matrix"] for found in alone], axis=0)
+    assert metrics["ResNet-50"]["confusion_matrix"] == matrix.tolist()
+    assert metrics["ResNet-50"]["intervals"]["num_patients"] == 2
+    folds = [
+        {"features": str(folders[0]), "weights_sha256": "1" * 64, "videos": ["1_1", "1_2"]},
+        {"features": str(folders[1]), "weights_sha256": "2" * 64, "videos": ["2_1"]},
+    ]
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    assert record["folds"] == metrics["TCN"]["folds"] == metrics["ResNet-50"]["folds"] == folds
+    assert record["options"]["features"] == [str(folder) for folder in folders]
+    assert "cross-validation: the videos of split test in 2 folders" in caplog.text
+    assert "too good" not in caplog.text
+    assert "folds" not in alone[0]
+
+
+def test_the_logits_of_several_folds_are_scored_without_a_temporal_model_too(tmp_path: Path) -> None:
+    folders = make_folds(tmp_path)
+    result = evaluate(EvaluateConfig(features=tuple(folders), out_dir=tmp_path / "out", bootstrap=50))
+    assert [video.video_id for video in result.evaluations[0].videos] == ["1_1", "1_2", "2_1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda folder: make_video(folder, "1_1", LABELS["1_1"], split="test", weights="2" * 64),
+            "fold2/features/1_1.h5 and .*fold1/features/1_1.h5: are the same video, of split test in both folders",
+        ),
+        (
+            lambda folder: make_video(folder, "1_7", [0, 1], split="test", weights="2" * 64),
+            "fold2/features/1_7.h5 and .*fold1/features/1_1.h5: are one patient, of split test in both folders",
+        ),
+        (
+            lambda folder: [
+                make_video(folder, video, [0, 1], split=split, fps=25.0)
+                for video, split in (("1_1", "train"), ("1_2", "train"), ("2_1", "test"), ("3_1", "val"))
+            ],
+            r"fold2/features/2_1.h5 was made with other fps \(25.0 against 1.0\) than .*fold1/features/1_1.h5; folds",
+        ),
+        (
+            lambda folder: [
+                make_video(folder, video, [0, 1], split=split, weights="1" * 64)
+                for video, split in (("1_1", "train"), ("1_2", "train"), ("2_1", "test"), ("3_1", "val"))
+            ],
+            r"1_1.h5: is of split test, but .*fold2/features/1_1.h5, made by the same weights, has the patient in "
+            "split train",
+        ),
+        (
+            lambda folder: [make_video(folder, video, [0, 1], weights="2" * 64) for video in ("2_1",)],
+            r"fold2/features: has no video of split test \(there: train, val\)",
+        ),
+    ],
+)
+def test_folds_that_do_not_belong_together_are_refused(
+    tmp_path: Path, change: Callable[[Path], object], message: str
+) -> None:
+    folders = make_folds(tmp_path)
+    change(folders[1])
+    with pytest.raises(SpatialfeatError, match=message):
+        evaluate(EvaluateConfig(features=tuple(folders), out_dir=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SpatialfeatError, match="--split all: with several --features only videos of one split"):
+        EvaluateConfig(features=tuple(folders), split="all")
+
+
+def test_scores_of_videos_that_the_network_was_trained_on_have_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    features = make_features(tmp_path / "features")
+    make_video(features, "9_1", [0, 1], split="train")
+    results = write_results(tmp_path / "results", {**SAID, "9_1": [0, 1]})
+    warning = "1 video of split train or val is now tested on: if the network was trained on them, scores will be too"
+    for split, is_warned in (("test", False), ("all", True)):
+        caplog.clear()
+        with caplog.at_level("WARNING", logger="spatialfeat"):
+            scored(features, results, tmp_path / split, split=split)
+        assert (warning in caplog.text) == is_warned
+
+
+def test_the_commands_of_the_training_page_score_all_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From MS-TCN's results of five folds to one score. The program's command is noted by the shell and run here."""
+    page = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    (block,) = [text for text in re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL) if "mstcn_results" in text]
+    for number in range(1, 6):
+        folder = tmp_path / f"cv/fold{number}/features"
+        for patient in range(1, 6):
+            split = "test" if patient == number else "train"
+            make_video(folder, f"{patient}_1", [0, 1, 2], split=split, weights=str(number) * 64)
+        write_results(tmp_path / f"MS-TCN/results/surgery_fold{number}/split_1", {f"{number}_1": [0, 1, 1]})
+    shell = f'spatialfeat() {{ printf "%s\\n" "$@" > command; }}\n{block}'
+    subprocess.run(["bash", "-euc", shell], check=True, cwd=tmp_path / "MS-TCN")
+    monkeypatch.chdir(tmp_path)
+    run = CliRunner().invoke(app, Path("command").read_text().splitlines(), catch_exceptions=False)
+    assert run.exit_code == 0, run.output
+    metrics = json.loads(Path("cv/temporal_evaluation/MS-TCN/metrics.json").read_text())
+    assert (metrics["num_videos"], metrics["pooled"]["accuracy"]) == (5, pytest.approx(2 / 3))
+    assert metrics["intervals"]["accuracy"] == pytest.approx([2 / 3, 2 / 3])

@@ -62,6 +62,9 @@ def test_one_patient_and_no_probabilities() -> None:
     assert "calibration" not in text
     assert "3 frames of 1 video, 1 patient, 7 phases" in text
     assert "(sd -)" in text
+    alone = [make_evaluation(name, PREDICTED, probabilities=False, num_frames=4) for name in ("resnet", "tcn")]
+    (found,) = compared(alone)
+    assert "on the same frames; intervals: none, because they need" in comparison_table(found, alone)
 
 
 def test_a_difference_is_second_minus_first() -> None:

@@ -19,6 +19,7 @@ from spatialfeat.data.tables import read_rows
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.exports.source import FLOAT32, Advance, ExportJob, ExportVideo, name_some, npy_header
 from spatialfeat.exports.verify_mstcn import MIN_FRAMES, verify_mstcn
+from spatialfeat.features.folder import seen_in_training
 from spatialfeat.features.schema import CHANNEL_TIME
 from spatialfeat.names import (
     ID_BREAKS,
@@ -253,12 +254,9 @@ def _bundles_of_folds(videos: Sequence[ExportVideo], folds_csv: Path, *, joined:
         bundles[f"train.split{index}"] = [video for video in videos if video_folds[video] != fold]
         bundles[f"test.split{index}"] = [video for video in videos if video_folds[video] == fold]
     notices = ["the folds of the CSV replace the splits stored in the feature files"]
-    seen = [video for video in videos if video.split in ("train", "val")]
+    seen = seen_in_training(file for video in videos for file in video.files)
     if seen:
-        notices.append(
-            f"{count_text(len(seen), 'video')} of split train or val {'is' if len(seen) == 1 else 'are'} now tested "
-            "on: if the network was trained on them, scores will be too good; extract once per fold (docs/training.md)"
-        )
+        notices.append(f"{seen}; extract once per fold (docs/training.md)")
     if folds != [str(index) for index in range(1, len(folds) + 1)]:
         renamed = ", ".join(f"fold {fold} is split {index}" for index, fold in enumerate(folds, start=1))
         notices.append(f"splits are numbered from 1: {renamed}")

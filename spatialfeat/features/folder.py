@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spatialfeat.console import count_text
+from spatialfeat.encoders import NOT_FINE_TUNED
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
-from spatialfeat.features.schema import CHANNEL_FIRST, SUFFIX
+from spatialfeat.features.schema import CHANNEL_FIRST, SUFFIX, WEIGHTS_ORIGIN
 from spatialfeat.files import parse_json_object
 from spatialfeat.names import natural_key, same_name_key
 
 SHORT_HASH = 8
 """So many digits of a hash are enough for a person to distinguish files."""
+
+SEEN_SPLITS = ("train", "val")
+"""The splits that a network has seen: it was trained on the one, and its epoch chosen by the other."""
 
 _SHOWN = 200
 """A message shows so many characters of a value."""
@@ -40,6 +45,63 @@ def read_features(path: Path | str, *, split: str | None = None, allow_mixed: bo
     path = Path(path)
     files = open_feature_dir(path, allow_mixed=allow_mixed) if path.is_dir() else [FeatureFile(path)]
     return files if split is None else of_split(files, split, path)
+
+
+def read_folds(folders: Sequence[Path], split: str) -> list[FeatureFile]:
+    """The files of one split in several folders, one per fold of a cross-validation, in numeric order of the video ids.
+
+    For scores only, not for training: the weights may differ from folder to folder, and nothing else. Each video and
+    each patient must be in one folder's files only, and those weights must not have been trained on that patient.
+
+    Raises:
+        SpatialfeatError: see `read_features`; files of different folders that do not fit; a patient of that split in
+            two folders, or whom other files, of the same weights, have in train or val.
+    """
+    files: list[FeatureFile] = []
+    seen: dict[object, FeatureFile] = {}
+    for folder in folders:
+        found = read_features(folder)
+        files += of_split(found, split, folder)
+        for file in found:
+            if _is_seen(file):
+                seen.setdefault((file.provenance.weights_sha256, same_name_key(file.patient_id)), file)
+    of_patient: dict[tuple[object, ...], FeatureFile] = {}
+    for file in files:
+        first = of_patient.setdefault(same_name_key(file.patient_id), file)
+        if first.path.parent != file.path.parent:
+            what = "the same video" if same_name_key(first.video_id) == same_name_key(file.video_id) else "one patient"
+            raise SpatialfeatError(
+                f"{file.path} and {first.path}: are {what}, of split {split} in both folders; in a cross-validation "
+                "each patient is tested once: pass each folder once, or extract the folds that `spatialfeat split` made"
+            )
+        known = seen.get((file.provenance.weights_sha256, same_name_key(file.patient_id)))
+        if known is not None and split not in SEEN_SPLITS:
+            raise SpatialfeatError(
+                f"{file.path}: is of split {split}, but {known.path}, made by the same weights, has the patient in "
+                f"split {known.split}: the network has seen the answers; extract each fold with its own weights"
+            )
+    conflicts = mixed_provenances(files, across_folds=True)
+    if conflicts:
+        raise SpatialfeatError(
+            f"{conflicts[0].sentence}; folds may differ in their weights only: extract them again, all alike"
+        )
+    return sorted(files, key=lambda file: natural_key(file.video_id))
+
+
+def _is_seen(file: FeatureFile) -> bool:
+    return file.split in SEEN_SPLITS and not file.attributes.get(WEIGHTS_ORIGIN, "").endswith(NOT_FINE_TUNED)
+
+
+def seen_in_training(files: Iterable[FeatureFile]) -> str:
+    """What to say of files whose network was trained on them, or chosen by them: "" if there are none."""
+    seen = [file for file in files if _is_seen(file)]
+    if not seen:
+        return ""
+    are = "is" if len(seen) == 1 else "are"
+    return (
+        f"{count_text(len(seen), 'video')} of split train or val {are} now tested on: if the network was trained on "
+        "them, scores will be too good"
+    )
 
 
 def stored_phase_names(path: Path) -> tuple[str, ...]:
@@ -146,36 +208,39 @@ def repeated_videos(files: Sequence[FeatureFile]) -> list[Conflict]:
     return conflicts
 
 
-def mixed_provenances(files: Sequence[FeatureFile]) -> list[Conflict]:
+def mixed_provenances(files: Sequence[FeatureFile], *, across_folds: bool = False) -> list[Conflict]:
     """A conflict for each file that was made otherwise than most: what differs, there and in the others.
 
-    Everything must agree but the layout, which does not matter to readers.
+    Everything must agree but the layout, which does not matter to readers, and of several folds the weights.
     """
     if not files:
         return []
     hidden = {file.is_pseudonymized: file.path for file in files}
     if len(hidden) == 2:
-        sentence = f"{hidden[True].name} was made with --pseudonymize, {hidden[False].name} without"
+        named = {kind: path if across_folds else path.name for kind, path in hidden.items()}
+        sentence = f"{named[True]} was made with --pseudonymize, {named[False]} without"
         return [Conflict(hidden[True], sentence)]
-    kinds = [(replace(file.provenance, layout=CHANNEL_FIRST), file.num_channels, file.has_logits) for file in files]
+    free: dict[str, Any] = {"layout": CHANNEL_FIRST} | ({"weights_sha256": ""} if across_folds else {})
+    kinds = [(replace(file.provenance, **free), file.num_channels, file.has_logits) for file in files]
     usual = Counter(kinds).most_common(1)[0][0]
     example = files[kinds.index(usual)]
     conflicts = []
     for file, kind in zip(files, kinds, strict=True):
         if kind != usual:
-            differing = ", ".join(_differences(file, example))
-            sentence = f"{file.path.name} was made with other {differing} than {example.path.name}"
+            differing = ", ".join(_differences(file, example, free))
+            paths = [each.path if across_folds else each.path.name for each in (file, example)]
+            sentence = f"{paths[0]} was made with other {differing} than {paths[1]}"
             conflicts.append(Conflict(file.path, sentence))
     return conflicts
 
 
-def _differences(file: FeatureFile, usual: FeatureFile) -> list[str]:
-    """`precision (bf16 against fp32)` for everything that differs."""
+def _differences(file: FeatureFile, usual: FeatureFile, free: Collection[str]) -> list[str]:
+    """`precision (bf16 against fp32)` for everything that differs. free: what may."""
     texts = [
         f"{name.replace('_sha256', '').replace('_', ' ')} "
         f"({_against(name, getattr(file.provenance, name), getattr(usual.provenance, name))})"
         for name in file.provenance.differences(usual.provenance)
-        if name != "layout"
+        if name not in free
     ]
     if file.num_channels != usual.num_channels:
         texts.append(f"number of channels ({file.num_channels} against {usual.num_channels})")

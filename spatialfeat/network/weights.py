@@ -26,6 +26,7 @@ from spatialfeat.console import count_text
 from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.ids import IdRule
 from spatialfeat.data.transforms import Preprocessing
+from spatialfeat.encoders import NOT_FINE_TUNED
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import atomic_path, file_sha256, json_text, read_json_object
 from spatialfeat.network.backbone import RESNET50, Backbone, Hub, find_backbone
@@ -231,13 +232,13 @@ def load_checkpoint(
     origin = ""
     if is_imagenet:
         logger.warning("--weights %s: these features are not fine-tuned; every feature file says so", IMAGENET)
-        origin = f"{pretrained_name(backbone)}, not fine-tuned"
+        origin = f"{pretrained_name(backbone)}, {NOT_FINE_TUNED}"
     elif described is None:
         names_are_known = phase_names is not None or described_names is not None
         _warn_of_assumptions(backbone, path, None if preprocessing else used, None if names_are_known else names)
         if backbone.name != RESNET50.name:
             source = f" of {backbone.encoder.source}" if backbone.encoder else ""
-            origin = f"{path.name}{source}, {'not fine-tuned' if rows is None else 'made elsewhere'}"
+            origin = f"{path.name}{source}, {NOT_FINE_TUNED if rows is None else 'made elsewhere'}"
     return Checkpoint(path, backbone, model.eval(), num_phases, names, used, sha256, origin)
 
 

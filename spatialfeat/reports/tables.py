@@ -313,7 +313,7 @@ def comparison_table(comparison: Mapping[str, Any], evaluations: Sequence[Evalua
         rows.append([row.score.title, average, *numbers, TERMINAL.ends(row.interval, "+") + mark])
     names, note = f"{comparison['second']} minus {comparison['first']}", no_claim_note(comparison)
     return "\n".join([
-        f"{names}, on the same frames; {_resampling(comparison)}",
+        f"{names}, on the same frames; intervals: {_resampling(comparison)}",
         *align(rows, left=(0, 1, 5)),
         *(["* the interval excludes 0"] if any(row.is_clear for row in found) else []),
         *(wrap(note, rest="  ") if note else []),

@@ -32,7 +32,7 @@ from spatialfeat.data.tables import Origin, Rows, read_rows, refuse_repeated_col
 from spatialfeat.encoders import RESNET50_NAME
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
-from spatialfeat.features.folder import read_features
+from spatialfeat.features.folder import read_features, read_folds, seen_in_training
 from spatialfeat.features.schema import TIME_CHANNEL
 from spatialfeat.files import write_csv
 from spatialfeat.phases import DEFAULT_NUM_PHASES, check_phase_names, default_phase_names
@@ -155,7 +155,8 @@ class OpenedSource:
     tables: the frames that are scored. phase_names: C names. predict: gives the sets of predictions; long work, if
     there is any, happens there. stored_fps: frames per second of the frame numbers, where the source knows it. data:
     files that `run.json` gets hashes of. facts: more for `run.json`, and found: what `predict` adds to them. notices:
-    what a reader of the scores should know.
+    what a reader of the scores should know; warning: why not to believe them. folds: of a cross-validation, what
+    `metrics.json` says of each: where its features are, by which weights, and of which videos.
     """
 
     tables: tuple[FrameTable, ...]
@@ -166,6 +167,8 @@ class OpenedSource:
     facts: dict[str, Any] = field(default_factory=dict)
     found: dict[str, Any] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
+    warning: str = ""
+    folds: tuple[dict[str, Any], ...] = ()
 
 
 def network_name(backbone: str) -> str:
@@ -186,11 +189,11 @@ def read_feature_predictions(
         SpatialfeatError: files that cannot be read, do not belong together or hold impossible values, no file of that
             split, or another number of phases.
     """
-    files = open_features(source.features, source.split, num_classes, phase_names)
+    files = open_features(source, num_classes, phase_names)
     for file in files:
         file.require_logits("predictions come from them")
     parts = [
-        feature_predictions(source.features, [file for file in files if file.split == split])
+        feature_predictions(source.place, [file for file in files if file.split == split])
         for split in dict.fromkeys(file.split for file in files)
     ]
     return OpenedSource(
@@ -198,30 +201,49 @@ def read_feature_predictions(
         phase_names=phase_names or files[0].phase_names,
         predict=lambda: {network_name(files[0].provenance.backbone): parts},
         stored_fps=files[0].fps,
-        facts=feature_facts(files),
+        **feature_facts(source, files),
     )
 
 
 def open_features(
-    features_dir: Path, split: str, num_classes: int | None, phase_names: tuple[str, ...] | None
+    source: FeaturesSource, num_classes: int | None, phase_names: tuple[str, ...] | None
 ) -> list[FeatureFile]:
-    """The folder's files of one split, or of all, in numeric order of their videos: see `read_feature_predictions`."""
-    files = read_features(features_dir, split=None if split == ALL_SPLITS else split)
+    """The files of one split, or of all, in numeric order of their videos: see `read_feature_predictions`."""
+    if len(source.folders) == 1:
+        files = read_features(source.folders[0], split=None if source.split == ALL_SPLITS else source.split)
+    else:
+        files = read_folds(source.folders, source.split)
     num_phases = files[0].num_phases
     if num_classes not in (None, num_phases):
         raise SpatialfeatError(
-            f"{features_dir}: its files have {num_phases} phases, not {num_classes}; leave --num-classes out"
+            f"{source.place}: its files have {num_phases} phases, not {num_classes}; leave --num-classes out"
         )
     check_phase_names(phase_names, num_phases)
     return files
 
 
-def feature_facts(files: Sequence[FeatureFile]) -> dict[str, Any]:
-    """What `run.json` says of feature files."""
-    return {
-        "feature_files": [file.path.name for file in files],
-        "weights_sha256": files[0].provenance.weights_sha256,
-    }
+def feature_facts(source: FeaturesSource, files: Sequence[FeatureFile]) -> dict[str, Any]:
+    """What an `OpenedSource` says of feature files."""
+    warning = seen_in_training(files)
+    remedy = "the scores to publish are those of split test"
+    said: dict[str, Any] = {"warning": f"{warning}; {remedy}"} if warning else {}
+    if len(source.folders) == 1:
+        sha256 = files[0].provenance.weights_sha256
+        return said | {"facts": {"feature_files": [file.path.name for file in files], "weights_sha256": sha256}}
+    folds = []
+    for folder in source.folders:
+        of_fold = [file for file in files if file.path.parent == folder]
+        folds.append({
+            "features": str(folder),
+            "weights_sha256": of_fold[0].provenance.weights_sha256,
+            "videos": [file.video_id for file in of_fold],
+        })  # fmt: skip
+    num_weights = len({fold["weights_sha256"] for fold in folds})
+    notice = (
+        f"cross-validation: the videos of split {source.split} in {len(folds)} folders are scored together, each as "
+        f"the network of its folder sees it ({count_text(num_weights, 'network')})"
+    )
+    return said | {"facts": {"folds": folds}, "folds": tuple(folds), "notices": (notice,)}
 
 
 def feature_table(features_dir: Path, files: Sequence[FeatureFile]) -> FrameTable:
@@ -283,7 +305,7 @@ def read_prediction_files(
         if path.is_dir():
             raise SpatialfeatError(
                 f"--predictions {name}={path}: is a folder; result files, one per video, are matched with feature "
-                "files: pass --features, the folder of these"
+                "files: pass --features, the folder of these (of a cross-validation one per fold: repeat it)"
             )
     rule = IdRule.given(source.id_form, source.id_pattern) or USUAL_RULE
     files = {name: PredictionFile.read(path, num_classes, phase_names, rule) for name, path in paths.items()}

@@ -71,8 +71,8 @@ def read_results(source: ResultsSource, num_classes: int | None, phase_names: tu
     Raises:
         SpatialfeatError: with the place: a video without a result, another number of frames, what is no phase.
     """
-    files = open_features(source.features, source.split, num_classes, phase_names)
-    table = feature_table(source.features, files)
+    files = open_features(source, num_classes, phase_names)
+    table = feature_table(source.place, files)
     has_logits, network = files[0].has_logits, network_name(files[0].provenance.backbone)
     paths = named_paths(source.predictions, num_others=int(has_logits))
     for name, path in paths.items():
@@ -80,11 +80,11 @@ def read_results(source: ResultsSource, num_classes: int | None, phase_names: tu
             raise SpatialfeatError(
                 f"--predictions {name}={path}: {network} is what the feature files themselves say; choose another name"
             )
-    sets = {network: [feature_predictions(source.features, files, table)]} if has_logits else {}
+    sets = {network: [feature_predictions(source.place, files, table)]} if has_logits else {}
     reader = _Reader(files, table, phase_names)
     if not has_logits:
         reader.notices.append(
-            f"the files in {source.features} have no logits, as the weights that made them have no classifier; there "
+            f"the files in {source.place} have no logits, as the weights that made them have no classifier; there "
             f"is no {network} to compare with"
         )
     data: list[Path] = []
@@ -94,14 +94,14 @@ def read_results(source: ResultsSource, num_classes: int | None, phase_names: tu
             sets[name], data = [results], data + reader.paths
         else:
             sets[name], data = [reader.read_csv(path, name)], [*data, path]
+    facts = feature_facts(source, files)
     return OpenedSource(
         tables=(table,),
         phase_names=phase_names or files[0].phase_names,
         predict=lambda: sets,
         stored_fps=files[0].fps,
         data=tuple(data),
-        facts=feature_facts(files),
-        notices=tuple(reader.notices),
+        **facts | {"notices": (*facts.get("notices", ()), *reader.notices)},
     )
 
 
@@ -233,6 +233,9 @@ class _Reader:
         lacking = self._lacking(chosen, stems)
         if lacking:
             there = f"found: {_some(found)}" if found else "it holds none at all"
+            below = next((path for path in sorted(folder.iterdir()) if path.is_dir() and _list_results(path)), None)
+            if not found and below is not None:
+                there += f"; those in its folder {below.name}: pass {below}"
             raise SpatialfeatError(
                 f"{folder}: has no result file of {kind} {_some(lacking)} ({there}); predict these too, or choose with "
                 "--split the videos that were predicted"

@@ -14,6 +14,8 @@ undefined. Keys say how a number was averaged:
 * intervals: [low, high] by resampling patients; with fewer than two patients null and samples 0. per_phase belongs to
   per_phase, the others to the overall scores of their names (`table.SCORES`).
 
+* folds: only after a cross-validation with a network per fold: features, weights_sha256 and videos of each.
+
 Videos without a labelled frame are left out; num_videos and num_frames count what was scored.
 """
 
@@ -69,7 +71,7 @@ class ScoreOptions:
     """How to score. group_by: what a video is, "video" or "patient".
 
     relaxed: the transition graph (C, C) of relaxed scores, None for none. They need sampling_fps, the rate of the
-    scored frames, not the camera's.
+    scored frames, not the camera's. folds: of a cross-validation, what is known of each, for the record.
     """
 
     group_by: str = "video"
@@ -78,6 +80,7 @@ class ScoreOptions:
     sampling_fps: float | None = None
     num_samples: int = NUM_SAMPLES
     seed: int = 0
+    folds: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -163,7 +166,8 @@ def _metrics(
     if all(video.probabilities is not None for video in videos):
         probabilities = np.concatenate([video.probabilities for video in videos if video.probabilities is not None])
         metrics["calibration"] = calibration(probabilities, np.concatenate([video.labels for video in videos]))
-    plain: dict[str, Any] = _plain(metrics | {"grouped_by": options.group_by})
+    folds = {"folds": list(options.folds)} if options.folds else {}
+    plain: dict[str, Any] = _plain(metrics | {"grouped_by": options.group_by} | folds)
     return plain
 
 
