@@ -690,7 +690,7 @@ def test_csvs_that_go_are_named_and_what_two_patients_allow(patients: Path, vide
     command = ("videos", patients / "videos", tmp_path / "out", "--annotations", patients / "phases.csv")
     assert "removed" not in prepare(*command).output
     result = prepare(*command, "--val", "0.3", "--test", "0.3")
-    (line,) = [line for line in result.output.splitlines() if line.startswith("removed")]
+    (line,) = [line for line in result.output.splitlines() if "removed, as" in line]
     for part in ("all_ResNet_DB.csv", "train_ResNet_DB.csv", "val_ResNet_DB.csv", "test_ResNet_DB.csv"):
         assert part in line
     two = prepare("videos", videos, tmp_path / "two", "--annotations", table(tmp_path / "a.csv", INTERVALS))
