@@ -75,9 +75,10 @@ def lasting_streams() -> Iterator[None]:
 
 
 def new_bar(**options: Any) -> tqdm[Any]:
-    """tqdm's bar, that goes when it is done. tqdm shows it before it has all that closing it needs."""
+    """tqdm's bar, that goes when it is done; in a log, lines. tqdm shows it before it has all that closing it needs."""
+    form: dict[str, Any] = {} if sys.stderr.isatty() else {"bar_format": "{l_bar}{bar}{r_bar}\n"}
     with signals_held():
-        return tqdm(leave=False, **options)
+        return tqdm(leave=False, **form, **options)
 
 
 @contextmanager
