@@ -71,7 +71,7 @@ def test_a_difference_is_second_minus_first() -> None:
     first, second = make_evaluation("resnet", PREDICTED), make_evaluation("TCN", BETTER)
     (comparison,) = compared([first, second])
     text = comparison_table(comparison, [first, second])
-    assert text.startswith("TCN minus resnet, on the same frames; 100 bootstrap samples of 2 patients\n")
+    assert text.startswith("TCN minus resnet, on the same frames; intervals: 100 bootstrap samples of 2 patients\n")
     # 1_1_2, where the two differ, is unlabelled.
     assert "0.8750  0.8750  +0.0000  +0.0000 to +0.0000" in text
     assert "excludes 0" not in text
