@@ -7,6 +7,7 @@ standard input, and answers with one line. A task is a JSON object:
     log         the file that the child's output goes to
     processes   how many do it together, as torchrun would start them; 1 if not given
     call        instead of arguments: [a module of tests, a function in it, its arguments ...]
+    to_the_end  true: it ends as a program does, with all that waits for the end of one; else at once, with its code
     send        signal number, and optionally one of
     after_s     when to send it, in seconds from the start; to the child alone
     at_commit   [n, "before" | "after"]: when a file gets its final name for the n-th time; to the child alone
@@ -123,21 +124,28 @@ def arm(task: dict[str, Any]) -> None:
         watch_commits(nothing, count)
 
 
+def do(task: dict[str, Any], ranks: dict[str, str]) -> None:
+    os.setpgid(0, 0)
+    os.environ.update(ranks)
+    log = os.open(task["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    arm(task)
+    if "call" in task:
+        module, function, *arguments = task["call"]
+        getattr(import_module(module), function)(*arguments)
+    else:
+        app(task["arguments"])
+
+
 def run_child(task: dict[str, Any], ranks: dict[str, str]) -> None:
     """Never returns."""
+    if task.get("to_the_end"):
+        do(task, ranks)
+        sys.exit()  # This, like whatever `do` raises, nobody catches.
     code: Any = 1
     try:
-        os.setpgid(0, 0)
-        os.environ.update(ranks)
-        log = os.open(task["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        arm(task)
-        if "call" in task:
-            module, function, *arguments = task["call"]
-            getattr(import_module(module), function)(*arguments)
-        else:
-            app(task["arguments"])
+        do(task, ranks)
         code = 0
     except SystemExit as error:
         code = error.code

@@ -35,6 +35,8 @@ from spatialfeat.network.backbone import find_backbone
 from spatialfeat.network.weights import load_checkpoint
 from spatialfeat.scores.predictions import network_name, read_feature_predictions
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 PAGE = Path(__file__).parent.parent / "docs" / "encoders.md"
 
 
@@ -74,7 +76,7 @@ def write_few_frames(source: Path, target: Path) -> None:
 
 def test_a_study_of_another_encoder(tiny: FinetuneConfig, tmp_path: Path) -> None:
     """Trained, scored, predicted, extracted: every command takes the encoder from the JSON beside the weights."""
-    name = "convnext_tiny"
+    name = "mobilenet_v3_small"
     config = replace(tiny, backbone=name, freeze_until=None, epochs=1, out_dir=tmp_path / "study")
     assert abs(config.freeze_until - len(find_backbone(name).stages) // 2) <= 1
     finetune(config)
@@ -84,7 +86,7 @@ def test_a_study_of_another_encoder(tiny: FinetuneConfig, tmp_path: Path) -> Non
     assert description["preprocessing"]["crop_px"] == 64
     plain = find_backbone(name).build(7)
     plain.network.load_state_dict(torch.load(weights, weights_only=True))  # The plain network's own names, no prefix.
-    assert "the encoder torchvision's convnext_tiny" in (tmp_path / "study" / "methods.md").read_text()
+    assert "the encoder torchvision's mobilenet_v3_small" in (tmp_path / "study" / "methods.md").read_text()
 
     scores = json.loads((tmp_path / "study" / "metrics.json").read_text())["pooled"]
     shared = ("--csv", config.test_csv, "--img-dir", config.img_dir, "--workers", "0", "--device", "cpu",

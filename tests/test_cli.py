@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,36 +31,24 @@ def spatialfeat(*arguments: str | Path, cwd: Path, **environment: str) -> subpro
     )
 
 
-@pytest.mark.usefixtures("no_drawing")
+@pytest.mark.usefixtures("small_network", "no_drawing")
 def test_the_three_commands_run_in_a_folder_laid_out_as_specified(
-    demo_dir: Path, plain_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo_dir: Path, small_plain_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only what makes it quick is given; names and places are the specification's."""
     for path in demo_dir.iterdir():
         (tmp_path / path.name).symlink_to(path)
     quick = ("--workers", "0", "--device", "cpu")
-    trained = spatialfeat(
-        "finetune",
-        "--weights",
-        "random",
-        "--epochs",
-        "1",
-        "--image-size",
-        "64",
-        *quick,
-        cwd=tmp_path,
-        MPLBACKEND="",
-        DISPLAY="",
-    )
-    assert trained.returncode == 0, trained.stderr
+    monkeypatch.chdir(tmp_path)
+    options = ("--weights", "random", "--epochs", "1", "--image-size", "64")
+    trained = CliRunner().invoke(app, ["finetune", *options, *quick])
+    assert trained.exit_code == 0, trained.stderr
     assert "epoch 1/1  train loss" in trained.stdout
     assert "frames/s" in trained.stderr
     assert "all frames together" in trained.stdout
     for name in ("best_spatial_study_weights.pth", "predictions_resnet.csv", "history.csv", "run.json"):
         assert (tmp_path / name).is_file()
 
-    # The others here, without a process for each, which takes seconds to start.
-    monkeypatch.chdir(tmp_path)
     evaluated = CliRunner().invoke(app, ["evaluate", *quick])
     assert evaluated.exit_code == 0, evaluated.stderr
     assert (tmp_path / "evaluation" / "metrics.json").is_file()
@@ -80,7 +66,7 @@ def test_the_three_commands_run_in_a_folder_laid_out_as_specified(
     again = CliRunner().invoke(app, ["extract", *quick])
     assert again.exit_code == 0
     assert "10 already there" in again.output
-    mixed = CliRunner().invoke(app, ["extract", *quick, "--weights", str(plain_weights)])
+    mixed = CliRunner().invoke(app, ["extract", *quick, "--weights", str(small_plain_weights)])
     assert mixed.exit_code == 2
     assert "other weights" in mixed.output
 
@@ -190,30 +176,6 @@ def test_help_shows_the_defaults_of_the_config() -> None:
         assert f"[default: {default}]" in text
     for of_resnet50 in ("the encoder's usual one: 224 for resnet50", "6 of resnet50, half of another encoder's stages"):
         assert f"[default: {of_resnet50}]" in text
-
-
-def test_ctrl_c_ends_training_with_a_message(quick_config: FinetuneConfig, tmp_path: Path) -> None:
-    # A script that runs the tests in the background makes them ignore SIGINT, and with them their children.
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("small_spatialfeat.py"), "finetune",
-         "--train-csv", quick_config.train_csv,
-         "--val-csv", quick_config.val_csv, "--img-dir", quick_config.img_dir, "--weights", "random",
-         "--image-size", "64", "--workers", "1", "--epochs", "1000"],
-        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
-    )  # fmt: skip
-    signal.signal(signal.SIGINT, handler)
-    assert process.stdout is not None
-    while "epoch" not in process.stdout.readline():
-        assert process.poll() is None
-    # As a terminal does it: to the whole process group, so the decoding worker is hit too.
-    os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted" in stderr
-    assert "Traceback" not in stderr
-    assert json.loads((tmp_path / "run.json").read_text())["status"] == "interrupted"
 
 
 def test_faults_of_the_machine_are_messages_and_bugs_are_not(capsys: pytest.CaptureFixture[str]) -> None:

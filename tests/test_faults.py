@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from io import StringIO
@@ -14,12 +13,15 @@ from typing import Any
 
 import pytest
 import torch
+from forks import Forks
 from typer.testing import CliRunner, Result
 
 import spatialfeat.data.dataset as dataset_module
-from spatialfeat.cli import app
+from spatialfeat.cli import app, main
+from spatialfeat.config import ExtractConfig
 from spatialfeat.console import LastingStream
 from spatialfeat.errors import REMEDIES, SpatialfeatError, describe_os_error, translate_computing_faults
+from spatialfeat.extract import extract
 from spatialfeat.files import read_json_object
 from spatialfeat.finetune import FinetuneResult
 from spatialfeat.network.classifier import InferenceNetwork
@@ -290,43 +292,32 @@ def test_a_killed_decoding_process_ends_the_run(
     assert len(list(tmp_path.glob("*.h5"))) == 3
 
 
-WITHOUT_SHARED_MEMORY = """
-import sys
-from pathlib import Path
-import torch
-from networks import use_small_network
-from spatialfeat.cli import main
-from spatialfeat.data import dataset
+def extract_without_shared_memory(way: str, *command: str) -> None:
+    def refuse(tensor: torch.Tensor) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_7_1>: No space left on device (28)")
 
-def refuse(tensor):
-    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_7_1>: No space left on device (28)")
-
-use_small_network()
-torch.Tensor.share_memory_ = refuse
-dataset.SLOT_BYTES_PER_FRAME = 1  # Too small for any batch.
-if sys.argv.pop(1) == "as a library":
-    from spatialfeat.extract import ExtractConfig, extract
-
-    csv, images, weights, out = map(Path, sys.argv[3:11:2])
-    extract(ExtractConfig(csvs=(str(csv),), img_dir=images, weights=weights, out_dir=out, device="cpu", workers=2))
-main()
-"""
+    torch.Tensor.share_memory_ = refuse  # type: ignore[method-assign, assignment]
+    dataset_module.SLOT_BYTES_PER_FRAME = 1  # Too small for any batch.
+    if way == "as a library":
+        csv, images, weights, out = map(Path, command[2:10:2])
+        extract(ExtractConfig(csvs=(str(csv),), img_dir=images, weights=weights, out_dir=out, device="cpu", workers=2))
+    sys.argv[1:] = command
+    main()
 
 
 @pytest.mark.parametrize("way", ["as a command", "as a library"])
 def test_shared_memory_that_runs_out_ends_the_process(
-    way: str, demo_dir: Path, small_weights: Path, tmp_path: Path
+    way: str, demo_dir: Path, small_weights: Path, forks: Forks, tmp_path: Path
 ) -> None:
     """As in a container with the usual 64 MB of it. Workers that still wait for work must not be waited for."""
-    command = _extraction(demo_dir, small_weights, tmp_path, "--workers", "2")
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_SHARED_MEMORY, way, *command], cwd=Path(__file__).parent,
-        capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+    command = _extraction(demo_dir, small_weights, tmp_path / "out", "--workers", "2")
+    call = [__name__, "extract_without_shared_memory", way, *command]
+    done = forks.run(tmp_path / "log", call=call, to_the_end=True)
     told = "the decoding processes ran out of shared memory"
-    assert f"rror: {told}" in done.stderr
-    assert "pass --workers 0" in done.stderr
-    assert (done.returncode, "Traceback" in done.stderr) == ((2, False) if way == "as a command" else (1, True))
+    assert f"rror: {told}" in done["log"]
+    assert "pass --workers 0" in done["log"]
+    assert (done["code"], "Traceback" in done["log"]) == ((2, False) if way == "as a command" else (1, True))
+    assert not done["workers_left"]
 
 
 class _Unsendable:

@@ -127,18 +127,20 @@ def test_an_open_file_outlives_its_replacement(tmp_path: Path) -> None:
     assert FeatureFile(file.path).features().shape == (2048, 12)
 
 
-def _read_in_child(file: FeatureFile, queue: multiprocessing.Queue[float]) -> None:
+def _read_in_child(file: FeatureFile | bytes, queue: multiprocessing.Queue[float]) -> None:
+    file = pickle.loads(file) if isinstance(file, bytes) else file
     queue.put(float(file.features().sum()))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("is_pickled", [False, True])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_an_open_file_reads_in_another_process(tmp_path: Path, method: str) -> None:
-    context = multiprocessing.get_context(method)
+def test_an_open_file_reads_in_another_process(tmp_path: Path, is_pickled: bool) -> None:
+    """Forked, or pickled as for one that is spawned; test_windows spawns some."""
+    context = multiprocessing.get_context("fork")
     file = FeatureFile(_write(tmp_path, "1050_1"))
     expected = float(file.features().sum())
     queue = context.Queue()
-    child = context.Process(target=_read_in_child, args=(file, queue))
+    child = context.Process(target=_read_in_child, args=(pickle.dumps(file) if is_pickled else file, queue))
     child.start()
     assert queue.get(timeout=60) == expected
     child.join(60)

@@ -4,56 +4,54 @@ from __future__ import annotations
 
 import resource
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from feature_folders import make_video
+from forks import Forks
 
+from spatialfeat.cli import app
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.writer import GuardedFile
 
-# A limit on the size of files stands in for a full disk: the write fails in the same way, without needing a small disk.
-LIMITED = """
-import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
-from spatialfeat.cli import app
-app(sys.argv[1:])
-"""
+
+def limit_file_size() -> None:
+    """It stands in for a full disk: the write fails in the same way, without needing a small disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
 
 
-def test_an_export_that_runs_out_of_room_ends_with_one_message(tmp_path: Path) -> None:
-    make_video(tmp_path / "features", "9_1", [0, 1, 2] * 100)
-    run = subprocess.run(
-        [sys.executable, "-c", LIMITED, "export", "hdf5", str(tmp_path / "features"), str(tmp_path / "all.h5")],
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 2, run.stderr
-    assert "all.h5: File too large; make room" in run.stderr
-    assert "Traceback" not in run.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["features"]
+def run_limited(*arguments: str) -> None:
+    limit_file_size()
+    app(list(arguments))
 
 
-def test_a_feature_file_that_runs_out_of_room_leaves_nothing(tmp_path: Path) -> None:
-    code = (
-        "import resource, signal, sys\n"
-        "from pathlib import Path\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))\n"
-        "from feature_folders import make_video\n"
-        "from spatialfeat.errors import SpatialfeatError\n"
-        "try:\n    make_video(Path(sys.argv[1]), '9_1', [0] * 300)\n"
-        "except SpatialfeatError as error:\n    sys.exit(f'told: {error}')\n"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    assert run.returncode == 1, run.stderr
-    assert run.stderr.strip().startswith(f"told: {tmp_path / '9_1.h5'}: File too large; make room")
-    assert list(tmp_path.iterdir()) == []
+def test_an_export_that_runs_out_of_room_ends_with_one_message(forks: Forks, tmp_path: Path) -> None:
+    make_video(tmp_path / "in" / "features", "9_1", [0, 1, 2] * 100)
+    command = ["export", "hdf5", str(tmp_path / "in" / "features"), str(tmp_path / "in" / "all.h5")]
+    run = forks.run(tmp_path / "log", call=[__name__, "run_limited", *command], to_the_end=True)
+    assert run["code"] == 2, run["log"]
+    assert "all.h5: File too large; make room" in run["log"]
+    assert "Traceback" not in run["log"]
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["features"]
+
+
+def make_limited_video(folder: str) -> None:
+    limit_file_size()
+    try:
+        make_video(Path(folder), "9_1", [0] * 300)
+    except SpatialfeatError as error:
+        sys.exit(f"told: {error}")
+
+
+def test_a_feature_file_that_runs_out_of_room_leaves_nothing(forks: Forks, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    call = [__name__, "make_limited_video", str(tmp_path / "out")]
+    run = forks.run(tmp_path / "log", call=call, to_the_end=True)
+    assert run["code"] == 1, run["log"]
+    assert run["log"].strip().startswith(f"told: {tmp_path / 'out' / '9_1.h5'}: File too large; make room")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_bytes_arrive_as_in_a_plain_file(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_the_installed_command_works(installed: Path, plain_weights: Path, tmp_p
     assert extract.returncode == 0, extract.stderr
     with h5py.File(tmp_path / "features" / "1050_1.h5") as file:
         assert file["features"].shape == (2048, 3)
-    mistake = call(installed / "spatialfeat", "info", "nowhere", cwd=tmp_path)
+    mistake = call(installed / "spatialfeat", "finetune", "--batch-size", "0", cwd=tmp_path)
     assert mistake.returncode == 2
-    assert mistake.stderr.startswith("error: nowhere")
+    assert mistake.stderr.startswith("error: --batch-size 0")
     assert "Traceback" not in mistake.stderr

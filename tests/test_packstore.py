@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import pickle
-import signal
-import subprocess
-import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -180,56 +179,36 @@ def test_a_store_that_is_deleted_during_the_run_is_a_miss(tmp_path: Path) -> Non
     assert "No such file" in neighbour.full
 
 
-WRITER = """
-import sys
-from pathlib import Path
-from test_packstore import LIMIT, body_of, key_of
-from spatialfeat.data.cache import PackStore
-store = PackStore(Path(sys.argv[1]), LIMIT)
-print("ready", flush=True)
-sys.stdin.readline()
-for number in range(int(sys.argv[2])):
-    if store.get(key_of(number)) is None:
-        store.put(key_of(number), body_of(number))
-assert all(bytes(store.get(key_of(number))) == body_of(number) for number in range(int(sys.argv[2])))
-print("done", flush=True)
-sys.stdin.readline()
-"""
+def write(folder: Path, count: int, pipe: Connection) -> None:
+    store = PackStore(folder, LIMIT)
+    pipe.send("ready")
+    pipe.recv()
+    for number in range(count):
+        if store.get(key_of(number)) is None:
+            store.put(key_of(number), body_of(number))
+    pipe.send(len(found(store, range(count))))
+    pipe.recv()
 
 
-def start_writer(folder: Path, count: int) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(folder), str(count)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def go(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
-
-
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_two_processes_fill_it_at_once_and_are_killed(tmp_path: Path) -> None:
-    count = 500
-    processes = [start_writer(tmp_path, count) for _ in range(2)]
+    count, context = 500, multiprocessing.get_context("fork")
+    pipes = [context.Pipe() for _ in range(2)]
+    processes = [context.Process(target=write, args=(tmp_path, count, theirs), daemon=True) for _, theirs in pipes]
     for process in processes:
-        go(process)
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "done\n"
+        process.start()
+    for message in ("ready", count):
+        for mine, _ in pipes:
+            assert mine.poll(60)
+            assert mine.recv() == message
+        for mine, _ in pipes:
+            if message == "ready":
+                mine.send("go")
     store = PackStore(tmp_path, LIMIT)
     assert len(found(store, range(count))) == count
     for process in processes:
-        process.send_signal(signal.SIGKILL)
-        process.wait(timeout=60)
+        process.kill()
+        process.join(60)
     entry = 100 + HEADER.size + RECORD.itemsize
     assert count * entry <= store.usage_bytes() <= 2 * count * entry
     assert len(found(PackStore(tmp_path, LIMIT), range(count))) == count
