@@ -514,6 +514,24 @@ def test_the_logits_of_several_folds_are_scored_without_a_temporal_model_too(tmp
     assert [video.video_id for video in result.evaluations[0].videos] == ["1_1", "1_2", "2_1"]
 
 
+def test_a_fold_may_be_a_single_file(tmp_path: Path) -> None:
+    """As wherever feature files are read."""
+    first, second = make_folds(tmp_path)
+    sources = (first, second / "2_1.h5")
+    result = evaluate(EvaluateConfig(features=sources, out_dir=tmp_path / "out", bootstrap=50))
+    folds = result.metrics["folds"]
+    assert [fold["videos"] for fold in folds] == [["1_1", "1_2"], ["2_1"]]
+    assert [fold["features"] for fold in folds] == [str(source) for source in sources]
+
+
+def test_a_folder_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    folder, _ = make_folds(tmp_path)
+    with pytest.raises(
+        SpatialfeatError, match=r"are the same video, of split test in both folders; .* each folder once"
+    ):
+        evaluate(EvaluateConfig(features=(folder, folder), out_dir=tmp_path / "out"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -57,18 +57,18 @@ def read_folds(folders: Sequence[Path], split: str) -> list[FeatureFile]:
         SpatialfeatError: see `read_features`; files of different folders that do not fit; a patient of that split in
             two folders, or whom other files, of the same weights, have in train or val.
     """
-    files: list[FeatureFile] = []
+    tested: list[tuple[int, FeatureFile]] = []
     seen: dict[object, FeatureFile] = {}
-    for folder in folders:
+    for fold, folder in enumerate(folders):
         found = read_features(folder)
-        files += of_split(found, split, folder)
+        tested += [(fold, file) for file in of_split(found, split, folder)]
         for file in found:
             if _is_seen(file):
                 seen.setdefault((file.provenance.weights_sha256, same_name_key(file.patient_id)), file)
-    of_patient: dict[tuple[object, ...], FeatureFile] = {}
-    for file in files:
-        first = of_patient.setdefault(same_name_key(file.patient_id), file)
-        if first.path.parent != file.path.parent:
+    of_patient: dict[tuple[object, ...], tuple[int, FeatureFile]] = {}
+    for fold, file in tested:
+        first_fold, first = of_patient.setdefault(same_name_key(file.patient_id), (fold, file))
+        if first_fold != fold:
             what = "the same video" if same_name_key(first.video_id) == same_name_key(file.video_id) else "one patient"
             raise SpatialfeatError(
                 f"{file.path} and {first.path}: are {what}, of split {split} in both folders; in a cross-validation "
@@ -80,6 +80,7 @@ def read_folds(folders: Sequence[Path], split: str) -> list[FeatureFile]:
                 f"{file.path}: is of split {split}, but {known.path}, made by the same weights, has the patient in "
                 f"split {known.split}: the network has seen the answers; extract each fold with its own weights"
             )
+    files = [file for _, file in tested]
     conflicts = mixed_provenances(files, across_folds=True)
     if conflicts:
         raise SpatialfeatError(

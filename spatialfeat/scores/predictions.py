@@ -232,7 +232,7 @@ def feature_facts(source: FeaturesSource, files: Sequence[FeatureFile]) -> dict[
         return said | {"facts": {"feature_files": [file.path.name for file in files], "weights_sha256": sha256}}
     folds = []
     for folder in source.folders:
-        of_fold = [file for file in files if file.path.parent == folder]
+        of_fold = [file for file in files if folder in (file.path, file.path.parent)]
         folds.append({
             "features": str(folder),
             "weights_sha256": of_fold[0].provenance.weights_sha256,
