@@ -66,7 +66,7 @@ def option(default: Any, help: str, heading: str, rule: Rule | None = None, **mo
 
 
 class Options:
-    """Base of the dataclasses below: refuses values that break a field's rule, naming the option."""
+    """Base of the dataclasses in `config.py`: refuses values that break a field's rule, naming the option."""
 
     def __post_init__(self) -> None:
         for name, option in options_of(type(self)).items():

@@ -142,22 +142,22 @@ def no_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 def study(quick_config: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
     """One finished study; its files lie beside `study.weights_path`."""
 
-    def make(out_dir: Path) -> FinetuneResult:
-        with network(small=False):
-            return finetune(replace(quick_config, out_dir=out_dir, phase_names=tuple("ABCDEFG")))
-
-    return made_once(tmp_path_factory, "study", make)
+    return _study("study", quick_config, tmp_path_factory, small=False)
 
 
 @pytest.fixture(scope="session")
 def small_study(quick_config: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
     """The same study of the small network: for tests with `small_network`."""
 
-    def make(out_dir: Path) -> FinetuneResult:
-        with network(small=True):
-            return finetune(replace(quick_config, out_dir=out_dir, phase_names=tuple("ABCDEFG")))
+    return _study("small_study", quick_config, tmp_path_factory, small=True)
 
-    return made_once(tmp_path_factory, "small_study", make)
+
+def _study(name: str, config: FinetuneConfig, factory: pytest.TempPathFactory, *, small: bool) -> FinetuneResult:
+    def make(out_dir: Path) -> FinetuneResult:
+        with network(small=small):
+            return finetune(replace(config, out_dir=out_dir, phase_names=tuple("ABCDEFG")))
+
+    return made_once(factory, name, make)
 
 
 @pytest.fixture(scope="session")

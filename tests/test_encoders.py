@@ -22,6 +22,7 @@ from encoder_files import (
     transformer,
     write_weights,
 )
+from tinydata import write_two_videos
 from torch import nn
 from torch.nn import functional
 from torchvision import models
@@ -45,13 +46,7 @@ timm = pytest.importorskip("timm")
 @pytest.fixture(scope="module")
 def csvs(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """Two videos of two frames, one to train and one to test on."""
-    lines = (demo_dir / "test_ResNet_DB.csv").read_text().splitlines(keepends=True)
-    videos = dict.fromkeys(line.rsplit("_", 1)[0] for line in lines[1:])
-    folder = tmp_path_factory.mktemp("csv")
-    for split, video in zip(("train", "test"), videos, strict=False):
-        rows = [line for line in lines if line.startswith(f"{video}_")][:2]
-        (folder / f"{split}.csv").write_text("".join([lines[0], *rows]))
-    return tuple(f"{split}={folder / split}.csv" for split in ("train", "test"))
+    return write_two_videos(demo_dir / "test_ResNet_DB.csv", tmp_path_factory.mktemp("csv"), num_frames=2)
 
 
 @pytest.fixture(scope="module")

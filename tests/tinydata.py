@@ -31,6 +31,16 @@ TIME_FIRST_PROVENANCE = replace(PROVENANCE, layout="time-first")
 NUM_CHANNELS = 2048
 
 
+def write_two_videos(source: Path, folder: Path, *, num_frames: int) -> tuple[str, ...]:
+    """The first frames of two videos of a CSV, one to train and one to test on, as values of --csv."""
+    lines = source.read_text().splitlines(keepends=True)
+    videos = dict.fromkeys(line.rsplit("_", 1)[0] for line in lines[1:])
+    for split, video in zip(("train", "test"), videos, strict=False):
+        rows = [line for line in lines if line.startswith(f"{video}_")][:num_frames]
+        (folder / f"{split}.csv").write_text("".join([lines[0], *rows]))
+    return tuple(f"{split}={folder / split}.csv" for split in ("train", "test"))
+
+
 def write_csv(path: Path, rows: Sequence[tuple[str, object]]) -> Path:
     """Write `id,label` and the rows."""
     lines = ["id,label", *(f"{frame_id},{label}" for frame_id, label in rows)]
