@@ -1,8 +1,9 @@
-"""How fast do PNG decoders decode the frames of these benchmarks, in one thread, and do they give Pillow's pixels?
+"""How fast do decoders decode the frames of these benchmarks, in one thread, and do they give Pillow's pixels?
 
-Those that are installed are compared: Pillow (what spatialfeat uses), torchvision.io, kornia-rs, pyspng, imagecodecs. A
-decoder is worth a second code path, for plain 8-bit RGB, only if the whole command gains a fifth. Processor time, since
-it is what sixteen workers on sixteen cores share; the ways take turns.
+PNG by those that are installed: Pillow (what spatialfeat uses), torchvision.io, kornia-rs, pyspng, imagecodecs. JPEG by
+Pillow and torchvision.io, and with `--device cuda` by the GPU, in batches. A decoder is worth a second code path only
+if the whole command gains a fifth. Of one thread it is processor time, since that is what sixteen workers on sixteen
+cores share; of the GPU it is time, with the bytes in the main memory and the frames in the GPU's. The ways take turns.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from bench_setup import machine_facts, machine_line, markdown_table, run_benchma
 from PIL import Image
 
 from spatialfeat.data.images import PNG_HEADER, decode_rgb
+from spatialfeat.device import select_device
 
 Decoder = Callable[[bytes], Any]
 SIZES = ((456, 256), (1280, 720))
+JPEG_QUALITY = 92
 
 
 def decoders() -> dict[str, Decoder]:
@@ -87,22 +90,82 @@ def rows_of_size(contents: list[bytes], size: str, repeats: int) -> list[list[st
     return rows
 
 
+def jpeg_rows(pngs: list[bytes], size: str, repeats: int, device: torch.device) -> list[list[str]]:
+    """A row per decoder of the same frames as JPEG: milliseconds of a frame, and how pixels differ from Pillow's."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    contents = [_as_jpeg(content) for content in pngs]
+    tensors = [torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in contents]
+
+    def by_pillow(first: int, last: int) -> list[Any]:
+        return [np.asarray(Image.open(BytesIO(content)).convert("RGB")) for content in contents[first:last]]
+
+    def by_torchvision(first: int, last: int) -> list[Any]:
+        images = decode_jpeg(tensors[first:last], ImageReadMode.RGB, device=device if on_gpu else "cpu")
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        return list(images)
+
+    on_gpu = device.type == "cuda"
+    ways: dict[str, tuple[Callable[[int, int], list[Any]], int]] = {"Pillow": (by_pillow, 1)}
+    on_gpu_ways = {f"torchvision on {device}, batches of {batch}": (by_torchvision, batch) for batch in (32, 128)}
+    ways |= on_gpu_ways if on_gpu else {"torchvision.io": (by_torchvision, 1)}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, (decode, batch) in ways.items():
+            clock = time.process_time if batch == 1 else time.perf_counter
+            decode(0, batch)
+            start = clock()
+            for first in range(0, len(contents), batch):
+                decode(first, first + batch)
+            seconds[name].append((clock() - start) / len(contents))
+    base = statistics.median(seconds["Pillow"])
+    rows = []
+    for name, (decode, batch) in ways.items():
+        found = [
+            torch.as_tensor(np.array(image) if batch == 1 and name == "Pillow" else image) for image in decode(0, 4)
+        ]
+        apart = torch.stack([
+            (_rows_first(one).cpu().int() - _rows_first(torch.as_tensor(np.array(other))).int()).abs()
+            for one, other in zip(found, by_pillow(0, 4), strict=True)
+        ])  # fmt: skip
+        median = statistics.median(seconds[name])
+        same = f"up to {int(apart.max())} levels apart, {float((apart > 0).float().mean()):.1%} of the values"
+        pixels = "the same" if apart.max() == 0 else same
+        rows.append([size, f"JPEG: {name}", f"{median * 1e3:.3f}", f"{base / median:.2f}", pixels])
+    return rows
+
+
+def _as_jpeg(png: bytes) -> bytes:
+    target = BytesIO()
+    Image.open(BytesIO(png)).convert("RGB").save(target, "JPEG", quality=JPEG_QUALITY)
+    return target.getvalue()
+
+
+def _rows_first(image: torch.Tensor) -> torch.Tensor:
+    """(H, W, 3) of either order."""
+    return image if image.shape[-1] == 3 else image.permute(1, 2, 0)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=35, help="of each size (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--device", default="cpu", help="cuda: JPEG there too")
     parser.add_argument("--out", type=Path, help="write OUT.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[list[str]] = []
-    facts = machine_facts("cpu")
+    device = select_device(options.device)
+    facts = machine_facts(options.device)
     with tempfile.TemporaryDirectory(prefix="spatialfeat-bench-") as folder:
         for width, height in SIZES:
             size = f"{width}x{height}"
             frames = make_frames(Path(folder) / size, width=width, height=height, count=options.frames, seed=0)
             contents = [path.read_bytes() for path in sorted(frames.img_dir.glob("*.png"))]
             rows += rows_of_size(contents, size, options.repeats)
-    header = ["frames", "decoder", "ms per frame", "Pillow / it", "pixels"]
+            rows += jpeg_rows(contents, size, options.repeats, device)
+    header = ["frames", "decoder", "ms per frame", "Pillow / it", "pixels against Pillow's"]
     text = f"## bench_decoders\n\n{machine_line(facts)}\n\n{markdown_table(header, rows)}"
     if options.out:
         Path(f"{options.out}.md").write_text(text + "\n", encoding="utf-8")

@@ -46,8 +46,8 @@ def network_rate(
     prepare_processor()
     checkpoint = load_checkpoint(weights, backbone=find_backbone(backbone))
     network = InferenceNetwork(checkpoint.model.to(device), PREPROCESSING, precision, batch_size)
-    batches = cycle(_batches_in_memory(device, batch_size))
-    return _rate(lambda: network(next(batches)[0]), batch_size, device, seconds)
+    batches = cycle(batches_in_memory(device, batch_size))
+    return rate_of(lambda: network(next(batches)[0]), batch_size, device, seconds)
 
 
 def training_rate(
@@ -66,8 +66,8 @@ def training_rate(
         precision=precision,
     )
     step.start_epoch()
-    batches = cycle(_batches_in_memory(device, batch_size))
-    return _rate(lambda: step(*next(batches)), batch_size, device, seconds)
+    batches = cycle(batches_in_memory(device, batch_size))
+    return rate_of(lambda: step(*next(batches)), batch_size, device, seconds)
 
 
 def decoding_rate(
@@ -95,23 +95,25 @@ def _decode(table: FrameTable, device: torch.device, batch_size: int, *, trainin
     return frames / (time.perf_counter() - start)
 
 
-def _rate(call: Callable[[], object], batch_size: int, device: torch.device, seconds: float) -> float:
+def rate_of(call: Callable[[], object], batch_size: int, device: torch.device, seconds: float) -> float:
+    """Frames/s of a call that computes a batch on the device, measured over about so many seconds."""
     for _ in range(WARM_UP_CALLS):
         call()
-    _wait_for(device)
+    wait_for(device)
     start, calls = time.perf_counter(), 0
     while calls < MIN_CALLS or time.perf_counter() - start < seconds:
         call()
         calls += 1
         if device.type == "cuda" and calls % 50 == 0:
-            _wait_for(device)  # Else the loop only counts how fast kernels are queued.
-    _wait_for(device)
+            wait_for(device)  # Else the loop only counts how fast kernels are queued.
+    wait_for(device)
     return calls * batch_size / (time.perf_counter() - start)
 
 
-def _batches_in_memory(device: torch.device, batch_size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """A few batches of drawn frames (B, 3, S, S) uint8, and labels (B,) int64, on the device."""
-    size = PREPROCESSING.crop_px
+def batches_in_memory(
+    device: torch.device, batch_size: int, size: int = PREPROCESSING.crop_px
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """A few batches of drawn frames (B, 3, S, S) uint8, S the `size`, and labels (B,) int64, on the device."""
     batches = []
     for index in range(NUM_BATCHES_IN_MEMORY):
         rng = np.random.default_rng(index)
@@ -122,7 +124,8 @@ def _batches_in_memory(device: torch.device, batch_size: int) -> list[tuple[torc
     return batches
 
 
-def _wait_for(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what it was asked for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
