@@ -28,6 +28,7 @@ PREDICTIONS_NAME = "predictions_resnet.csv"
 GROUPINGS = ("video", "patient")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 RESIZINGS = ("short-side", "squash")
+JPEG_DECODERS = CPU_DECODER, GPU_DECODER = ("cpu", "gpu")
 IMAGENET = "imagenet"
 """The word that stands for torchvision's ImageNet weights in `--weights`."""
 ID_FORMS = ("auto", "patient-segment-frame", "video-frame")
@@ -85,6 +86,13 @@ def _check_id_options(form: str | None, pattern: str | None) -> None:
         check_id_pattern(pattern)
     if form is not None and pattern is not None:
         raise SpatialfeatError("--id-form and --id-pattern: say in one way how ids are read; leave one of the two out")
+
+
+def _check_jpeg_decoder(decoder: str | None, cache_dir: Path | None) -> None:
+    if decoder == GPU_DECODER and cache_dir is not None:
+        raise SpatialfeatError(
+            f"--jpeg-decoder {decoder} and --cache: a cache keeps what the processor decoded; leave one of the two out"
+        )
 
 
 DATA, NETWORK, TRAINING, SCORES, DEVICE, OUTPUT = "Data", "Network", "Training", "Scores", "Device", "Output"
@@ -188,6 +196,12 @@ _CACHE_LIMIT = Option(
     positive(" of gigabytes, e.g. 100"),
     flag="cache-limit",
 )
+_JPEG_DECODER = Option(
+    "cpu, or gpu: JPEG frames are decoded on the CUDA device, which is several times as fast; pixels then differ by "
+    "some levels. PNG frames are decoded by the processor in any case.",
+    DEVICE,
+    one_of(*JPEG_DECODERS),
+)
 _PSEUDONYMIZE = Option(
     "Write pseudonyms in place of patient ids. This CSV, columns patient_id,pseudonym, is read and gets the patients "
     "that it lacks; it is made if it is not there. Keep it apart from the output.",
@@ -273,6 +287,7 @@ class FinetuneConfig(Options):
         unset=f"{round(224 * CACHE_SIZE_RATIO)}, or as much larger as --image-size",
     )
     cache_limit_gb: float = _CACHE_LIMIT.field(CACHE_LIMIT_GB)
+    jpeg_decoder: str = _JPEG_DECODER.field(CPU_DECODER)
     out_dir: Path = option(Path(), "Folder for weights, history, curves and test results.", OUTPUT, flag="out")
     resume: bool = option(False, "Go on with the study in --out after its last whole epoch, if there is one.", OUTPUT)
     keep_state: bool = option(False, "Keep training_state.pt after the end, to resume with more --epochs.", OUTPUT)
@@ -285,6 +300,7 @@ class FinetuneConfig(Options):
         super().__post_init__()
         _fill_in_backbone(self)
         _check_id_options(self.id_form, self.id_pattern)
+        _check_jpeg_decoder(self.jpeg_decoder, self.cache_dir)
         if self.cache_size_px is not None and self.cache_dir is None:
             raise SpatialfeatError("--cache-size: has no meaning without --cache")
         if self.cache_size_px is not None and self.cache_size_px < self.image_size_px:
@@ -375,6 +391,7 @@ class ExtractConfig(Options):
     workers: int | None = _WORKERS.field(None)
     cache_dir: Path | None = _CACHE.field(None)
     cache_limit_gb: float = _CACHE_LIMIT.field(CACHE_LIMIT_GB)
+    jpeg_decoder: str = _JPEG_DECODER.field(CPU_DECODER)
     out_dir: Path = option(
         Path("features"), "Folder for the feature files, one HDF5 file per video.", OUTPUT, flag="out"
     )
@@ -391,6 +408,7 @@ class ExtractConfig(Options):
         super().__post_init__()
         _check_data_set(self.data_set)
         _check_id_options(self.id_form, self.id_pattern)
+        _check_jpeg_decoder(self.jpeg_decoder, self.cache_dir)
         if self.csvs and not self.read_csvs:
             raise SpatialfeatError("--csv and --no-csv: leave one of the two out")
         parse_shard(self.shard)
@@ -444,6 +462,7 @@ class WeightsSource:
     workers: int | None = None
     cache_dir: Path | None = None
     cache_limit_gb: float = CACHE_LIMIT_GB
+    jpeg_decoder: str = CPU_DECODER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -562,6 +581,7 @@ class EvaluateConfig(Options):
     workers: int | None = _WORKERS.field(None)
     cache_dir: Path | None = _CACHE.field(None)
     cache_limit_gb: float | None = _CACHE_LIMIT.field(None, unset=WeightsSource.cache_limit_gb)
+    jpeg_decoder: str | None = _JPEG_DECODER.field(None, unset=WeightsSource.jpeg_decoder)
     frames: bool = option(
         True,
         "Leave the frames of the most confident mistakes out of report.html, which shows them where the images are at "
@@ -585,6 +605,7 @@ class EvaluateConfig(Options):
             )
         super().__post_init__()
         _check_id_options(self.id_form, self.id_pattern)
+        _check_jpeg_decoder(self.jpeg_decoder, self.cache_dir)
         if self.relaxed_window is not None and self.relaxed is None:
             raise SpatialfeatError(
                 "--relaxed-window does nothing without --relaxed; pass --relaxed cholec80 or --relaxed GRAPH.csv"
@@ -674,6 +695,7 @@ class PredictConfig(Options):
     workers: int | None = _WORKERS.field(None)
     cache_dir: Path | None = _CACHE.field(None)
     cache_limit_gb: float | None = _CACHE_LIMIT.field(None, unset=WeightsSource.cache_limit_gb)
+    jpeg_decoder: str | None = _JPEG_DECODER.field(None, unset=WeightsSource.jpeg_decoder)
     out_dir: Path = option(Path("predictions"), "Folder for predictions.csv and ribbons.", OUTPUT, flag="out")
 
     def __post_init__(self) -> None:
@@ -684,6 +706,7 @@ class PredictConfig(Options):
             _refuse_surplus(self, {"split"}, "it chooses among the feature files of --features")
         super().__post_init__()
         _check_id_options(self.id_form, self.id_pattern)
+        _check_jpeg_decoder(self.jpeg_decoder, self.cache_dir)
 
     @property
     def source(self) -> WeightsSource | FeaturesSource:

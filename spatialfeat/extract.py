@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spatialfeat.config import IMAGENET, ExtractConfig, parse_shard
+from spatialfeat.config import GPU_DECODER, IMAGENET, ExtractConfig, parse_shard
 from spatialfeat.console import count_text, frame_bar
 from spatialfeat.data.cache import open_cache, total_use
 from spatialfeat.data.dataset import (
@@ -36,6 +36,7 @@ from spatialfeat.data.frames import (
 from spatialfeat.data.ids import USUAL_RULE, IdRule
 from spatialfeat.data.patients import show_reading
 from spatialfeat.data.pseudonyms import Pseudonyms, pseudonymized
+from spatialfeat.data.staging import require_jpeg_decoder
 from spatialfeat.data.transforms import evaluation_transform
 from spatialfeat.device import (
     choose_precision,
@@ -95,6 +96,7 @@ class _Extraction:
 
     def __init__(self, config: ExtractConfig, group: ProcessGroup) -> None:
         self.config, self.group = config, group
+        require_jpeg_decoder(config.jpeg_decoder, group.device)
         csvs = named_csvs(config.csvs) if config.read_csvs else []
         self.csv_paths = [path for _, path in csvs]
         given = IdRule.given(config.id_form, config.id_pattern)
@@ -126,6 +128,7 @@ class _Extraction:
             group_by=config.group_by,
             fps=config.fps,
             id_rule=str(self.tables[0].id_rule),
+            jpeg_decoder=config.jpeg_decoder,
         )
         self.cache = open_cache(config.cache_dir, config.cache_limit_gb)
 
@@ -249,6 +252,7 @@ class _Extraction:
             evaluation_transform(checkpoint.preprocessing),
             cache=self.cache,
             with_digests=True,
+            jpeg_on_device=config.jpeg_decoder == GPU_DECODER,
         )
         workers = choose_workers(config.workers, device, processes=self.group.local_size)
         loader = make_loader(dataset, batch_size=config.batch_size, workers=workers, device=device)

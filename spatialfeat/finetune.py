@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spatialfeat.config import CHILDREN, IMAGENET, PREDICTIONS_NAME, WEIGHTS_NAME, FinetuneConfig
+from spatialfeat.config import CHILDREN, GPU_DECODER, IMAGENET, PREDICTIONS_NAME, WEIGHTS_NAME, FinetuneConfig
 from spatialfeat.console import count_text
 from spatialfeat.data.cache import open_cache, total_use
 from spatialfeat.data.dataset import require_images
 from spatialfeat.data.frames import FrameTable
 from spatialfeat.data.images import decoder_name
+from spatialfeat.data.staging import require_jpeg_decoder
 from spatialfeat.data.transforms import evaluation_transform, training_transform
 from spatialfeat.device import (
     augments_on_device,
@@ -129,6 +130,7 @@ class _Study:
                 f"--batch-size {config.batch_size}: is the batch of all {group.size} processes together, and each "
                 f"needs a frame; pass at least {group.size}, or start fewer processes"
             )
+        require_jpeg_decoder(config.jpeg_decoder, group.device)
         self.group, self.data = group, read_study(config)
         self.backbone = find_backbone(config.backbone)
         if group.is_main:
@@ -280,7 +282,15 @@ class _Study:
         checkpoint = load_checkpoint(config.out_dir / WEIGHTS_NAME)
         model, batch_size = checkpoint.model.to(group.device), group.share(config.batch_size)
         network = InferenceNetwork(model, checkpoint.preprocessing, config.precision, batch_size)
-        logits = predict_logits(network, table, workers=self.workers, title="test", cache=self.cache, group=group)
+        logits = predict_logits(
+            network,
+            table,
+            workers=self.workers,
+            title="test",
+            cache=self.cache,
+            jpeg_decoder=config.jpeg_decoder,
+            group=group,
+        )
         if not group.is_main:
             return None
         predictions = FramePredictions.of_logits(table, logits)
@@ -301,7 +311,9 @@ class _Study:
         arithmetic = describe_arithmetic(self.group.device, config.precision)
         logger.info("computing on %s%s", arithmetic, self.group.processes_text)
         workers = count_text(self.workers, "decoding process", "decoding processes") if self.workers else "this process"
-        logger.info("frames are decoded by %s (plain PNG with %s); seed %d", workers, decoder_name(), config.seed)
+        jpeg = ", JPEG by the GPU" if config.jpeg_decoder == GPU_DECODER else ""
+        png = f"plain PNG with {decoder_name()}"
+        logger.info("frames are decoded by %s (%s)%s; seed %d", workers, png, jpeg, config.seed)
         if state is not None:
             logger.info("resuming after epoch %d of at most %d", len(state.history), config.epochs)
             return

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from spatialfeat.config import CPU_DECODER
 from spatialfeat.console import MOST_PHASES, NO_BREAK, align, clock_text, count_text, shown_phases, size_text, wrap
 from spatialfeat.data.frames import UNLABELLED, count_gaps, doubtful_fps
 from spatialfeat.data.ids import AUTO
@@ -224,6 +225,8 @@ def _provenance_lines(files: Sequence[FeatureFile]) -> list[str]:
     if len(values("backbone")) == len(values("layer")) == 1:
         lines += wrap(f"{first.backbone}, layer {first.layer}{_weights_text(files)}", "network: ")
     lines += wrap(" or ".join(map(str, sorted({file.num_channels for file in files}))), "features per frame: ")
+    if values("jpeg_decoder") != [CPU_DECODER]:
+        lines += wrap(" and ".join(values("jpeg_decoder")), "JPEG frames decoded by: ")
     if len(values("preprocessing")) == 1:
         lines += wrap(_readable(first.preprocessing), "preprocessing: ")
     return lines

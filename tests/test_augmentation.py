@@ -17,10 +17,10 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from spatialfeat.config import FinetuneConfig
-from spatialfeat.data.augmentation import BRIGHTNESS, CONTRAST, SATURATION, Augmentation, augment_batch
+from spatialfeat.data.augmentation import BRIGHTNESS, CONTRAST, MAX_CUT, SATURATION, Augmentation, augment_batch
 from spatialfeat.data.dataset import EpochBatches, FrameBatch, FrameDataset, make_loader
 from spatialfeat.data.staging import staged
-from spatialfeat.data.transforms import MAX_CUT, Preprocessing, training_transform
+from spatialfeat.data.transforms import Preprocessing, training_transform
 from spatialfeat.device import augments_on_device
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.finetune import FinetuneResult, finetune
@@ -54,12 +54,16 @@ def step_by_step(pixels: torch.Tensor, drawn: Augmentation, size_px: int) -> tor
     return result
 
 
+def box_of(pixels: torch.Tensor, drawn: Augmentation) -> torch.Tensor:
+    return pixels[:, drawn.top : drawn.top + drawn.height, drawn.left : drawn.left + drawn.width]
+
+
 def in_a_batch(frames: list[torch.Tensor], drawn: list[Augmentation], size_px: int) -> torch.Tensor:
     """`augment_batch` of the cut boxes, among rubbish."""
     height, width = max(one.height for one in drawn), max(one.width for one in drawn)
     cuts = torch.full((len(frames), height, width, 3), 255, dtype=torch.uint8)
     for cut, pixels, one in zip(cuts, frames, drawn, strict=True):
-        cut[: one.height, : one.width] = one.cut(pixels).permute(1, 2, 0)
+        cut[: one.height, : one.width] = box_of(pixels, one).permute(1, 2, 0)
     rows = [one.row(size_px, (one.height, one.width)) for one in drawn]
     return augment_batch(cuts, torch.tensor(rows, dtype=torch.float64), size_px)
 
@@ -164,7 +168,7 @@ def test_batches_come_the_same_by_both_ways(workers: int, tmp_path: Path) -> Non
         dataset = FrameDataset(table, training_transform(SMALL, on_device=on_device))
         order = EpochBatches(len(table), 4, seed=5)
         loader = make_loader(dataset, batch_size=4, batches=order, workers=workers, device=CPU)
-        found[on_device] = list(staged(loader, CPU, 64))
+        found[on_device] = list(staged(loader, CPU, SMALL))
     assert [len(batch.labels) for batch in found[True]] == [4, 4, 3]
     for here, there in zip(found[False], found[True], strict=True):
         assert there.images.shape == (len(there.labels), 3, 64, 64)
@@ -194,12 +198,18 @@ def test_to_a_gpu_a_batch_is_sent_while_the_one_before_is_computed(monkeypatch: 
     nothing_left = np.zeros((2, 0))
     batches = [
         FrameBatch(
-            torch.zeros(2, 3, 64, 64, dtype=torch.uint8), np.array([number] * 2), np.zeros(2), [], [], nothing_left
+            torch.zeros(2, 3, 64, 64, dtype=torch.uint8),
+            np.array([number] * 2),
+            np.zeros(2),
+            [],
+            [],
+            nothing_left,
+            nothing_left,
         )
         for number in range(3)
     ]
     found = []
-    for batch in staged(batches, torch.device("meta"), 64):
+    for batch in staged(batches, torch.device("meta"), SMALL):
         log.append("computed")
         found.append(int(batch.labels[0]))
     assert found == [0, 1, 2]

@@ -7,6 +7,7 @@ SPATIALFEAT_REQUIRE_GPU=1 says that there must be one.
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import torch
 from networks import settled_network, smooth_images
 from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 from torchrun import torchrun
 
@@ -24,7 +26,8 @@ from spatialfeat.config import PRECISIONS, ExtractConfig, FinetuneConfig
 from spatialfeat.data.augmentation import Augmentation, augment_batch
 from spatialfeat.data.dataset import EpochBatches, FrameDataset, make_loader
 from spatialfeat.data.frames import read_frames
-from spatialfeat.data.staging import staged
+from spatialfeat.data.images import decode_pixels
+from spatialfeat.data.staging import decode_jpegs, staged
 from spatialfeat.data.transforms import Preprocessing, training_transform
 from spatialfeat.device import describe_device, select_device, use_true_float32
 from spatialfeat.errors import SpatialfeatError
@@ -273,7 +276,7 @@ def test_augmentation_on_the_gpu_equals_that_on_the_cpu() -> None:
     drawn = [Augmentation.draw(frame) for frame in frames]
     cuts = torch.zeros(4, 200, 160, 3, dtype=torch.uint8)
     for cut, frame, one in zip(cuts, frames, drawn, strict=True):
-        cut[: one.height, : one.width] = one.cut(frame).permute(1, 2, 0)
+        cut[: one.height, : one.width] = frame[:, one.top :, one.left :][:, : one.height, : one.width].permute(1, 2, 0)
     rows = torch.tensor([one.row(64, (one.height, one.width)) for one in drawn], dtype=torch.float64)
     use_true_float32()
     found = augment_batch(cuts.to(CUDA), rows.to(CUDA), 64).cpu().int()
@@ -290,7 +293,7 @@ def test_batches_reach_the_gpu_in_order_and_whole(demo_dir: Path, workers: int) 
         dataset = FrameDataset(table, training_transform(SMALL, on_device=True))
         order = EpochBatches(len(table), 5, seed=3)
         loader = make_loader(dataset, batch_size=5, batches=order, workers=workers, device=device)
-        found[device.type] = list(staged(loader, device, 64))
+        found[device.type] = list(staged(loader, device, SMALL))
     for here, there in zip(found["cpu"], found["cuda"], strict=True):
         assert (there.images.device, there.labels.device) == (CUDA, CUDA)
         assert torch.equal(here.labels, there.labels.cpu())
@@ -340,3 +343,52 @@ def test_another_encoder_has_the_cpus_features(name: str) -> None:
         assert torch.equal(parts, found[0])
         distance = (found[0].cpu() - expected).norm(dim=1) / expected.norm(dim=1)
         assert float(distance.max()) < allowed
+
+
+@pytest.fixture(scope="module")
+def jpeg_study(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's frames as JPEG."""
+    folder = tmp_path_factory.mktemp("jpeg")
+    for path in (demo_dir / "images").glob("*.png"):
+        Image.open(path).convert("RGB").resize((160, 120)).save(folder / f"{path.stem}.jpg", quality=95)
+    return folder
+
+
+def test_a_jpeg_decoded_by_the_gpu_is_nearly_that_of_the_processor_and_alone_the_same(jpeg_study: Path) -> None:
+    paths = sorted(jpeg_study.iterdir())[:12]
+    contents = [torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) for path in paths]
+    together = decode_jpegs(contents, CUDA)
+    for path, content, image in zip(paths, contents, together, strict=True):
+        assert isinstance(image, torch.Tensor)
+        (alone,) = decode_jpegs([content], CUDA)
+        assert torch.equal(alone, image)  # type: ignore[arg-type]
+        usual = torch.from_numpy(decode_pixels(path.read_bytes())).permute(2, 0, 1)
+        assert float((image.cpu().int() - usual.int()).abs().float().mean()) < 2
+
+
+def test_features_of_jpegs_decoded_by_the_gpu_are_nearly_the_usual_ones_whatever_the_batch(
+    extraction: ExtractConfig, jpeg_study: Path, tmp_path: Path
+) -> None:
+    config = replace(extraction, img_dir=jpeg_study, device="cuda", precision="fp32")
+    usual = extract(replace(config, out_dir=tmp_path / "usual"))
+    found = {}
+    for name, workers in (("by gpu", 2), ("again", 0)):
+        result = extract(replace(config, jpeg_decoder="gpu", workers=workers, out_dir=tmp_path / name))
+        assert (result.failed, result.written) == ({}, usual.written)
+        found[name] = features_of(tmp_path / name)
+    for frame_id, expected in features_of(tmp_path / "usual").items():
+        assert np.array_equal(found["by gpu"][frame_id], found["again"][frame_id])
+        assert np.linalg.norm(found["again"][frame_id] - expected) / np.linalg.norm(expected) < 0.1
+    assert {file.provenance.jpeg_decoder for file in read_features(tmp_path / "again")} == {"gpu"}
+
+
+def test_training_on_jpegs_decoded_by_the_gpu_is_nearly_the_usual_one(
+    quick_config: FinetuneConfig, jpeg_study: Path, tmp_path: Path
+) -> None:
+    config = replace(quick_config, img_dir=jpeg_study, device="cuda", precision="fp32", workers=2, epochs=1)
+    usual = finetune(replace(config, out_dir=tmp_path / "usual")).history[0]
+    found = finetune(replace(config, jpeg_decoder="gpu", out_dir=tmp_path / "by gpu")).history[0]
+    assert found.train_loss == pytest.approx(usual.train_loss, rel=0.02)
+    assert json.loads((tmp_path / "by gpu" / "best_spatial_study_weights.json").read_text())["training"][
+        "jpeg_decoder"
+    ] == "gpu"  # fmt: skip

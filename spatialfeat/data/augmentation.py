@@ -15,7 +15,7 @@ for batches computes what that for frames (torchvision, Pillow) does, step by st
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torchvision import transforms
@@ -27,6 +27,10 @@ DEGREES = (-10.0, 10.0)
 JITTER = (0.8, 1.2)
 """Factors of brightness, contrast and saturation."""
 
+MAX_CUT = 4
+"""A box of more than so many times the network's input is resized where it is cut, and not in a batch with others: it
+is part of a frame that takes long to decode anyway, and would fill the memory that frames are handed over in."""
+
 BRIGHTNESS, CONTRAST, SATURATION = range(3)
 _ADJUST = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
 
@@ -37,6 +41,10 @@ FRAMES_AT_ONCE = 64
 """A batch is augmented in parts of so many frames, which bounds the memory."""
 WEIGHT_BITS, MAX_PRECISION = 15, 22
 """torch's integer weights of a resizing have as many bits behind the point as keep the largest below 2 ** 15."""
+
+
+Box: TypeAlias = tuple[int, int, int, int]
+"""A part of a frame: top, left, height, width, in pixels."""
 
 
 class Augmentation(NamedTuple):
@@ -56,7 +64,7 @@ class Augmentation(NamedTuple):
 
     @classmethod
     def draw(cls, frame: torch.Tensor) -> Augmentation:
-        """Draw from torch's global RNG for a frame (3, H, W), of which only the size matters."""
+        """Draw from torch's global RNG for a frame (3, H, W), of which only the shape matters."""
         top, left, height, width = transforms.RandomResizedCrop.get_params(frame, list(SCALE), list(RATIO))
         flip = bool(torch.rand(1) < 0.5)
         angle = transforms.RandomRotation.get_params(list(DEGREES))
@@ -65,18 +73,13 @@ class Augmentation(NamedTuple):
         colours = tuple((which, float(factors[which])) for which in order.tolist() if which < len(_ADJUST))
         return cls(top, left, height, width, flip, angle, colours)
 
-    def cut(self, frame: torch.Tensor) -> torch.Tensor:
-        """The box of a frame (3, H, W), as a view of it: (3, height, width)."""
-        return frame[:, self.top : self.top + self.height, self.left : self.left + self.width]
-
-    def resized(self, frame: torch.Tensor, size_px: int) -> torch.Tensor:
-        """The box of a frame (3, H, W) uint8, resized: (3, size_px, size_px) uint8."""
-        pixels: torch.Tensor = functional.resize(self.cut(frame), [size_px, size_px], antialias=True)
-        return pixels
+    @property
+    def box(self) -> Box:
+        return self.top, self.left, self.height, self.width
 
     def __call__(self, frame: torch.Tensor, size_px: int) -> torch.Tensor:
         """(3, H, W) uint8 -> (3, size_px, size_px) uint8, step by step with torchvision's functionals."""
-        pixels = self.resized(frame, size_px)
+        pixels = _resized_box(frame, self.box, size_px)
         if self.flip:
             pixels = functional.horizontal_flip(pixels)
         # The one step that Pillow does faster, by 1 ms a frame: tensors are rotated through a grid of coordinates.
@@ -91,6 +94,27 @@ class Augmentation(NamedTuple):
         """What is left to do with the cut box, or with what it was resized to, of `cut_size` (height, width)."""
         which, factors = zip(*self.colours, strict=True)
         return [*cut_size, self.flip, *_rotation_steps(self.angle, size_px), *which, *factors]
+
+
+def cut_size(box: Box, size_px: int) -> tuple[int, int]:
+    """(height, width) of what `cut_box` gives: the box's, or if it is a large one, the network's input."""
+    _, _, height, width = box
+    return (size_px, size_px) if height * width > MAX_CUT * size_px**2 else (height, width)
+
+
+def cut_box(frame: torch.Tensor, box: Box, size_px: int) -> torch.Tensor:
+    """The box of a frame (3, H, W) uint8, as a view of it, or resized: (3, *cut_size(box, size_px))."""
+    return _cut(frame, box) if cut_size(box, size_px) == box[2:] else _resized_box(frame, box, size_px)
+
+
+def _cut(frame: torch.Tensor, box: Box) -> torch.Tensor:
+    top, left, height, width = box
+    return frame[:, top : top + height, left : left + width]
+
+
+def _resized_box(frame: torch.Tensor, box: Box, size_px: int) -> torch.Tensor:
+    pixels: torch.Tensor = functional.resize(_cut(frame, box), [size_px, size_px], antialias=True)
+    return pixels
 
 
 def _rotation_steps(angle: float, size_px: int) -> list[int]:
@@ -108,7 +132,7 @@ def augment_batch(cuts: torch.Tensor, rows: torch.Tensor, size_px: int) -> torch
     """Do to a batch of cut boxes what is left of their augmentation.
 
     Args:
-        cuts: (B, H, W, 3) uint8, each in its upper left corner; what lies around it does not matter.
+        cuts: (B, H, W, 3) uint8, from `cut_box`, each in its upper left corner; what lies around it does not matter.
         rows: (B, ROW_LENGTH) float64 on the same device, from `Augmentation.row`.
 
     Returns:

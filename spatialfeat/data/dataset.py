@@ -22,7 +22,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from spatialfeat.data.cache import CachedFrame, FrameCache
 from spatialfeat.data.frames import FrameTable
-from spatialfeat.data.images import MISSING, ImageError, ImageFolder, content_digest, decode_pixels
+from spatialfeat.data.images import (
+    MISSING,
+    ImageError,
+    ImageFolder,
+    content_digest,
+    decode_pixels,
+    usual_jpeg_size,
+)
 from spatialfeat.data.transforms import FrameTransform
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.signals import leave_signals_to_main_process
@@ -106,7 +113,10 @@ def require_images(tables: Sequence[FrameTable], *, is_kept: Callable[[FrameTabl
 
 
 class FrameSample(NamedTuple):
-    """One frame, with what `Cut` says is left to do. `failure`: why it could not be decoded; the image is then None."""
+    """One frame, with what `Cut` says is left to do. `failure`: why it could not be decoded; the image is then None.
+
+    piece: of a dataset that leaves JPEG to the device, a row of FrameBatch.pieces; the image of a JPEG is its bytes.
+    """
 
     image: torch.Tensor | None
     label: int
@@ -114,6 +124,7 @@ class FrameSample(NamedTuple):
     digest: bytes
     failure: str | None
     left_to_do: list[float]
+    piece: tuple[int, ...] = ()
 
 
 class FrameBatch(NamedTuple):
@@ -122,6 +133,10 @@ class FrameBatch(NamedTuple):
     digests: 16 bytes of the file's content per decoded frame, or b"" where the dataset was made without. failures: the
     undecodable (position, reason) pairs. left_to_do: (G, K) float64, what `augment_batch` has to do with the images,
     which are then (G, H, W, 3), each in its upper left corner; K is 0 where nothing is left.
+
+    pieces: (G, 6) int64, of a dataset that leaves JPEG to the device, else (G, 0). `images` are then (n,) uint8: frame
+    after frame either the bytes of a JPEG, or pixels (height, width, 3). Columns: 1 of a JPEG; how many bytes; top,
+    left, height and width of what is wanted of the decoded frame.
 
     Only the images travel in shared memory, see `_Slots`.
     """
@@ -132,6 +147,7 @@ class FrameBatch(NamedTuple):
     digests: list[bytes]
     failures: list[tuple[int, str]]
     left_to_do: NDArray[np.float64]
+    pieces: NDArray[np.int64]
 
 
 class AugmentedFrame(NamedTuple):
@@ -153,6 +169,7 @@ class FrameDataset(Dataset[FrameSample]):
         cache: keeps the result of the transform's fixed steps; a frame in it is not read from its image again.
         also_kept: other transforms; what they will want is put into the cache when a frame is decoded.
         with_digests: take the digest of every file's content, which costs about a tenth of its decoding.
+        jpeg_on_device: hand JPEG files over as they are, for `staged` to decode; not with a cache.
     """
 
     def __init__(
@@ -163,11 +180,14 @@ class FrameDataset(Dataset[FrameSample]):
         cache: FrameCache | None = None,
         also_kept: Sequence[FrameTransform] = (),
         with_digests: bool = False,
+        jpeg_on_device: bool = False,
     ):
+        assert not (jpeg_on_device and cache), "a cache keeps what the processor decoded"
         self._parts = [(parts, np.arange(len(parts)))] if isinstance(parts, FrameTable) else list(parts)
         self._ends = np.cumsum([len(rows) for _, rows in self._parts])
         self._transform, self._cache, self._with_digests = transform, cache, with_digests
         self._kept = (transform, *also_kept)
+        self._jpeg_on_device = jpeg_on_device
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -196,6 +216,8 @@ class FrameDataset(Dataset[FrameSample]):
         table, row = self.locate(position)
         label = int(table.labels[row])
         try:
+            if self._jpeg_on_device:
+                return self._undecoded(table.images, str(table.image_names[row]), label, position)
             frame = self._fixed_part(table.images, str(table.image_names[row]))
         except ImageError as error:
             return FrameSample(None, label, position, b"", str(error), [])
@@ -203,6 +225,19 @@ class FrameDataset(Dataset[FrameSample]):
             return FrameSample(None, label, position, b"", error.strerror or str(error), [])
         pixels, left_to_do = self._transform.finish(frame.pixels)
         return FrameSample(pixels, label, position, frame.digest, None, left_to_do)
+
+    def _undecoded(self, images: ImageFolder, name: str, label: int, position: int) -> FrameSample:
+        """A JPEG as its bytes, if the device can decode it; else pixels."""
+        content = images.read(name)
+        digest = content_digest(content) if self._with_digests else b""
+        size = usual_jpeg_size(content)
+        if size is None:
+            pixels, left_to_do = self._transform.finish(self._transform.fixed(decode_pixels(content)))
+            piece = (0, pixels.numel(), 0, 0, *pixels.shape[1:])
+            return FrameSample(pixels, label, position, digest, None, left_to_do, piece)
+        box, left_to_do = ((0, 0, *size), []) if self._transform.ahead is None else self._transform.ahead(size)
+        data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        return FrameSample(data, label, position, digest, None, left_to_do, (1, len(content), *box))
 
     def _fixed_part(self, images: ImageFolder, name: str) -> CachedFrame:
         """What the fixed steps of the transform make of an image; from the cache if it is there as the file is now."""
@@ -375,13 +410,19 @@ def collate(samples: list[FrameSample], slots: _Slots | None = None) -> FrameBat
     good = [sample for sample in samples if sample.image is not None]
     rows = [sample.left_to_do for sample in good]
     images = [sample.image for sample in good if sample.image is not None]
+    pieces = [sample.piece for sample in good]
     batch = FrameBatch(
-        images=_stack_cuts(images, empty) if any(rows) else _stack(images, empty),
+        images=_join(images, empty)
+        if any(pieces)
+        else stack_cuts(images, empty)
+        if any(rows)
+        else _stack(images, empty),
         labels=np.array([sample.label for sample in good], np.int64),
         positions=np.array([sample.position for sample in good], np.int64),
         digests=[sample.digest for sample in good],
         failures=[(sample.position, sample.failure) for sample in samples if sample.failure is not None],
         left_to_do=np.array(rows, np.float64).reshape(len(good), -1 if good else 0),
+        pieces=np.array(pieces, np.int64).reshape(len(good), -1 if good else 0),
     )
     if worker is None or not good:
         return batch
@@ -411,7 +452,13 @@ def _stack(images: list[torch.Tensor], empty: EmptyImages) -> torch.Tensor:
     return stacked
 
 
-def _stack_cuts(cuts: list[torch.Tensor], empty: EmptyImages) -> torch.Tensor:
+def _join(images: list[torch.Tensor], empty: EmptyImages) -> torch.Tensor:
+    """Bytes (n,) and pixels (3, h, w) one after the other, the pixels in the order (h, w, 3)."""
+    pieces = [image.movedim(0, -1).reshape(-1) for image in images]
+    return torch.cat(pieces, out=empty((sum(map(len, pieces)),)))
+
+
+def stack_cuts(cuts: list[torch.Tensor], empty: EmptyImages) -> torch.Tensor:
     """Cuts (3, h, w) of different sizes in one tensor (G, H, W, 3), in the order in memory that they are decoded to."""
     height, width = (max(cut.shape[side] for cut in cuts) for side in (1, 2))
     stacked = empty((len(cuts), height, width, 3))

@@ -56,6 +56,7 @@ HEAD_BYTES = 4096
 """So much of a file holds the size of almost every image: JPEGs may have pictures and profiles before it."""
 
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+ADOBE_MARKER = 0xEE
 JPEG_KINDS = {1: "grey", 3: "RGB", 4: "CMYK"}
 """By the number of channels."""
 
@@ -163,6 +164,23 @@ def _plain_shape(content: bytes) -> tuple[int, int] | None:
             return None
         place = following
     return (height, width) if data_seen and place == end else None
+
+
+def usual_jpeg_size(content: bytes) -> tuple[int, int] | None:
+    """(height, width) of a whole JPEG as cameras and ffmpeg write them; None for all other files.
+
+    That is: three channels of 8 bits in YCbCr, baseline or progressive, nothing behind the end.
+    """
+    if not content.startswith(JPEG_START) or not content.endswith(JPEG_END):
+        return None
+    for marker, place in _jpeg_segments(content):
+        if marker == ADOBE_MARKER:
+            return None  # Its colours may be others.
+        if 0xC0 <= marker <= 0xCF and marker != 0xC4:
+            bits, height, width, channels = struct.unpack_from(">BHHB", content, place + 4)
+            usual = marker <= 0xC2 and (bits, channels) == (8, 3) and 0 < width * height <= MAX_PIXELS
+            return (height, width) if usual and content[place + 10] != ord("R") else None
+    return None
 
 
 def _is_sound(content: bytes, place: int, length: int) -> bool:
@@ -531,15 +549,22 @@ def _check_header(content: bytes) -> tuple[int, int] | None:
 
 def _jpeg_header(content: bytes) -> tuple[int, int, int] | None:
     """(width, height, channels) of the first frame header (SOF, ITU T.81, B.2.2), None where these bytes hold none."""
-    place = 2
-    while place + 10 <= len(content) and content[place] == 0xFF:
-        marker = content[place + 1]
+    for marker, place in _jpeg_segments(content):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # These are tables.
             height, width, channels = struct.unpack_from(">HHB", content, place + 5)
             return width, height, channels
+    return None
+
+
+def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int]]:
+    """(marker, where it stands) of the segments from the start of a JPEG, as far as these bytes hold them."""
+    place = 2
+    while place + 10 <= len(content) and content[place] == 0xFF:
+        marker = content[place + 1]
+        if marker != 0xFF:
+            yield marker, place
         # Any number of bytes FF may stand before a marker; every other segment begins with its length.
         place += 1 if marker == 0xFF else 2 + int.from_bytes(content[place + 2 : place + 4], "big")
-    return None
 
 
 def _check_size(width: int, height: int) -> None:

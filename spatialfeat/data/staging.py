@@ -1,14 +1,27 @@
-"""Batches on their way to the device. To a GPU they are copied and augmented one batch ahead, beside its other work."""
+"""Batches on their way to the device. To a GPU they are copied and augmented one batch ahead, beside its other work.
+
+With `--jpeg-decoder gpu`, JPEG files come as they are, and the GPU decodes them here (nvJPEG, through torchvision).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from io import BytesIO
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
+from torchvision import io
 
-from spatialfeat.data.augmentation import augment_batch
-from spatialfeat.data.dataset import FrameBatch
+from spatialfeat.config import GPU_DECODER
+from spatialfeat.data.augmentation import augment_batch, cut_box
+from spatialfeat.data.dataset import FrameBatch, stack_cuts
+from spatialfeat.data.images import ImageError, decode_pixels
+from spatialfeat.data.transforms import Preprocessing, evaluation_transform
+from spatialfeat.errors import SpatialfeatError
 
 
 class StagedBatch(NamedTuple):
@@ -19,20 +32,20 @@ class StagedBatch(NamedTuple):
     labels: torch.Tensor
 
 
-def staged(batches: Iterable[FrameBatch], device: torch.device, size_px: int) -> Iterator[StagedBatch]:
-    """Bring batches to the device and do there what workers have left to do. size_px: S, side of the network's input.
+def staged(batches: Iterable[FrameBatch], device: torch.device, preprocessing: Preprocessing) -> Iterator[StagedBatch]:
+    """Bring batches to the device and do there what workers have left to do. preprocessing: the network's.
 
     On a GPU this runs on a stream of its own while the network computes on the batch before.
     """
     if device.type == "cpu":
         for batch in batches:
-            yield _moved(batch, device, size_px)
+            yield _moved(batch, device, preprocessing)
         return
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     ahead: tuple[StagedBatch, torch.cuda.Event] | None = None
     for batch in batches:
         with torch.cuda.stream(stream):
-            moved, done = _moved(batch, device, size_px), torch.cuda.Event()  # type: ignore[no-untyped-call]
+            moved, done = _moved(batch, device, preprocessing), torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record(stream)
         if ahead is not None:
             yield _arrived(*ahead)
@@ -41,10 +54,13 @@ def staged(batches: Iterable[FrameBatch], device: torch.device, size_px: int) ->
         yield _arrived(*ahead)
 
 
-def _moved(batch: FrameBatch, device: torch.device, size_px: int) -> StagedBatch:
-    images = batch.images.to(device, non_blocking=True)
+def _moved(batch: FrameBatch, device: torch.device, preprocessing: Preprocessing) -> StagedBatch:
+    if batch.pieces.size:
+        batch, images = _decoded(batch, device, preprocessing)
+    else:
+        images = batch.images.to(device, non_blocking=True)
     if batch.left_to_do.size:
-        images = augment_batch(images, _sent(torch.from_numpy(batch.left_to_do), device), size_px)
+        images = augment_batch(images, _sent(torch.from_numpy(batch.left_to_do), device), preprocessing.crop_px)
     return StagedBatch(batch, images, _sent(torch.from_numpy(batch.labels), device))
 
 
@@ -60,3 +76,90 @@ def _arrived(moved: StagedBatch, done: torch.cuda.Event) -> StagedBatch:
     for tensor in (moved.images, moved.labels):
         tensor.record_stream(stream)  # Its memory must not be used again before that.
     return moved
+
+
+def _decoded(batch: FrameBatch, device: torch.device, preprocessing: Preprocessing) -> tuple[FrameBatch, torch.Tensor]:
+    """Decode the JPEG files of a batch. Returns it without those that cannot be decoded, and the images of the others.
+
+    These are (G, H, W, 3) cuts to augment, or (G, 3, S, S) if nothing is left to do, on the device.
+    """
+    contents = torch.split(batch.images, batch.pieces[:, 1].tolist())
+    jpegs = np.flatnonzero(batch.pieces[:, 0]).tolist()
+    frames: dict[int, torch.Tensor | str] = dict(
+        zip(jpegs, decode_jpegs([contents[index] for index in jpegs], device), strict=True)
+    )
+    for index, (jpeg, _, top, left, height, width) in enumerate(batch.pieces.tolist()):
+        if not jpeg:
+            frames[index] = contents[index].to(device, non_blocking=True).view(height, width, 3).permute(2, 0, 1)
+            continue
+        frame = frames[index]
+        if isinstance(frame, torch.Tensor) and (frame.shape[1] < top + height or frame.shape[2] < left + width):
+            frames[index] = "the JPEG cannot be decoded (it is smaller than its header says)"
+        elif isinstance(frame, torch.Tensor) and batch.left_to_do.size:
+            frames[index] = cut_box(frame, (top, left, height, width), preprocessing.crop_px)
+    failures = [(int(batch.positions[index]), frame) for index, frame in frames.items() if isinstance(frame, str)]
+    good = {index: frame for index, frame in sorted(frames.items()) if isinstance(frame, torch.Tensor)}
+    kept = list(good)
+    batch = batch._replace(
+        labels=batch.labels[kept],
+        positions=batch.positions[kept],
+        digests=[batch.digests[index] for index in kept],
+        failures=[*batch.failures, *failures],
+        left_to_do=batch.left_to_do[kept],
+        pieces=batch.pieces[kept],
+    )
+    empty = partial(torch.empty, dtype=torch.uint8, device=device)
+    if batch.left_to_do.size:
+        return batch, stack_cuts(list(good.values()), empty)
+    alike = defaultdict[tuple[bool, torch.Size], list[int]](list)
+    for place, (index, frame) in enumerate(good.items()):
+        alike[index in jpegs, frame.shape].append(place)
+    images = empty((len(good), 3, preprocessing.crop_px, preprocessing.crop_px))
+    for (jpeg, _), places in alike.items():
+        # Those of one size at once: of a video, these are all.
+        together = torch.stack([good[kept[place]] for place in places])
+        images[places] = evaluation_transform(preprocessing).fixed(together) if jpeg else together
+    return batch, images
+
+
+def decode_jpegs(contents: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor | str]:
+    """Decode files of `usual_jpeg_size` on a device: on a CUDA device, by nvJPEG.
+
+    Args:
+        contents: the bytes of each file, (n,) uint8, in the main memory.
+
+    Returns:
+        For each (3, H, W) uint8 on the device, or why it cannot be decoded. What the device does not decode is decoded
+        as without it.
+    """
+    if not contents:
+        return []
+    try:
+        decoded: list[torch.Tensor | str] = io.decode_jpeg(list(contents), io.ImageReadMode.RGB, device=device)
+    except RuntimeError:
+        if len(contents) > 1:
+            return [found for content in contents for found in decode_jpegs([content], device)]
+        try:
+            return [torch.from_numpy(decode_pixels(contents[0].numpy().tobytes())).permute(2, 0, 1).to(device)]
+        except ImageError as error:
+            return [str(error)]
+    return decoded
+
+
+def require_jpeg_decoder(decoder: str, device: torch.device) -> None:
+    """Refuse --jpeg-decoder gpu where no GPU decodes JPEG."""
+    if decoder != GPU_DECODER:
+        return
+    remedy = "leave it out: the processor then decodes them"
+    if device.type != "cuda":
+        raise SpatialfeatError(f"--jpeg-decoder {decoder}: needs a CUDA device, and this runs on {device}; {remedy}")
+    small = BytesIO()
+    Image.new("RGB", (64, 64)).save(small, "JPEG")
+    content = torch.frombuffer(bytearray(small.getvalue()), dtype=torch.uint8)
+    try:
+        io.decode_jpeg([content], io.ImageReadMode.RGB, device=device)
+    except (RuntimeError, AttributeError) as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise SpatialfeatError(
+            f"--jpeg-decoder {decoder}: this torchvision does not decode on the GPU ({reason}); {remedy}"
+        ) from error

@@ -25,7 +25,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 from spatialfeat.config import RESIZINGS
-from spatialfeat.data.augmentation import Augmentation
+from spatialfeat.data.augmentation import Augmentation, Box, cut_box, cut_size
 from spatialfeat.errors import SpatialfeatError
 
 MAX_SIZE_PX = 10_000
@@ -37,10 +37,6 @@ Colours: TypeAlias = tuple[float, float, float]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-MAX_CUT = 4
-"""A crop of more than so many times the network's input is resized by the worker that cut it, not on the device: it is
-part of a frame that takes long to decode anyway, and would fill the memory that workers hand frames over in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,21 +168,23 @@ class Cut(NamedTuple):
 class FrameTransform:
     """The way of a frame to the network: fixed steps, whose result can be kept, then perhaps random ones.
 
-    fixed: an RGB image, of Pillow or (H, W, 3) uint8 -> (3, H, W) uint8. random: (3, H, W) -> (3, crop_px, crop_px)
-    uint8 or a Cut, drawing from torch's global RNG; None if `fixed` ends there. fixed_steps: describes them; equal
-    texts mean equal pixels.
+    fixed: an RGB image, of Pillow, (H, W, 3) uint8, or a tensor (..., 3, H, W) uint8 -> a tensor (..., 3, H, W) uint8.
+    random: (3, H, W) -> (3, crop_px, crop_px) uint8 or a Cut, drawing from torch's global RNG; None if `fixed` ends
+    there. fixed_steps: describes them; equal texts mean equal pixels. ahead: for a frame that the device decodes too,
+    of a size (height, width): what to cut out of it, and the row of a Cut; None where the device makes `fixed` of it.
     """
 
-    fixed: Callable[[RgbImage], torch.Tensor]
+    fixed: Callable[[RgbImage | torch.Tensor], torch.Tensor]
     random: Callable[[torch.Tensor], torch.Tensor | Cut] | None
     fixed_steps: str
+    ahead: Callable[[tuple[int, int]], tuple[Box, list[float]]] | None = None
 
     def finish(self, pixels: torch.Tensor) -> Cut:
         """The result of the fixed steps with what follows them here."""
         finished = pixels if self.random is None else self.random(pixels)
         return finished if isinstance(finished, Cut) else Cut(finished, [])
 
-    def __call__(self, image: RgbImage) -> torch.Tensor:
+    def __call__(self, image: RgbImage | torch.Tensor) -> torch.Tensor:
         """The network's input, of a transform that leaves nothing to the device."""
         pixels, left_to_do = self.finish(self.fixed(image))
         assert not left_to_do
@@ -228,9 +226,12 @@ def training_transform(
 
     With `on_device`, the frame is only cut here, into a `Cut` that `augment_batch` makes the rest of.
     """
-    draw = partial(_cut if on_device else _augmented, size_px=preprocessing.crop_px)
+    size_px = preprocessing.crop_px
     return FrameTransform(
-        partial(_decoded, shrink_to_px=shrink_to_px), draw, _describe("training", shrink_to_px=shrink_to_px)
+        partial(_decoded, shrink_to_px=shrink_to_px),
+        partial(_cut if on_device else _augmented, size_px=size_px),
+        _describe("training", shrink_to_px=shrink_to_px),
+        partial(_drawn, size_px=size_px) if on_device else None,
     )
 
 
@@ -240,18 +241,27 @@ def _augmented(frame: torch.Tensor, size_px: int) -> torch.Tensor:
 
 def _cut(frame: torch.Tensor, size_px: int) -> Cut:
     augmentation = Augmentation.draw(frame)
-    many = augmentation.height * augmentation.width > MAX_CUT * size_px**2
-    pixels = augmentation.resized(frame, size_px) if many else augmentation.cut(frame)
-    return Cut(pixels, augmentation.row(size_px, (pixels.shape[1], pixels.shape[2])))
+    return Cut(cut_box(frame, augmentation.box, size_px), _row(augmentation, size_px))
 
 
-def _to_tensor(image: RgbImage) -> torch.Tensor:
-    """(3, H, W) uint8, in Pillow's order in memory."""
+def _drawn(size: tuple[int, int], size_px: int) -> tuple[Box, list[float]]:
+    augmentation = Augmentation.draw(torch.empty(3, *size, device="meta"))
+    return augmentation.box, _row(augmentation, size_px)
+
+
+def _row(augmentation: Augmentation, size_px: int) -> list[float]:
+    return augmentation.row(size_px, cut_size(augmentation.box, size_px))
+
+
+def _to_tensor(image: RgbImage | torch.Tensor) -> torch.Tensor:
+    """(3, H, W) uint8, in Pillow's order in memory. Tensors stay what they are, in a batch and on a device too."""
+    if isinstance(image, torch.Tensor):
+        return image
     pixels = np.array(image) if isinstance(image, Image.Image) else image
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _decoded(image: RgbImage, shrink_to_px: int | None) -> torch.Tensor:
+def _decoded(image: RgbImage | torch.Tensor, shrink_to_px: int | None) -> torch.Tensor:
     pixels = _to_tensor(image)
     if shrink_to_px is not None and min(pixels.shape[1:]) > shrink_to_px:
         pixels = functional.resize(pixels, [shrink_to_px], antialias=True)

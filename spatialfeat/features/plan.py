@@ -144,7 +144,7 @@ def _differences(fields: Sequence[str], there: Provenance, now: Provenance) -> s
     texts = []
     for name in fields:
         text = name.replace("_sha256", "").replace("group_by", "grouping").replace("_", " ")
-        if name in ("precision", "layout", "group_by", "fps", "id_rule"):
+        if name in ("precision", "layout", "group_by", "fps", "id_rule", "jpeg_decoder"):
             values = (str(getattr(provenance, name) or "none") for provenance in (there, now))
             text += " ({} there, {} now)".format(*values)
         texts.append(text)

@@ -31,6 +31,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from spatialfeat.config import CPU_DECODER, JPEG_DECODERS
 from spatialfeat.data.ids import AUTO, IdRule
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.names import id_problem, label_problem
@@ -70,6 +71,7 @@ class Provenance:
     group_by: str
     fps: float
     id_rule: str = AUTO
+    jpeg_decoder: str = CPU_DECODER
 
     def differences(self, other: Provenance) -> list[str]:
         """Names of the fields that differ."""
@@ -100,9 +102,10 @@ class FeatureFileInfo:
 
 
 REQUIRED_ATTRIBUTES = (
-    "video_id", "patient_id", "split", *(name for name in Provenance.__dataclass_fields__ if name != "id_rule"),
+    "video_id", "patient_id", "split",
+    *(name for name in Provenance.__dataclass_fields__ if name not in ("id_rule", "jpeg_decoder")),
 )  # fmt: skip
-"""`id_rule` is missing in files of earlier versions."""
+"""`id_rule` is missing in files of earlier versions, `jpeg_decoder` where the processor decoded all frames."""
 
 MAX_ATTRIBUTES = MAX_ATTRIBUTE_VALUES = 1000
 MAX_TEXT_CHARACTERS = 100_000
@@ -187,6 +190,8 @@ def _check_attributes(attributes: dict[str, Any]) -> None:
         if not right:
             raise SpatialfeatError(f"attribute {name} is {repr(value)[:_SHOWN]}, which spatialfeat never writes")
     IdRule.parse(attributes.get("id_rule", AUTO))
+    if (decoder := attributes.get("jpeg_decoder", CPU_DECODER)) not in JPEG_DECODERS:
+        raise SpatialfeatError(f"attribute jpeg_decoder is {str(decoder)[:_SHOWN]!r}, not one of {JPEG_DECODERS}")
     layout = attributes["layout"]
     if layout not in AXES_OF_LAYOUT:
         raise SpatialfeatError(f"attribute layout is {layout[:_SHOWN]!r}, not one of {', '.join(AXES_OF_LAYOUT)}")

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from spatialfeat.config import CPU_DECODER
 from spatialfeat.console import count_text
 from spatialfeat.data.dataset import describe_broken_image
 from spatialfeat.data.frames import Video
@@ -213,6 +214,8 @@ class FeatureFileWriter:
         self._file.attrs.update({"video_id": header.video_id, "patient_id": header.patient_id, "split": header.split})
         for name in provenance.__dataclass_fields__:
             value = getattr(provenance, name)
+            if name == "jpeg_decoder" and value == CPU_DECODER:
+                continue  # As in the files of versions that knew nothing else.
             if isinstance(value, tuple):
                 self._file.attrs.create(name, list(value), dtype=TEXT)
             else:

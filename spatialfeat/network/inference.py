@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spatialfeat.config import WeightsSource
+from spatialfeat.config import CPU_DECODER, GPU_DECODER, WeightsSource
 from spatialfeat.console import frame_bar
 from spatialfeat.data.cache import FrameCache, open_cache
 from spatialfeat.data.dataset import FrameBatch, FrameDataset, make_loader, require_images
 from spatialfeat.data.frames import FrameTable
-from spatialfeat.data.staging import staged
+from spatialfeat.data.staging import require_jpeg_decoder, staged
 from spatialfeat.data.transforms import evaluation_transform
 from spatialfeat.device import (
     choose_precision,
@@ -57,7 +57,7 @@ class FrameOutputs(NamedTuple):
 def run_inference(network: InferenceNetwork, batches: Iterable[FrameBatch]) -> Iterator[FrameOutputs]:
     """Run the network over `batches`: one FrameOutputs per batch."""
     running: _Running | None = None
-    for batch, images, _ in staged(batches, network.device, network.preprocessing.crop_px):
+    for batch, images, _ in staged(batches, network.device, network.preprocessing):
         # A GPU works on this batch while the results of the one before are copied and written.
         started = _Running(network, batch, images)
         if running is not None:
@@ -74,6 +74,7 @@ def predict_logits(
     workers: int,
     title: str,
     cache: FrameCache | None = None,
+    jpeg_decoder: str = CPU_DECODER,
     group: ProcessGroup | None = None,
 ) -> NDArray[np.float32]:
     """Run the network over every row of `table`, with a progress bar. Returns (N, num_classes) float32.
@@ -85,7 +86,12 @@ def predict_logits(
         SpatialfeatError: an image that cannot be decoded, or an output that is not finite.
     """
     rank, size = (group.rank, group.size) if group else (0, 1)
-    dataset = FrameDataset(table, evaluation_transform(network.preprocessing), cache=cache)
+    dataset = FrameDataset(
+        table,
+        evaluation_transform(network.preprocessing),
+        cache=cache,
+        jpeg_on_device=jpeg_decoder == GPU_DECODER,
+    )
     loader = make_loader(
         dataset,
         batch_size=network.batch_size,
@@ -120,6 +126,7 @@ class TableInference:
         self._checkpoint, self._table, self._source = checkpoint, table, source
         self._device = select_device(source.device)
         self._precision = choose_precision(source.precision, self._device)
+        require_jpeg_decoder(source.jpeg_decoder, self._device)
         self._cache = cache = open_cache(source.cache_dir, source.cache_limit_gb)
         self.arithmetic = describe_arithmetic(self._device, self._precision)
         self.facts: dict[str, Any] = {
@@ -140,7 +147,14 @@ class TableInference:
         with translate_computing_faults(batch_size=batch_size, workers=workers):
             model = self._checkpoint.model.to(self._device)
             network = InferenceNetwork(model, self._checkpoint.preprocessing, self._precision, batch_size)
-            logits = predict_logits(network, self._table, workers=workers, title=title, cache=self._cache)
+            logits = predict_logits(
+                network,
+                self._table,
+                workers=workers,
+                title=title,
+                cache=self._cache,
+                jpeg_decoder=self._source.jpeg_decoder,
+            )
         if self._cache is not None:
             self.found["cache"] = self._cache.close()
         return logits

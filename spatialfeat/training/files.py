@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from spatialfeat.config import WEIGHTS_NAME, FinetuneConfig
+from spatialfeat.config import CPU_DECODER, WEIGHTS_NAME, FinetuneConfig
 from spatialfeat.console import count_text
 from spatialfeat.data.ids import USUAL_RULE, IdRule
 from spatialfeat.errors import SpatialfeatError
@@ -190,6 +190,8 @@ class StudyFiles:
             "precision": config.precision,
             "seed": config.seed,
         }
+        if config.jpeg_decoder != CPU_DECODER:
+            training["jpeg_decoder"] = config.jpeg_decoder
         save_weights(
             self.weights_path,
             state.best_weights,

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from spatialfeat.config import FinetuneConfig
+from spatialfeat.config import GPU_DECODER, FinetuneConfig
 from spatialfeat.console import frame_bar
 from spatialfeat.data.cache import FrameCache
 from spatialfeat.data.dataset import EpochBatches, FrameDataset, make_loader
@@ -102,7 +102,7 @@ class TrainingStep:
         self.model = model
         self._optimizer, self._criterion, self._group = optimizer, criterion, group
         self._clip_grad_norm = clip_grad_norm
-        self._preprocessing, self._precision, self._dtype = preprocessing, precision, DTYPES[precision]
+        self.preprocessing, self._precision, self._dtype = preprocessing, precision, DTYPES[precision]
         self._fixed: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._trained: nn.Module = _Trained(model, model.num_fixed)
         if group is not None and group.gradients is not None:
@@ -128,11 +128,6 @@ class TrainingStep:
         self._recorded: Recorded | None = None
 
     @property
-    def size_px(self) -> int:
-        """S, the side of the images."""
-        return self._preprocessing.crop_px
-
-    @property
     def device(self) -> torch.device:
         """Where images and labels must be."""
         return self.model.device
@@ -141,7 +136,7 @@ class TrainingStep:
         """Training mode, and the frozen part folded from the weights as they are: also after loading others."""
         self.model.train()
         if self.model.num_fixed:
-            self._fixed = self.model.fixed_stages(self._preprocessing, self._precision)
+            self._fixed = self.model.fixed_stages(self.preprocessing, self._precision)
         self._recorded = Recorded(self._whole_update, "training step") if self._records else None
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor, share: BatchShare | None = None) -> StepScore:
@@ -198,9 +193,9 @@ class TrainingStep:
         """(B, num_classes) float32, differentiable by the parameters that are trained."""
         with torch.no_grad():
             # Of no frames, the shape of the activations is found with one.
-            size_px = self._preprocessing.crop_px
+            size_px = self.preprocessing.crop_px
             frames = images if len(images) else images.new_zeros(1, 3, size_px, size_px)
-            x = normalize(frames, self._preprocessing) if self._fixed is None else self._fixed(frames)
+            x = normalize(frames, self.preprocessing) if self._fixed is None else self._fixed(frames)
         with torch.autocast(images.device.type, self._dtype, enabled=self._dtype != torch.float32):
             logits: torch.Tensor = self._trained(x[: len(images)])
         return logits.float()
@@ -267,7 +262,7 @@ def train_one_epoch(
     steps_between_looks = 1 if step.device.type == "cpu" else STEPS_BETWEEN_LOOKS
     loading = iter(loader)  # Decoding begins, while the step is made ready.
     step.start_epoch()
-    batches = zip(staged(loading, step.device, size_px=step.size_px), shares, strict=True)
+    batches = zip(staged(loading, step.device, step.preprocessing), shares, strict=True)
     with frame_bar(len(dataset), title) as advance:
         for number, ((batch, images, labels), share) in enumerate(batches, start=1):
             dataset.refuse_failures(batch.failures)
@@ -364,12 +359,15 @@ class Trainer:
         self._preprocessing = find_backbone(config.backbone).preprocessing(config.image_size_px)
         self._batches = EpochBatches(len(data.train), config.batch_size, config.seed, rank=group.rank, size=group.size)
         evaluation = evaluation_transform(self._preprocessing)
+        jpeg_on_device = config.jpeg_decoder == GPU_DECODER
         training = training_transform(
-            self._preprocessing, config.training_frames_px, on_device=augments_on_device(group.device)
+            self._preprocessing,
+            config.training_frames_px,
+            on_device=jpeg_on_device or augments_on_device(group.device),
         )
         self._train_loader = make_loader(
             # Kept for evaluation, too: `extract` computes the features of all frames.
-            FrameDataset(data.train, training, cache=cache, also_kept=[evaluation]),
+            FrameDataset(data.train, training, cache=cache, also_kept=[evaluation], jpeg_on_device=jpeg_on_device),
             batch_size=config.batch_size,
             batches=self._batches,
             workers=workers,
@@ -377,7 +375,7 @@ class Trainer:
             keep_workers=True,
         )
         self._val_loader = make_loader(
-            FrameDataset(data.val, evaluation, cache=cache),
+            FrameDataset(data.val, evaluation, cache=cache, jpeg_on_device=jpeg_on_device),
             batch_size=group.share(config.batch_size),
             positions=range(group.rank, len(data.val), group.size),
             workers=workers,
