@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_frames import make_frames
+from bench_frames import JPEG_QUALITY, make_frames
 from bench_setup import machine_facts, machine_line, markdown_table, run_benchmark
 from PIL import Image
 
@@ -30,7 +30,6 @@ from spatialfeat.device import select_device
 
 Decoder = Callable[[bytes], Any]
 SIZES = ((456, 256), (1280, 720))
-JPEG_QUALITY = 92
 
 
 def decoders() -> dict[str, Decoder]:

@@ -14,7 +14,7 @@ import os
 import shutil
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,8 @@ TRAIN_SHARE = 0.8
 PATIENTS_APART = 10_000
 NOISE_LEVELS = 2.4
 """Standard deviation of the sensor noise, in 8-bit levels; with it the PNGs have a photograph's size."""
+
+JPEG_QUALITY = 92
 
 # Mean colour of each phase, 8-bit RGB. Reds close to each other, as tissue is.
 COLOURS = (
@@ -138,6 +140,24 @@ def make_frames(
     # Last: only a whole folder has it.
     marker.write_text(json.dumps({"parameters": parameters, "set": facts}, indent=1) + "\n", encoding="utf-8")
     return frames
+
+
+def as_jpeg(frames: FrameSet, folder: Path, quality: int = JPEG_QUALITY) -> FrameSet:
+    """The same frames as JPEG files, of which as many are hard links; made anew."""
+    shutil.rmtree(folder, ignore_errors=True)
+    made = replace(frames, folder=folder)
+    made.img_dir.mkdir(parents=True)
+    for path in frames.csv_paths:
+        shutil.copy(path, folder)
+    files: dict[int, Path] = {}
+    for path in sorted(frames.img_dir.iterdir()):
+        target, number = made.img_dir / f"{path.stem}.jpg", path.stat().st_ino
+        if number in files:
+            os.link(files[number], target)
+        else:
+            Image.open(path).convert("RGB").save(target, quality=quality)
+            files[number] = target
+    return made
 
 
 def link_frames(frames: FrameSet, folder: Path, count: int) -> FrameSet:

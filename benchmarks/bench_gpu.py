@@ -31,14 +31,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import ceilings
 import torch
-from bench_frames import NUM_PHASES, FrameSet, make_frames
+from bench_frames import NUM_PHASES, FrameSet, as_jpeg, make_frames
 from bench_setup import BENCHMARKS_DIR, machine_facts, machine_line, markdown_table, run_benchmark, say
 from bench_weights import make_weights
 from comparing import read_history
 from measuring import UNTOLD, Rate, run_measured
 from tqdm import tqdm
 
-from spatialfeat.config import WEIGHTS_NAME, ExtractConfig, FinetuneConfig
+from spatialfeat.config import CPU_DECODER, JPEG_DECODERS, WEIGHTS_NAME, ExtractConfig, FinetuneConfig
 from spatialfeat.data import images
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.extract import extract
@@ -181,6 +181,11 @@ class Bench:
         yield "finetune without CUDA graphs", lambda: self.finetune(small, cache=True, SPATIALFEAT_CUDA_GRAPHS="0")
         yield "extract, large frames", lambda: self.extract(large, most=2_500)
         yield "finetune, large frames", lambda: self.finetune(large, epochs=1)
+        for decoder in self.jpeg_decoders:
+            yield f"extract, large JPEG frames, by {decoder}", partial(self.extract, large, jpeg=decoder)
+            yield f"finetune, large JPEG frames, by {decoder}", partial(self.finetune, large, jpeg=decoder)
+            yield f"extract, small JPEG frames, by {decoder}", partial(self.extract, small, jpeg=decoder)
+            yield f"finetune, small JPEG frames, by {decoder}", partial(self.finetune, small, jpeg=decoder)
         for frames, count in zip(self.sets, self.plan.plain_frames, strict=True):
             yield f"plain extract, {frames.size_text}", partial(self.plain_extract, frames, count)
         for frames, count in zip(self.sets, self.plan.plain_frames, strict=True):
@@ -193,17 +198,29 @@ class Bench:
             yield "extract by Pillow", lambda: self._by_pillow(self.extract, small)
         yield "start-up", self.start_up
 
+    @property
+    def jpeg_decoders(self) -> tuple[str, ...]:
+        return JPEG_DECODERS[::-1] if self.plan.device.startswith("cuda") else (CPU_DECODER,)
+
     def finetune(
-        self, frames: FrameSet, *, cache: bool = False, epochs: int = 2, precision: str | None = None, **switches: str
+        self,
+        frames: FrameSet,
+        *,
+        cache: bool = False,
+        epochs: int = 2,
+        precision: str | None = None,
+        jpeg: str | None = None,
+        **switches: str,
     ) -> None:
-        """Train, and tell the rates of the last epoch: all of it, and its two parts."""
+        """Train, and tell the rates of the last epoch: all of it, and its two parts. jpeg: what decodes JPEG frames."""
         plan, out = self.plan, self.work / "study"
         shutil.rmtree(out, ignore_errors=True)
         config = FinetuneConfig(
             train_csv=frames.train_csv,
             val_csv=frames.val_csv,
             test_csv=None,
-            img_dir=frames.img_dir,
+            img_dir=frames.img_dir if jpeg is None else self._jpeg(frames).img_dir,
+            jpeg_decoder=jpeg or CPU_DECODER,
             weights=str(self.weights),
             image_size_px=plan.image_size_px,
             batch_size=plan.batch_size,
@@ -233,11 +250,14 @@ class Bench:
         }
         if on_gpu:
             rates["gpu_GB"] = round(torch.cuda.max_memory_reserved() / 1e9, 2)
-        name = " ".join(["finetune", config.precision, *(["--cache"] if cache else []), *switches])
+        options = [*(["--cache"] if cache else []), *([f"JPEG by {jpeg}"] if jpeg else [])]
+        name = " ".join(["finetune", config.precision, *options, *switches])
         later = "later epoch" if epochs > 1 else "epoch"
         self.results.add(f"{name}: {later}", frames.size_text, count / history[-1].seconds, **rates)
 
-    def extract(self, frames: FrameSet, *, cache: bool = False, most: int | None = None) -> None:
+    def extract(
+        self, frames: FrameSet, *, cache: bool = False, most: int | None = None, jpeg: str | None = None
+    ) -> None:
         """Extract few frames and many: the steady rate, the whole call, and the rate between the two."""
         most = min(most or frames.num_train, frames.num_train)
         seconds, counts = [], (min(FEW_FRAMES, most // 4), most)
@@ -246,7 +266,8 @@ class Bench:
             shutil.rmtree(out, ignore_errors=True)
             config = ExtractConfig(
                 csvs=(str(self._first_rows(frames.train_csv, count)),),
-                img_dir=frames.img_dir,
+                img_dir=frames.img_dir if jpeg is None else self._jpeg(frames).img_dir,
+                jpeg_decoder=jpeg or CPU_DECODER,
                 weights=self.work / "study" / WEIGHTS_NAME,
                 batch_size=self.plan.batch_size,
                 workers=self.plan.workers,
@@ -274,7 +295,8 @@ class Bench:
             more["decoded"] = json.loads((out / "run.json").read_text())["cache"]["frames_decoded"]
         if between := Rate.of(seconds[1], many, seconds[0], few):
             more["between_runs"] = round(between.frames_per_second)
-        name = f"extract {self.plan.precision}{' --cache' if cache else ''}: steady"
+        how = f"{' --cache' if cache else ''}{f' JPEG by {jpeg}' if jpeg else ''}"
+        name = f"extract {self.plan.precision}{how}: steady"
         self.results.add(name, frames.size_text, timeline.steady_rate(), **more)
 
     def network(self) -> None:
@@ -357,6 +379,10 @@ class Bench:
                   "--batch-size", str(self.plan.batch_size), "--device", self.plan.device]  # fmt: skip
         command = [sys.executable, str(BENCHMARKS_DIR / script), *map(str, [*arguments, *shared])]
         return run_measured(command, cwd=self.work).seconds
+
+    def _jpeg(self, frames: FrameSet) -> FrameSet:
+        folder = frames.folder.with_name(f"{frames.size_text}_jpeg")
+        return replace(frames, folder=folder) if folder.exists() else as_jpeg(frames, folder)
 
     def _cache_dir(self, frames: FrameSet) -> Path:
         return self.work / f"cache_{frames.size_text}"
