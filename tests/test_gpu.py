@@ -22,7 +22,7 @@ from torch import nn
 from torchrun import torchrun
 
 from spatialfeat import read_features
-from spatialfeat.config import PRECISIONS, ExtractConfig, FinetuneConfig
+from spatialfeat.config import PRECISIONS, WEIGHTS_NAME, ExtractConfig, FinetuneConfig
 from spatialfeat.data.augmentation import Augmentation, augment_batch
 from spatialfeat.data.dataset import EpochBatches, FrameDataset, make_loader
 from spatialfeat.data.frames import read_frames
@@ -389,6 +389,5 @@ def test_training_on_jpegs_decoded_by_the_gpu_is_nearly_the_usual_one(
     usual = finetune(replace(config, out_dir=tmp_path / "usual")).history[0]
     found = finetune(replace(config, jpeg_decoder="gpu", out_dir=tmp_path / "by gpu")).history[0]
     assert found.train_loss == pytest.approx(usual.train_loss, rel=0.02)
-    assert json.loads((tmp_path / "by gpu" / "best_spatial_study_weights.json").read_text())["training"][
-        "jpeg_decoder"
-    ] == "gpu"  # fmt: skip
+    described = json.loads((tmp_path / "by gpu" / WEIGHTS_NAME).with_suffix(".json").read_text())
+    assert described["jpeg_decoder"] == "gpu"
