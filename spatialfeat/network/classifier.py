@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.overrides import TorchFunctionMode
 
 from spatialfeat.data.transforms import Preprocessing, normalize
 from spatialfeat.device import DTYPES, records_graphs
@@ -156,6 +158,38 @@ class AnyClassifier(PhaseClassifier):
         return partial(_encode, encoder, weight, bias, preprocessing, dtype)
 
 
+CURVES = frozenset({
+    functional.elu, functional.gelu, functional.hardsigmoid, functional.hardswish, functional.mish, functional.selu,
+    functional.sigmoid, functional.silu, functional.softplus, functional.tanh, torch.sigmoid, torch.tanh,
+    torch.Tensor.sigmoid, torch.Tensor.sigmoid_, torch.Tensor.tanh, torch.Tensor.tanh_,
+})  # fmt: skip
+"""Activations of which PyTorch computes most values by vector instructions on a CPU, and the last few of each thread's
+part one by one, which may round otherwise."""
+
+
+class _FrameByFrame(TorchFunctionMode):
+    """Computes of each frame by itself what would else depend on where the frame stands in its batch, on a CPU.
+
+    That is CURVES, and linear layers that have one row per frame: a product of matrices treats its last rows otherwise.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        alone = function in CURVES or (function is functional.linear and args[0].ndim == 2)
+        if not alone or not args or args[0].ndim < 2:
+            return function(*args, **kwargs)
+        frames: torch.Tensor = args[0]
+        results = [function(frame, *args[1:], **kwargs) for frame in frames]
+        if results[0].data_ptr() == frames.data_ptr():
+            return frames  # Computed in place.
+        if function is functional.linear:
+            return torch.stack(results)
+        together = torch.empty_like(frames)  # In the order in memory of `frames`.
+        for place, result in zip(together, results, strict=True):
+            place.copy_(result)
+        return together
+
+
 def _encode(
     encoder: nn.Module,
     weight: torch.Tensor,
@@ -165,7 +199,8 @@ def _encode(
     images: torch.Tensor,
 ) -> Outputs:
     x = normalize(images, preprocessing)
-    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
+    alone = _FrameByFrame() if x.device.type == "cpu" else nullcontext()
+    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False), alone:
         features = encoder(x)
     features = features.float()
     return features, functional.linear(features, weight, bias)
