@@ -147,14 +147,16 @@ def study(quick_config: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def small_study(quick_config: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
-    """The same study of the small network: for tests with `small_network`."""
+    """The same study of the small network, without pictures: for tests with `small_network`."""
 
     return _study("small_study", quick_config, tmp_path_factory, small=True)
 
 
 def _study(name: str, config: FinetuneConfig, factory: pytest.TempPathFactory, *, small: bool) -> FinetuneResult:
     def make(out_dir: Path) -> FinetuneResult:
-        with network(small=small):
+        with network(small=small), pytest.MonkeyPatch.context() as monkeypatch:
+            if small:
+                draw_nothing(monkeypatch.setattr)
             return finetune(replace(config, out_dir=out_dir, phase_names=tuple("ABCDEFG")))
 
     return made_once(factory, name, make)

@@ -182,14 +182,6 @@ def all_figures(evaluations: list[Evaluation]) -> list[Figure]:
     return [*figures, *overview_figures(evaluations, timelines(evaluations[0].videos, 25.0))]
 
 
-def test_same_input_same_svg() -> None:
-    first, second = (
-        [svg_bytes(figure) for figure in all_figures(drawn_evaluations(2, 60, names=("x",)))] for _ in range(2)
-    )
-    assert first == second
-    assert not any(b"<dc:date>" in svg for svg in first)
-
-
 def test_no_text_leaves_the_picture() -> None:
     names = ["AVeryLongPhaseNameWithoutAnyBlank" + letter for letter in "abcdefghijklmn"]
     evaluations = drawn_evaluations(2, 120, names, names=("a" * 60, "b"))
