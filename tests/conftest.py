@@ -21,6 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # As the command line does;
 import torch
 from drawing import draw_nothing
 from forks import Forks
+from matplotlib.figure import Figure
 from networks import network
 from torchvision.models import resnet50
 
@@ -136,6 +137,13 @@ def no_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """Pictures are files of a few bytes, where nobody looks at them."""
     if "drawing" not in request.fixturenames:
         draw_nothing(monkeypatch.setattr)
+
+
+@pytest.fixture
+def no_contact_sheets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`prepare` makes empty figures of its videos; to make the real ones takes most of the time of so small videos."""
+    if "drawing" not in request.fixturenames:
+        monkeypatch.setattr("spatialfeat.prepare.contact_sheet", lambda *_: Figure(figsize=(1, 1)))
 
 
 @pytest.fixture(scope="session")
