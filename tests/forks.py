@@ -19,6 +19,7 @@ The network is a small one, and no picture is drawn, so that an epoch takes a mo
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -219,6 +220,8 @@ def main() -> None:
     draw_nothing()
     history.save_curves = no_curves  # type: ignore[assignment]
     import_the_rest()
+    gc.collect()
+    gc.freeze()  # A child whose collector of garbage looked at all objects would copy their pages.
     for line in sys.stdin:
         print(json.dumps(run(json.loads(line))), flush=True)
 

@@ -267,7 +267,7 @@ def test_shards_that_are_missing_are_pointed_out(features_dir: Path) -> None:
 def peak_bytes(form: str, features_dir: Path, out: Path) -> int:
     gc.collect()
     # Cyclic garbage waits for a collection, and that for as many objects as earlier tests have left; here it is
-    # collected at once. Frozen objects are not looked at, which keeps these many collections cheap.
+    # collected at once. Frozen objects, here all that there are by now, are not looked at: many collections stay cheap.
     gc.freeze()
     thresholds = gc.get_threshold()
     gc.set_threshold(200, 1, 1)
@@ -278,7 +278,6 @@ def peak_bytes(form: str, features_dir: Path, out: Path) -> int:
     finally:
         tracemalloc.stop()
         gc.set_threshold(*thresholds)
-        gc.unfreeze()
 
 
 @pytest.mark.parametrize("form", ["ms-tcn", "tecno", "npy", "hdf5"])
