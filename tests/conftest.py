@@ -1,4 +1,7 @@
-"""Shared fixtures: a tiny drawn data set, and one study trained on it per test session."""
+"""Shared fixtures: a tiny drawn data set, and one study trained on it per test session.
+
+What is slow to import is imported by the fixtures: the process that shares out the tests needs none of it.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # As the command line does; before torch is imported.
 
-import torch
-from drawing import draw_nothing
-from forks import Forks
-from matplotlib.figure import Figure
-from networks import network
-from torchvision.models import resnet50
-
 from spatialfeat.config import FinetuneConfig
-from spatialfeat.finetune import FinetuneResult, finetune
-from spatialfeat.network.resnet import PhaseResNet50
+
+if TYPE_CHECKING:
+    from forks import Forks
+
+    from spatialfeat.finetune import FinetuneResult
 
 # A script that starts the tests with `&` or nohup has these ignored, and so would every command that a test sends one.
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -52,7 +51,11 @@ def pytest_collection_finish() -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Run tests marked `gpu` where there is a CUDA device; elsewhere skip them, or fail them where one is required."""
-    if item.get_closest_marker("gpu") is None or torch.cuda.is_available():
+    if item.get_closest_marker("gpu") is None:
+        return
+    import torch
+
+    if torch.cuda.is_available():
         return
     if os.environ.get("SPATIALFEAT_REQUIRE_GPU") == "1":
         pytest.fail("SPATIALFEAT_REQUIRE_GPU=1, and torch sees no CUDA device", pytrace=False)
@@ -124,6 +127,8 @@ def quick_config(demo_dir: Path) -> FinetuneConfig:
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Forks]:
     """Runs commands in processes that need no time to start."""
+    from forks import Forks
+
     program = Forks()
     yield program
     program.close()
@@ -132,6 +137,8 @@ def forks() -> Iterator[Forks]:
 @pytest.fixture
 def small_network() -> Iterator[None]:
     """A small network in place of ResNet-50, where files and processes are looked at and not what is computed."""
+    from networks import network
+
     with network(small=True):
         yield
 
@@ -144,6 +151,8 @@ def drawing() -> None:
 @pytest.fixture
 def no_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are files of a few bytes, where nobody looks at them."""
+    from drawing import draw_nothing
+
     if "drawing" not in request.fixturenames:
         draw_nothing(monkeypatch.setattr)
 
@@ -151,6 +160,8 @@ def no_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture
 def no_contact_sheets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """`prepare` makes empty figures of its videos; to make the real ones takes most of the time of so small videos."""
+    from matplotlib.figure import Figure
+
     if "drawing" not in request.fixturenames:
         monkeypatch.setattr("spatialfeat.prepare.contact_sheet", lambda *_: Figure(figsize=(1, 1)))
 
@@ -170,6 +181,11 @@ def small_study(quick_config: FinetuneConfig, tmp_path_factory: pytest.TempPathF
 
 
 def _study(name: str, config: FinetuneConfig, factory: pytest.TempPathFactory, *, small: bool) -> FinetuneResult:
+    from drawing import draw_nothing
+    from networks import network
+
+    from spatialfeat.finetune import finetune
+
     def make(out_dir: Path) -> FinetuneResult:
         with network(small=small), pytest.MonkeyPatch.context() as monkeypatch:
             if small:
@@ -183,6 +199,9 @@ def _study(name: str, config: FinetuneConfig, factory: pytest.TempPathFactory, *
 def plain_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weights file made elsewhere: a bare torchvision ResNet-50 with 7 classes, no JSON beside it."""
 
+    import torch
+    from torchvision.models import resnet50
+
     def make(folder: Path) -> Path:
         torch.manual_seed(7)
         torch.save(resnet50(num_classes=7).state_dict(), folder / "elsewhere.pth")
@@ -194,6 +213,11 @@ def plain_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_plain_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same of the small network: for tests with `small_network`."""
+
+    import torch
+    from networks import network
+
+    from spatialfeat.network.resnet import PhaseResNet50
 
     def make(folder: Path) -> Path:
         torch.manual_seed(7)
