@@ -168,14 +168,14 @@ def no_contact_sheets(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
 
 @pytest.fixture(scope="session")
 def study(quick_config: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
-    """One finished study; its files lie beside `study.weights_path`."""
+    """One finished study of one epoch; its files lie beside `study.weights_path`."""
 
-    return _study("study", quick_config, tmp_path_factory, small=False)
+    return _study("study", replace(quick_config, epochs=1), tmp_path_factory, small=False)
 
 
 @pytest.fixture(scope="session")
 def small_study(quick_config: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
-    """The same study of the small network, without pictures: for tests with `small_network`."""
+    """A study of two epochs of the small network, without pictures: for tests with `small_network`."""
 
     return _study("small_study", quick_config, tmp_path_factory, small=True)
 
