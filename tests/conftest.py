@@ -1,8 +1,12 @@
-"""Shared fixtures: a tiny drawn data set, and one study trained on it per test session."""
+"""Shared fixtures: a tiny drawn data set, and one study trained on it per test session.
+
+What is slow to import is imported by the fixtures: the process that shares out the tests needs none of it.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import gc
 import importlib.util
 import os
 import pickle
@@ -11,22 +15,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # As the command line does; before torch is imported.
 
-import torch
-from drawing import draw_nothing
-from forks import Forks
-from networks import network
-from torchvision.models import resnet50
-
 from spatialfeat.config import FinetuneConfig
-from spatialfeat.finetune import FinetuneResult, finetune
-from spatialfeat.network.resnet import PhaseResNet50
+
+if TYPE_CHECKING:
+    from forks import Forks
+
+    from spatialfeat.finetune import FinetuneResult
 
 # A script that starts the tests with `&` or nohup has these ignored, and so would every command that a test sends one.
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -40,9 +41,21 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
+def pytest_collection_finish() -> None:
+    """What was imported stays until the end: the collector of garbage need not look at its half million objects, nor
+    so often as it does by default."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Run tests marked `gpu` where there is a CUDA device; elsewhere skip them, or fail them where one is required."""
-    if item.get_closest_marker("gpu") is None or torch.cuda.is_available():
+    if item.get_closest_marker("gpu") is None:
+        return
+    import torch
+
+    if torch.cuda.is_available():
         return
     if os.environ.get("SPATIALFEAT_REQUIRE_GPU") == "1":
         pytest.fail("SPATIALFEAT_REQUIRE_GPU=1, and torch sees no CUDA device", pytrace=False)
@@ -114,6 +127,8 @@ def quick_config(demo_dir: Path) -> FinetuneConfig:
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Forks]:
     """Runs commands in processes that need no time to start."""
+    from forks import Forks
+
     program = Forks()
     yield program
     program.close()
@@ -122,6 +137,8 @@ def forks() -> Iterator[Forks]:
 @pytest.fixture
 def small_network() -> Iterator[None]:
     """A small network in place of ResNet-50, where files and processes are looked at and not what is computed."""
+    from networks import network
+
     with network(small=True):
         yield
 
@@ -134,27 +151,45 @@ def drawing() -> None:
 @pytest.fixture
 def no_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are files of a few bytes, where nobody looks at them."""
+    from drawing import draw_nothing
+
     if "drawing" not in request.fixturenames:
         draw_nothing(monkeypatch.setattr)
 
 
+@pytest.fixture
+def no_contact_sheets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`prepare` makes empty figures of its videos; to make the real ones takes most of the time of so small videos."""
+    from matplotlib.figure import Figure
+
+    if "drawing" not in request.fixturenames:
+        monkeypatch.setattr("spatialfeat.prepare.contact_sheet", lambda *_: Figure(figsize=(1, 1)))
+
+
 @pytest.fixture(scope="session")
 def study(quick_config: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
-    """One finished study; its files lie beside `study.weights_path`."""
+    """One finished study of one epoch; its files lie beside `study.weights_path`."""
 
-    return _study("study", quick_config, tmp_path_factory, small=False)
+    return _study("study", replace(quick_config, epochs=1), tmp_path_factory, small=False)
 
 
 @pytest.fixture(scope="session")
 def small_study(quick_config: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
-    """The same study of the small network: for tests with `small_network`."""
+    """A study of two epochs of the small network, without pictures: for tests with `small_network`."""
 
     return _study("small_study", quick_config, tmp_path_factory, small=True)
 
 
 def _study(name: str, config: FinetuneConfig, factory: pytest.TempPathFactory, *, small: bool) -> FinetuneResult:
+    from drawing import draw_nothing
+    from networks import network
+
+    from spatialfeat.finetune import finetune
+
     def make(out_dir: Path) -> FinetuneResult:
-        with network(small=small):
+        with network(small=small), pytest.MonkeyPatch.context() as monkeypatch:
+            if small:
+                draw_nothing(monkeypatch.setattr)
             return finetune(replace(config, out_dir=out_dir, phase_names=tuple("ABCDEFG")))
 
     return made_once(factory, name, make)
@@ -163,6 +198,9 @@ def _study(name: str, config: FinetuneConfig, factory: pytest.TempPathFactory, *
 @pytest.fixture(scope="session")
 def plain_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weights file made elsewhere: a bare torchvision ResNet-50 with 7 classes, no JSON beside it."""
+
+    import torch
+    from torchvision.models import resnet50
 
     def make(folder: Path) -> Path:
         torch.manual_seed(7)
@@ -175,6 +213,11 @@ def plain_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_plain_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same of the small network: for tests with `small_network`."""
+
+    import torch
+    from networks import network
+
+    from spatialfeat.network.resnet import PhaseResNet50
 
     def make(folder: Path) -> Path:
         torch.manual_seed(7)

@@ -17,7 +17,7 @@ PHASES = ("access", "resection", "closure")
 
 @dataclass(frozen=True)
 class Made:
-    """What was put into one feature file: features (T, 2048), logits (T, C), labels (T,), ids."""
+    """What was put into one feature file: features (T, channels), logits (T, C), labels (T,), ids."""
 
     path: Path
     features: NDArray[np.float32]
@@ -82,7 +82,7 @@ def make_video(
     return Made(path, features, logits, header.labels, frame_ids)
 
 
-def make_study(folder: Path, longest: int = 130) -> dict[str, Made]:
+def make_study(folder: Path, longest: int = 130, num_channels: int = 2048) -> dict[str, Made]:
     """Eight labelled videos: four to train, two to validate, two to test; both layouts; two videos of patient 1050."""
     lengths = {
         "9_1": longest,
@@ -102,6 +102,7 @@ def make_study(folder: Path, longest: int = 130) -> dict[str, Made]:
             [index * 3 // length for index in range(length)],
             split=splits.get(video, "train"),
             layout="time-first" if video in ("1051_1", "1100_1") else "channel-first",
+            num_channels=num_channels,
         )
         for video, length in lengths.items()
     }

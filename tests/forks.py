@@ -19,6 +19,7 @@ The network is a small one, and no picture is drawn, so that an epoch takes a mo
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -28,7 +29,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import redirect_stdout, suppress
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,7 @@ import spatialfeat.extract
 import spatialfeat.files as files
 import spatialfeat.finetune  # noqa: F401  # what the children need is imported once, here
 from spatialfeat.cli import app
+from spatialfeat.data.images import decoder_name
 from spatialfeat.training import history
 from spatialfeat.training.files import STATE_NAME
 
@@ -203,11 +207,21 @@ def has_processes(group: int) -> bool:
     return True
 
 
+def import_the_rest() -> None:
+    """What commands import only when they need it: here once, instead of in each child."""
+    with redirect_stdout(StringIO()), suppress(SystemExit):
+        app(["finetune", "--help"])
+    decoder_name()
+
+
 def main() -> None:
     torch.set_num_threads(1)
     use_small_network()
     draw_nothing()
     history.save_curves = no_curves  # type: ignore[assignment]
+    import_the_rest()
+    gc.collect()
+    gc.freeze()  # A child whose collector of garbage looked at all objects would copy their pages.
     for line in sys.stdin:
         print(json.dumps(run(json.loads(line))), flush=True)
 

@@ -56,11 +56,11 @@ LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 
 
 def trained(group: ProcessGroup | None, freeze_until: int) -> tuple[torch.Tensor, list[float]]:
-    """A ResNet-50 after a step on six frames and one on a single frame, which one process has not: how far each number
+    """A network after a step on six frames and one on a single frame, which one process has not: how far each number
     of its state dict has moved, and the (shares of the) losses."""
     preprocessing = Preprocessing.for_image_size(64)
     frames = smooth_images(6, 64)
-    with network(small=False):
+    with network(small=True):
         model = settled_network(3, frames, preprocessing)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.freeze(freeze_until)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from tinydata import make_table, png_bytes, write_csv, write_images
+from forks import Forks
+from tinydata import make_table, write_csv, write_images
 
-from spatialfeat.checks.images import ImageFacts, check_images, scan_images
+import spatialfeat.checks.images as images_module
+from spatialfeat.checks.images import ImageFacts, check_images, look_at, scan_images
+from spatialfeat.cli import app
 from spatialfeat.config import CheckConfig
+from spatialfeat.data.images import ImageFolder
 from spatialfeat.errors import SpatialfeatError
 
 
@@ -72,32 +74,31 @@ def test_a_decoding_process_that_dies(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "a decoding process died, perhaps for want of memory; pass fewer --workers, or 0" in str(caught.value)
 
 
-def test_ctrl_c_ends_the_scan_with_a_message(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    content = png_bytes(0, (1280, 720))
-    rows = [(f"1_1_{frame}", 0) for frame in range(3000)]
-    first = tmp_path / "images" / "1_1_0.png"
-    first.write_bytes(content)
+def look_and_press_ctrl_c(images: ImageFolder, name: str, *, decode: bool) -> ImageFacts:
+    """At one of the images, as a terminal does it: to the whole process group, so that all processes are hit."""
+    if name == "1_1_150":
+        os.killpg(os.getpgrp(), signal.SIGINT)
+    return look_at(images, name, decode=decode)
+
+
+def check_and_press_ctrl_c(*command: str) -> None:
+    images_module.look_at = look_and_press_ctrl_c
+    app(command)
+
+
+def test_ctrl_c_ends_the_scan_with_a_message(tmp_path: Path, forks: Forks) -> None:
+    rows = [(f"1_1_{frame}", 0) for frame in range(1000)]
+    write_images(make_table(tmp_path, ["1_1_0"]))
     for frame_id, _ in rows[1:]:
-        (tmp_path / "images" / f"{frame_id}.png").hardlink_to(first)
-    # A script that runs the tests in the background makes them ignore SIGINT, and with them their children.
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "spatialfeat", "check", "--csv", f"train={write_csv(tmp_path / 'a.csv', rows)}",
-         "--workers", "2", "--device", "cpu"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    signal.signal(signal.SIGINT, handler)
-    assert process.stderr is not None
-    seen = ""
-    while "decoding images" not in seen:
-        assert process.poll() is None, seen
-        seen += process.stderr.read(1)
-    # As a terminal does it: to the whole process group, so the decoding processes are hit too.
-    os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "interrupted" in stderr
-    assert "Traceback" not in stderr
-    assert json.loads((tmp_path / "check" / "run.json").read_text())["status"] == "interrupted"
-    assert [path.name for path in (tmp_path / "check").iterdir()] == ["run.json"]
+        (tmp_path / "images" / f"{frame_id}.png").hardlink_to(tmp_path / "images" / "1_1_0.png")
+    csv, out = write_csv(tmp_path / "a.csv", rows), tmp_path / "check"
+    command = ["check", "--csv", f"train={csv}", "--img-dir", str(tmp_path / "images"), "--out", str(out)]
+    call = [__name__, "check_and_press_ctrl_c", *command, "--workers", "2", "--device", "cpu"]
+    run = forks.run(tmp_path / "log", call=call)
+    assert run["code"] == 130
+    assert "decoding images" in run["log"]
+    assert "interrupted" in run["log"]
+    assert "Traceback" not in run["log"]
+    assert not run["workers_left"]
+    assert json.loads((out / "run.json").read_text())["status"] == "interrupted"
+    assert [path.name for path in out.iterdir()] == ["run.json"]

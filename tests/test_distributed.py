@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
-import subprocess
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +22,8 @@ import pytest
 import torch
 from forks import Forks
 from networks import network
-from torchrun import TORCHRUN, environment
+from torch.distributed.run import main as torchrun_main
+from torchrun import TORCHRUN_OPTIONS, environment
 
 from spatialfeat.config import ExtractConfig, FinetuneConfig
 from spatialfeat.extract import extract
@@ -203,20 +206,26 @@ def test_a_shard_by_two_processes_and_another_by_one_give_the_files_of_one_run(
     assert not list((tmp_path / "shared").glob(".*"))
 
 
-def test_sigterm_to_torchrun_ends_both_processes_cleanly(recipe: FinetuneConfig, tmp_path: Path) -> None:
-    options = option_list(replace(recipe, epochs=1000))
-    process = subprocess.Popen(
-        [*TORCHRUN, COMMAND, "finetune", *options, "--out", tmp_path],
-        cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    while "epoch" not in process.stdout.readline():
-        assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode != 0
-    record = json.loads((tmp_path / "run.json").read_text())
+def torchrun_and_terminate(log: str, *command: str) -> None:
+    """As the command torchrun does. It is told to end when its two processes have finished an epoch."""
+
+    def terminate() -> None:
+        while "train loss" not in Path(log).read_text():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    os.environ.update(environment())
+    threading.Thread(target=terminate, daemon=True).start()
+    torchrun_main([*TORCHRUN_OPTIONS, *command])
+
+
+def test_sigterm_to_torchrun_ends_both_processes_cleanly(recipe: FinetuneConfig, forks: Forks, tmp_path: Path) -> None:
+    log, out = tmp_path / "log", tmp_path / "out"
+    command = [str(COMMAND), "finetune", *option_list(replace(recipe, epochs=1000)), "--out", str(out)]
+    run = forks.run(log, call=[__name__, "torchrun_and_terminate", str(log), *command])
+    assert run["code"] != 0
+    record = json.loads((out / "run.json").read_text())
     assert record["status"] in ("interrupted", "failed")
-    assert not [path for path in tmp_path.iterdir() if ".partial" in path.name]
-    assert "interrupted" in stderr or "lost contact" in stderr
-    assert (tmp_path / "best_spatial_study_weights.pth").is_file()
+    assert not [path for path in out.iterdir() if ".partial" in path.name]
+    assert "interrupted" in run["log"] or "lost contact" in run["log"]
+    assert (out / "best_spatial_study_weights.pth").is_file()

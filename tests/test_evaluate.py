@@ -23,14 +23,15 @@ def read_predictions(path: Path) -> list[tuple[str, int, int]]:
         return [(r["img_id"], int(r["true_label"]), int(r["predicted_label"])) for r in csv.DictReader(file)]
 
 
+@pytest.mark.usefixtures("small_network", "no_drawing")
 def test_scores_agree_with_scikit_learn_on_the_written_predictions(
-    demo_dir: Path, study: FinetuneResult, tmp_path: Path
+    demo_dir: Path, small_study: FinetuneResult, tmp_path: Path
 ) -> None:
     returned = evaluate(
         EvaluateConfig(
             csv=demo_dir / "train_ResNet_DB.csv",
             img_dir=demo_dir / "images",
-            weights=study.weights_path,
+            weights=small_study.weights_path,
             out_dir=tmp_path,
             workers=0,
         )
@@ -56,7 +57,7 @@ def test_scores_agree_with_scikit_learn_on_the_written_predictions(
                 assert np.isnan(values[phase])
     with (tmp_path / "per_phase.csv").open(newline="") as file:
         assert [row["name"] for row in csv.DictReader(file)] == list("ABCDEFG")
-    assert (tmp_path / "confusion_matrix.png").stat().st_size > 10_000
+    assert (tmp_path / "confusion_matrix.png").exists()
     assert json.loads((tmp_path / "run.json").read_text())["command"] == "evaluate"
 
 

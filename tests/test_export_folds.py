@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
+import feature_folders
 import pytest
-from feature_folders import make_video
 
 from spatialfeat.config import ExportConfig
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.export import export
+
+make_video = partial(feature_folders.make_video, num_channels=64)
 
 VIDEOS = ("9_1", "10_1", "10_2", "11_1", "12_1", "12_2")
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
+import feature_folders
 import numpy as np
 import pytest
-from feature_folders import PHASES, Made, make_study, make_video
+from feature_folders import PHASES, Made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +18,10 @@ from spatialfeat.exports import source
 from spatialfeat.exports.verify_mstcn import verify_mstcn
 
 MISSING = -100
+NUM_CHANNELS = 64
+
+make_study = partial(feature_folders.make_study, num_channels=NUM_CHANNELS)
+make_video = partial(feature_folders.make_video, num_channels=NUM_CHANNELS)
 
 
 def run(features_dir: Path, out: Path, **options: object) -> list[str]:
@@ -240,8 +246,8 @@ def test_a_bundle_of_one_video_needs_permission(tmp_path: Path) -> None:
         run(tmp_path / "features", tmp_path / "surgery")
     run(tmp_path / "features", tmp_path / "surgery", allow_small_bundles=True)
     assert lines(tmp_path / "surgery/splits/test.split1.bundle") == ["3_1.txt"]
-    assert verify_mstcn(tmp_path / "surgery", 2048, min_videos=1) == []
-    assert verify_mstcn(tmp_path / "surgery", 2048) != []
+    assert verify_mstcn(tmp_path / "surgery", NUM_CHANNELS, min_videos=1) == []
+    assert verify_mstcn(tmp_path / "surgery", NUM_CHANNELS) != []
 
 
 def test_a_phase_called_background_is_pointed_out(tmp_path: Path) -> None:
@@ -304,7 +310,7 @@ def test_a_val_bundle_of_one_video_is_a_warning(tmp_path: Path, caplog: pytest.L
     assert "splits/val.split1.bundle names one video only, 3_1" in said(caplog, "WARNING")
     assert "--val-to train" in said(caplog, "WARNING")
     assert lines(tmp_path / "surgery/splits/val.split1.bundle") == ["3_1.txt"]
-    assert verify_mstcn(tmp_path / "surgery", 2048) == []
+    assert verify_mstcn(tmp_path / "surgery", NUM_CHANNELS) == []
     caplog.clear()
     run(tmp_path / "features", tmp_path / "again", val_to="train")
     assert said(caplog, "WARNING") == ""

@@ -123,7 +123,7 @@ def test_arrays_of_any_shape_survive(tmp_path: Path, array: np.ndarray) -> None:
 def test_more_than_99_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", lambda _: None)
     for number in range(1, 102):
-        make_video(tmp_path / "features", f"{number}_1", [0])
+        make_video(tmp_path / "features", f"{number}_1", [0], num_channels=8)
     run(tmp_path / "features", tmp_path / "out")
     assert (tmp_path / "out/1.0fps/video_101_1.0fps.pkl").exists()
     assert (tmp_path / "out/1.0fps/video_09_1.0fps.pkl").exists()

@@ -326,16 +326,16 @@ def test_image_paths_use_the_id_as_written(tmp_path: Path) -> None:
     assert table.image_path(0) == tmp_path / "images" / "001_1_000001.png"
 
 
-def test_two_hundred_thousand_rows(tmp_path: Path) -> None:
-    # 500 videos of 400 frames.
-    lines = [f"{1000 + index // 400}_1_{index % 400:06d},{index % 7}" for index in range(200_000)]
+def test_a_hundred_thousand_rows(tmp_path: Path) -> None:
+    # 250 videos of 400 frames.
+    lines = [f"{1000 + index // 400}_1_{index % 400:06d},{index % 7}" for index in range(100_000)]
     csv_path = tmp_path / "big.csv"
     csv_path.write_text("\n".join(["id,label", *lines]))
     table = read_frames(csv_path, tmp_path, split="train", num_classes=7)
-    assert len(table) == 200_000
-    assert table.ids[199_999] == "1499_1_000399"
-    assert row_numbers(table)[199_999] == 200_001
-    assert (table.labels == np.arange(200_000) % 7).all()
+    assert len(table) == 100_000
+    assert table.ids[99_999] == "1249_1_000399"
+    assert row_numbers(table)[99_999] == 100_001
+    assert (table.labels == np.arange(100_000) % 7).all()
 
 
 def test_a_folder_of_images_is_a_table_of_unlabelled_frames(tmp_path: Path) -> None:

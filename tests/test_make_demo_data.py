@@ -129,7 +129,7 @@ def test_same_seed_same_bytes_and_another_seed_other_pictures(tiny: Path, tmp_pa
 
 
 def test_processes_do_not_change_the_pictures(tmp_path: Path) -> None:
-    larger = TINY | {"size_px": (330, 220)}  # Large enough for worker processes to be started.
+    larger = TINY | {"size_px": (240, 160)}  # Large enough for worker processes to be started.
     for workers in (1, 2):
         demo.make_demo_data(tmp_path / str(workers), **larger, workers=workers)
     assert _contents(tmp_path / "1") == _contents(tmp_path / "2")

@@ -27,8 +27,8 @@ def counted(csv: Path | None) -> str:
     return f"{frames} of {videos} ({patients})"
 
 
-def test_a_study_says_what_it_did(study: FinetuneResult, quick_config: FinetuneConfig) -> None:
-    text = (study.weights_path.parent / "methods.md").read_text(encoding="utf-8")
+def test_a_study_says_what_it_did(small_study: FinetuneResult, quick_config: FinetuneConfig) -> None:
+    text = (small_study.weights_path.parent / "methods.md").read_text(encoding="utf-8")
     assert text.startswith("# Methods\n\n")
     for words in (
         "with random initial weights",
@@ -41,8 +41,8 @@ def test_a_study_says_what_it_did(study: FinetuneResult, quick_config: FinetuneC
         f"{counted(quick_config.train_csv)} for training, {counted(quick_config.val_csv)} for validation and "
         f"{counted(quick_config.test_csv)} for test",
         "No choice was made by the test frames",
-        f"those of epoch {study.best_epoch}, with a validation accuracy of "
-        f"{study.history[study.best_epoch - 1].val_acc:.4f}",
+        f"those of epoch {small_study.best_epoch}, with a validation accuracy of "
+        f"{small_study.history[small_study.best_epoch - 1].val_acc:.4f}",
         f"spatialfeat {__version__} with PyTorch {torch.__version__} and torchvision {torchvision.__version__}",
         "in fp32 arithmetic, with seed 0",
     ):

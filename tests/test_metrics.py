@@ -152,7 +152,7 @@ def test_a_video_without_a_defined_cell_is_left_out() -> None:
     assert means == {"A": 0.5, "B": 1.0}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(frames)
 def test_phase_scores_match_brute_force(pairs: list[tuple[int, int]]) -> None:
     scores = count_scores(counts_of_pairs(pairs))

@@ -125,9 +125,9 @@ def test_writers_measure_again_after_a_part_of_the_limit(tmp_path: Path) -> None
     """Not before every entry, which would take longer than to store it; so a little more may be written."""
     limit = 2_000_000
     stores = [PackStore(tmp_path, limit) for _ in range(3)]
-    for number in range(0, 15_000, 3):
+    for number in range(0, 6000, 3):
         for shift, store in enumerate(stores):
-            store.put(key_of(number + shift), body_of(number + shift))
+            store.put(key_of(number + shift), body_of(number + shift, 400))
     assert all(store.full is not None for store in stores)
     assert 0.9 * limit < stores[0].usage_bytes() <= limit * (1 + 3 / 256)
 

@@ -182,14 +182,6 @@ def all_figures(evaluations: list[Evaluation]) -> list[Figure]:
     return [*figures, *overview_figures(evaluations, timelines(evaluations[0].videos, 25.0))]
 
 
-def test_same_input_same_svg() -> None:
-    first, second = (
-        [svg_bytes(figure) for figure in all_figures(drawn_evaluations(2, 60, names=("x",)))] for _ in range(2)
-    )
-    assert first == second
-    assert not any(b"<dc:date>" in svg for svg in first)
-
-
 def test_no_text_leaves_the_picture() -> None:
     names = ["AVeryLongPhaseNameWithoutAnyBlank" + letter for letter in "abcdefghijklmn"]
     evaluations = drawn_evaluations(2, 120, names, names=("a" * 60, "b"))
@@ -208,8 +200,7 @@ def test_names_with_dots_keep_them(tmp_path: Path) -> None:
     assert (png.name, svg.name) == ("video.1.png", "video.1.svg")
 
 
-@pytest.mark.parametrize("num_sets", [1, 2])
-def test_a_thousand_classes_give_pictures_of_those_that_occur(num_sets: int) -> None:
+def test_a_thousand_classes_give_pictures_of_those_that_occur() -> None:
     """Weights of another task: 7 true phases, 100 predicted ones. A picture of all took 23 GB."""
     num_classes = 1000
     labels = np.repeat(np.arange(7), 30)
@@ -219,10 +210,9 @@ def test_a_thousand_classes_give_pictures_of_those_that_occur(num_sets: int) -> 
     predictions[198:] = 100  # The one that is predicted most.
     video = small_video("1_1", labels.tolist(), predictions.tolist())
     names = [f"class {number}" for number in range(num_classes)]
-    evaluations = [
-        replace(score("network", [video], names, NO_INTERVALS), name=f"set {index}") for index in range(num_sets)
-    ]
+    evaluations = [replace(score("network", [video], names, NO_INTERVALS), name=f"set {index}") for index in range(2)]
     shown = shown_of(evaluations)
+    assert shown_of(evaluations[:1]) == shown
     assert len(shown) == 60
     assert shown[:8] == [*range(7), 100]
     assert {103, 997}.issuperset(set(shown) - set(range(7)) - set(100 + 3 * np.arange(100)))
@@ -237,8 +227,9 @@ def test_a_thousand_classes_give_pictures_of_those_that_occur(num_sets: int) -> 
     hits = int((predictions[labels == 2] == 2).sum())
     assert f"{hits / 30:.4f}" in {text.get_text() for text in axes.texts if text.get_position()[1] == 2.40}
 
-    bars = per_phase_figure(evaluations)
-    assert "60 of 1000 phases are shown" in bars.get_suptitle()
+    for chosen in (evaluations, evaluations[:1]):
+        bars = per_phase_figure(chosen)
+        assert "60 of 1000 phases are shown" in bars.get_suptitle()
     (ribbon,) = overview_figures(evaluations, timelines([video], 1.0))
     legend = [text.get_text() for text in ribbon.legends[0].get_texts()]
     assert len(legend) == 61

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from spatialfeat import read_features
 from spatialfeat.cli import app
 
-pytestmark = pytest.mark.usefixtures("no_drawing")
+pytestmark = pytest.mark.usefixtures("no_drawing", "no_contact_sheets")
 
 NUM_FRAMES = 110  # At 25 fps: samples at 0, 1, 2, 3 and 4 s, the frames 0, 25, 50, 75 and 100.
 
@@ -249,7 +249,6 @@ def test_dense_tables_that_are_refused(case: str, videos: Path, tmp_path: Path) 
         assert part in result.output, result.output
 
 
-@pytest.mark.usefixtures("_no_pictures")
 def test_what_a_new_user_of_excel_brings(videos: Path, tmp_path: Path) -> None:
     """Umlauts, in files in the form that a Mac writes; `.MP4` and `.Csv`; Windows' encoding; a table of no video."""
     data, labels = tmp_path / "data", tmp_path / "labels"
@@ -277,7 +276,6 @@ def test_what_a_new_user_of_excel_brings(videos: Path, tmp_path: Path) -> None:
     assert "CSV UTF-8" in result.output
 
 
-@pytest.mark.usefixtures("_no_pictures")
 def test_jpeg_frames_go_through_all_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["video,start,end,phase"]
     for number in range(3):
@@ -397,7 +395,6 @@ def test_the_phases_are_listed_and_slips_named(videos: Path, tmp_path: Path) -> 
     assert "warning" not in mapped.stderr
 
 
-@pytest.mark.usefixtures("_no_pictures")
 def test_phases_per_split(patients: Path, tmp_path: Path) -> None:
     rows = "".join(
         f"{patient}_{part},0,2,cut\n{patient}_{part},2,4.4,sew\n" for patient in range(1001, 1007) for part in (1, 2)
@@ -472,13 +469,6 @@ def patients(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of so small videos they take most of the time."""
-    monkeypatch.setattr("spatialfeat.prepare.contact_sheet", lambda *_: Figure(figsize=(1, 1)))
-
-
-@pytest.mark.usefixtures("_no_pictures")
 def test_splits_keep_patients_whole_and_are_those_of_split(patients: Path, tmp_path: Path) -> None:
     command = ("videos", patients / "videos", "--annotations", patients / "phases.csv")
     shares = ("--val", "0.33", "--test", "0.17")
@@ -685,7 +675,6 @@ def test_a_line_that_ends_after_the_video_and_columns_in_another_order(videos: P
         assert part in result.stderr
 
 
-@pytest.mark.usefixtures("_no_pictures")
 def test_csvs_that_go_are_named_and_what_two_patients_allow(patients: Path, videos: Path, tmp_path: Path) -> None:
     command = ("videos", patients / "videos", tmp_path / "out", "--annotations", patients / "phases.csv")
     assert "removed" not in prepare(*command).output

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from spatialfeat.cli import app
 from spatialfeat.sources.datasets import DATA_SETS
 
-pytestmark = pytest.mark.usefixtures("small_network", "no_drawing")
+pytestmark = pytest.mark.usefixtures("small_network", "no_drawing", "no_contact_sheets")
 
 OFFSET = 512
 """The first frame of a data set's n-th video has the number n times this, so that no two pictures are the same."""
@@ -273,7 +273,7 @@ def test_a_miniature_goes_through_all_commands(name: str, tmp_path: Path, monkey
     tests = ("--test-csv", "test_ResNet_DB.csv") if "test" in found else ()
     steps = (
         ("check", *tests, *quick, "--no-estimate", "--image-size", "64"),
-        ("finetune", *quick, "--weights", "random", "--image-size", "64", "--epochs", "2",
+        ("finetune", *quick, "--weights", "random", "--image-size", "64", "--epochs", "1",
          "--freeze-until", "9", "--no-tensorboard"),
         ("extract", *quick),
         ("export", "ms-tcn", "features", "mstcn", "--allow-small-bundles", "--name-replacement", "_", "--val-to",

@@ -210,7 +210,7 @@ def test_a_failure_does_not_tell_the_patient(config: ExtractConfig) -> None:
 @pytest.fixture
 def features_dir(tmp_path: Path) -> Path:
     for video, split in (("Zebra77_1", "train"), ("Zebra77_2", "train"), ("Quokka4_1", "test"), ("Quokka4_2", "test")):
-        make_video(tmp_path / "features", video, [0, 1, 2, 2], split=split)
+        make_video(tmp_path / "features", video, [0, 1, 2, 2], split=split, num_channels=64)
     return tmp_path / "features"
 
 

@@ -135,7 +135,7 @@ def test_window_frames(window_s: float, sampling_fps: float, frames: int) -> Non
     assert window_frames(window_s, sampling_fps) == frames
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(runs, runs, st.integers(0, 10))
 def test_relaxed_scores_match_brute_force(
     labels: list[tuple[int, int]], predictions: list[tuple[int, int]], window: int

@@ -289,6 +289,7 @@ def test_same_input_same_bytes(drawn_dir: Path, tmp_path: Path) -> None:
     assert len(files) > 15
     for path in files:
         assert (drawn_dir / path).read_bytes() == (tmp_path / path).read_bytes(), path
+        assert path.suffix != ".svg" or b"<dc:date>" not in (tmp_path / path).read_bytes(), path
 
 
 def test_every_video_has_a_ribbon_and_is_described(page: str, evaluations: list[Evaluation]) -> None:
@@ -301,10 +302,10 @@ def test_every_video_has_a_ribbon_and_is_described(page: str, evaluations: list[
 
 @pytest.mark.usefixtures("drawing")
 def test_eighty_videos_stay_below_five_megabytes(tmp_path: Path) -> None:
-    """Predictions that change all the time are the worst case. What a video takes is measured on three more."""
+    """Predictions that change all the time are the worst case. What a video takes is measured on two more."""
     rng = np.random.default_rng(0)
     videos = []
-    for count in range(4):
+    for count in range(3):
         labels = np.sort(rng.integers(0, 7, size=2000))
         wrong = rng.random(2000) >= 0.7
         videos.append(small_video(f"{count}_1", labels, np.where(wrong, rng.integers(0, 7, size=2000), labels)))
@@ -314,7 +315,7 @@ def test_eighty_videos_stay_below_five_megabytes(tmp_path: Path) -> None:
         page = written(tmp_path, [evaluation], fps=1.0)
         assert page.count('alt="Ribbons of video') == len(chosen)
         sizes.append(len(page.encode()))
-    assert sizes[0] + 79 * (sizes[1] - sizes[0]) / 3 < 5_000_000
+    assert sizes[0] + 79 * (sizes[1] - sizes[0]) / 2 < 5_000_000
 
 
 def test_every_picture_is_written_twice(drawn_dir: Path) -> None:

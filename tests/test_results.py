@@ -7,11 +7,13 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
+import feature_folders
 import numpy as np
 import pytest
-from feature_folders import PHASES, make_video
+from feature_folders import PHASES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from predictions_data import write_rows
@@ -25,6 +27,8 @@ from spatialfeat.evaluate import EvaluationResult, evaluate
 from spatialfeat.export import export
 
 MISSING = -100
+
+make_video = partial(feature_folders.make_video, num_channels=64)
 LABELS = {"1_1": [0, 0, 1, 1, 2, 2], "1_2": [0, 1, 1, 1, 2], "2_1": [0, 0, 0, 1, 2, 2, 2]}
 SAID = {"1_1": [0, 0, 0, 1, 2, 2], "1_2": [0, 0, 1, 1, 1], "2_1": [0, 0, 0, 1, 2, 2, 1]}
 """14 of 18 frames are right."""

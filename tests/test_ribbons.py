@@ -46,7 +46,7 @@ def runs_of(line: Timeline, values: list[int]) -> list[tuple[int, float, float]]
     ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(data=st.data())
 def test_runs_equal_brute_force(data: st.DataObject) -> None:
     """Paint every frame alone onto a fine grid, and the runs onto another: both show the same."""

@@ -161,7 +161,7 @@ def test_levenshtein_matches_brute_force(first: list[int], second: list[int]) ->
     assert found == brute_edit_distance(tuple(first), tuple(second))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(runs, runs)
 def test_matches_match_brute_force(labels: list[tuple[int, int]], predictions: list[tuple[int, int]]) -> None:
     truth, predicted = expand(labels), expand(predictions)

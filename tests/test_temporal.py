@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import load_script
+from drawing import draw_nothing
 from networks import network
 from numpy.typing import NDArray
 from tinydata import NUM_CHANNELS, PROVENANCE
@@ -120,7 +121,8 @@ def demo_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data, num_train=5, num_val=1, num_test=2, frames_per_patient=36, size_px=(96, 64), workers=1
     )
     csvs = {split: data / f"{split}_ResNet_DB.csv" for split in ("train", "val", "test")}
-    with network(small=True):
+    with network(small=True), pytest.MonkeyPatch.context() as monkeypatch:
+        draw_nothing(monkeypatch.setattr)
         study = finetune(
             FinetuneConfig(
                 train_csv=csvs["train"],

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN_OPTIONS = ["--standalone", "--nproc-per-node", "2"]
 
 
 def environment() -> dict[str, str]:
@@ -20,7 +20,7 @@ def environment() -> dict[str, str]:
 def torchrun(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run a script or `-m MODULE` with arguments in two processes."""
     return subprocess.run(
-        [*TORCHRUN, *map(str, arguments)],
+        [sys.executable, "-m", "torch.distributed.run", *TORCHRUN_OPTIONS, *map(str, arguments)],
         cwd=cwd,
         env=environment(),
         capture_output=True,
