@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -23,6 +23,9 @@ WIDTH = 100
 
 MOST_PHASES = 60
 """Tables and pictures show so many phases: there are as many different looks, and a picture still fits a page."""
+
+LONGEST_NAME = 40
+"""Columns that a phase's name takes in a table, at most."""
 
 NO_BREAK = "\xa0"
 """A blank at which `wrap` does not end a line."""
@@ -206,3 +209,18 @@ def shown_phases(*frames: Sequence[int]) -> list[int]:
 def omission(num_shown: int, num_phases: int) -> str:
     """`12 of 1000 phases are shown, those that occur most`; "" if all are."""
     return "" if num_shown == num_phases else f"{num_shown} of {num_phases} phases are shown, those that occur most"
+
+
+def phase_lines(phase_names: Sequence[str], columns: Mapping[str, Sequence[str]], frames: Sequence[int]) -> list[str]:
+    """A table of phases: the label, the name, and a cell of every column. frames: of each phase, for `shown_phases`."""
+    shown = shown_phases(frames)
+    names = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..." for name in phase_names]
+    rows = [[str(phase), names[phase], *(cells[phase] for cells in columns.values())] for phase in shown]
+    more = omission(len(shown), len(names))
+    return [*align([["label", "phase", *columns], *rows], left=(1,)), *([more] if more else [])]
+
+
+def share_cells(counts: Sequence[int]) -> list[str]:
+    """`12 (3.4%)`, each count with its share of all, or `0`."""
+    total = sum(counts)
+    return [f"{count} ({count / total:.1%})" if count else "0" for count in counts]
