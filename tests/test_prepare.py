@@ -202,7 +202,7 @@ REFUSED = {
         ["line 3: the phase 'sew' is none of cut, close"],
     ),
     "no such file": (None, (), ["no such file, folder or pattern"]),
-    "nothing that is meant": (INTERVALS, ("--split", "40/40"), ["--split: has no meaning for videos"]),
+    "nothing that is meant": (INTERVALS, ("--split", "40/40"), ["--split does nothing for videos"]),
     "no such video": (INTERVALS, ("--leave-out", "op7"), ["--leave-out op7: is none of the videos, which are op1"]),
     "out in dir": (INTERVALS, ("OUT in DIR",), ["lies in DIR"]),
 }
@@ -515,7 +515,7 @@ def test_splits_that_cannot_be(patients: Path, tmp_path: Path) -> None:
     result = prepare(*command, "--val", "0.5", "--test", "0.5")
     assert (result.exit_code, "leave nothing to train on" in result.output) == (2, True)
     result = prepare(*command[:3], "--val", "0.2")
-    assert (result.exit_code, "--val: has no meaning without --annotations" in result.output) == (2, True)
+    assert (result.exit_code, "--val does nothing without --annotations" in result.output) == (2, True)
 
 
 def images(out: Path) -> dict[str, tuple[bytes, int]]:

@@ -206,7 +206,7 @@ MISTAKES = [
     (["--val", "0.5", "--folds", "2"], "--val 0.5 and --folds 2: leave nothing to train on"),
     (["--test", "-1"], "--test -1: must be at least 0"),
     (["--folds", "1"], "--folds 1: must be at least 2"),
-    (["--folds", "5", "--test", "0.2"], "--test: has no meaning with --folds 5"),
+    (["--folds", "5", "--test", "0.2"], "--test does nothing with --folds 5"),
     (["--folds", "11"], "has 10 patients with labelled frames, too few for 11 folds"),
     (["--img-dir", "nowhere"], "--img-dir nowhere: no such folder"),
     (["--phase-names", "a,b"], "all.csv row 4: label 2 is outside 0..1"),

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from spatialfeat.config import ExportConfig, Shard
+from spatialfeat.config import ExportConfig
 from spatialfeat.console import count_text
 from spatialfeat.data.frames import UNLABELLED
 from spatialfeat.data.ids import IdRule
@@ -27,6 +27,7 @@ from spatialfeat.data.pseudonyms import Pseudonyms, names_to_hide, open_pseudony
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
 from spatialfeat.features.folder import open_feature_dir, ordered_splits, patients_of
+from spatialfeat.features.plan import Shard
 from spatialfeat.features.schema import WEIGHTS_ORIGIN
 from spatialfeat.files import read_json_object
 from spatialfeat.formats import FORMATS
