@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.files import read_text
 
 FIRST_ROW = 2
 """Rows are counted as a text editor or spreadsheet shows them: the header is row 1."""
@@ -69,16 +70,7 @@ def row_texts(csv_path: Path) -> list[str]:
 
 
 def _read_text(csv_path: Path) -> str:
-    try:
-        text = csv_path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise SpatialfeatError(
-            f"{csv_path}: no such file; go to the folder of your data, or pass the right path"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise SpatialfeatError(f"{csv_path}: is not UTF-8 text ({error.reason}); save it as UTF-8 CSV") from error
-    except OSError as error:
-        raise SpatialfeatError(f"{csv_path}: cannot be read ({error.strerror})") from error
+    text = read_text(csv_path)
     # Python 3.10's reader gives up on NUL, later ones let it pass; no CSV needs it.
     if "\0" in text:
         row = text.count("\n", 0, text.index("\0")) + 1

@@ -34,6 +34,7 @@ from spatialfeat.data.tables import read_rows, require_columns
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
 from spatialfeat.features.folder import patients_of
+from spatialfeat.files import read_text
 from spatialfeat.names import ID_BREAKS, PHASE_BREAKS, breaks_in, file_name, without_breaks
 from spatialfeat.scores.calibration import softmax
 from spatialfeat.scores.metrics import BoolArray, FloatArray, IntArray
@@ -441,12 +442,7 @@ def _pattern(name: str, breaks: str) -> str:
 def _read_content(path: Path) -> _Content:
     if path.suffix == ".npy":
         return _Content(path, _read_npy(path))
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise SpatialfeatError(f"{path}: cannot be read ({reason}); save it as UTF-8 text") from error
-    lines = [line.strip() for line in text.replace("\r\n", "\n").rstrip().split("\n")]
+    lines = [line.strip() for line in read_text(path).replace("\r\n", "\n").rstrip().split("\n")]
     for number, line in enumerate(lines):
         if RECOGNITION.fullmatch(line):
             words = " ".join(lines[number + 1 : number + 2]).split()

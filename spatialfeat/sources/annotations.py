@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.files import read_text
 
 FRAME, SECOND, MILLISECOND = "frame", "second", "ms"
 """What positions along a video count: frames as they are decoded, or time since the first one."""
@@ -69,24 +70,6 @@ class Track:
             for index in range(bisect_left(positions, span.start), after(positions, span.end)):
                 found[index] = span
         return found
-
-
-def read_text(path: Path) -> str:
-    """An annotation file's text, without a byte order mark.
-
-    Raises:
-        SpatialfeatError: it cannot be read, or is not UTF-8 (or UTF-16 with a byte order mark).
-    """
-    try:
-        content = path.read_bytes()
-        encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-        return content.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise SpatialfeatError(
-            f"{path}: is not UTF-8 text ({error.reason}); save it as UTF-8 (of Excel's forms: CSV UTF-8)"
-        ) from error
-    except OSError as error:
-        raise SpatialfeatError(f"{path}: cannot be read ({error.strerror}); pass the right path") from error
 
 
 @dataclass(frozen=True)
