@@ -6,8 +6,9 @@ import logging
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -29,6 +30,9 @@ LONGEST_NAME = 40
 
 NO_BREAK = "\xa0"
 """A blank at which `wrap` does not end a line."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class LastingStream:
@@ -123,6 +127,12 @@ def show_log_messages() -> None:
     package_logger.setLevel(logging.WARNING if own_rank() else logging.INFO)
     package_logger.handlers = [BarSafeHandler()]
     package_logger.propagate = False
+
+
+def show_results(place: Path, tree: Iterable[str], next_steps: Iterable[str]) -> None:
+    """What lies where, at the end of a command, and what to do with it. tree: a line per file or group of files."""
+    logger.info("%s", "\n  ".join([str(place), *tree]))
+    logger.info("%s", "\n".join(["Next:", *next_steps]))
 
 
 def count_text(count: int, noun: str, plural: str = "") -> str:

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from spatialfeat.config import PrepareConfig
-from spatialfeat.console import align, clock_text, count_text, frame_bar, wrap
+from spatialfeat.console import align, clock_text, count_text, frame_bar, show_results, wrap
 from spatialfeat.data.frames import FrameTable, make_table
 from spatialfeat.data.splits import part_of, parts_text, split_rows
 from spatialfeat.data.tables import Origin, Rows
@@ -229,7 +229,9 @@ def _files(config: PrepareConfig) -> dict[str, Path]:
 
 def _data_set(config: PrepareConfig, data_set: DataSet) -> tuple[dict[str, _Found], dict[str, Track], list[str]]:
     files = _files(config)
-    videos = _without_left_out(config, {name: _Found(path=path) for name, path in _videos_of(data_set, files).items()})
+    videos = _without_left_out(
+        config, {name: _Found(path=path) for name, path in matching(files, data_set.videos).items()}
+    )
     try:
         tracks = tracks_of(data_set, files)
     except SpatialfeatError as error:
@@ -253,10 +255,6 @@ def _data_set(config: PrepareConfig, data_set: DataSet) -> tuple[dict[str, _Foun
         # All files together show from where phases count, also those whose videos are not here.
         found = {str(track.path): track for track in tracks.values()} | found
     return kept, found, notes
-
-
-def _videos_of(data_set: DataSet, files: Mapping[str, Path]) -> dict[str, Path]:
-    return matching(files, data_set.videos)
 
 
 def _without_left_out(config: PrepareConfig, found: dict[str, _Found]) -> dict[str, _Found]:
@@ -598,9 +596,9 @@ def _tell(
     ]
     logger.info("\n%s", parts_text(table, parts, phase_names))
     _warn(plan.doubts)
-    logger.info("%s", config.out)
-    logger.info("  %s in images/, a picture per video in %s/", count_text(len(table), "frame"), RECORDS)
-    logger.info("Next:\n%s", "\n".join(_next_steps(config, plan, names)))
+    frames = count_text(len(table), "frame")
+    tree = [f"{frames} in {IMAGES}/, a picture per video in {RECORDS}/"]
+    show_results(config.out, tree, _next_steps(config, plan, names))
 
 
 def _next_steps(config: PrepareConfig, plan: Plan, splits: Sequence[str]) -> list[str]:
