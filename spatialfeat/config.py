@@ -19,9 +19,13 @@ from spatialfeat.names import label_problem
 from spatialfeat.options import Heading, Options, Rule, at_least, flag_of, one_of, positive, read_colours
 from spatialfeat.phases import DEFAULT_NUM_PHASES, NAMES_FILE, check_phase_names, names_beside, read_phase_names
 
-TRAIN_CSV = Path("train_ResNet_DB.csv")
-VAL_CSV = Path("val_ResNet_DB.csv")
-TEST_CSV = Path("test_ResNet_DB.csv")
+
+def csv_name(split: str) -> str:
+    """What the specification calls the CSV of a split."""
+    return f"{split}_ResNet_DB.csv"
+
+
+TRAIN_CSV, VAL_CSV, TEST_CSV = (Path(csv_name(split)) for split in ("train", "val", "test"))
 WEIGHTS_NAME = "best_spatial_study_weights.pth"
 PREDICTIONS_NAME = "predictions_resnet.csv"
 

@@ -140,6 +140,12 @@ def count_text(count: int, noun: str, plural: str = "") -> str:
     return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
+def name_some(names: Iterable[str], most: int = 5) -> str:
+    """`a, b, c, d, e and 7 more`; all of them would bury the first."""
+    every = list(names)
+    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
+
+
 def clock_text(seconds: float) -> str:
     """`1:02:03`; hours are always shown."""
     total = round(seconds)

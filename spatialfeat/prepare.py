@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from spatialfeat.config import PrepareConfig
-from spatialfeat.console import align, clock_text, count_text, frame_bar, show_results, wrap
+from spatialfeat.config import PrepareConfig, csv_name
+from spatialfeat.console import align, clock_text, count_text, frame_bar, name_some, show_results, wrap
 from spatialfeat.data.frames import FrameTable, make_table
 from spatialfeat.data.splits import part_of, parts_text, split_rows
 from spatialfeat.data.tables import Origin, Rows
@@ -298,14 +298,13 @@ def _own(
     without = [video for video in found if same_name_key(video) not in tracks]
     if without:
         raise SpatialfeatError(
-            f"--annotations {config.annotations}: nothing about {', '.join(without[:10])}"
-            f"{' and others' if len(without) > 10 else ''}; tables belong to a video by a column `video` or by their "
-            "file's name; add them, or leave the videos out with --leave-out"
+            f"--annotations {config.annotations}: nothing about {name_some(without, 10)}; tables belong to a "
+            "video by a column `video` or by their file's name; add them, or leave the videos out with --leave-out"
         )
     notes = []
     if foreign:
         about = count_text(len(foreign), "video that is", "videos that are")
-        notes.append(f"annotations of {about} not here, or left out: {', '.join(foreign[:10])}")
+        notes.append(f"annotations of {about} not here, or left out: {name_some(foreign, 10)}")
     return found, {video: tracks[same_name_key(video)] for video in found}, notes
 
 
@@ -535,17 +534,17 @@ def _write_study(config: PrepareConfig, plan: Plan, splits: Mapping[str, str]) -
     for job in plan.jobs:
         by_split.setdefault(splits[job.video], []).append(job)
     has_patients = any(job.patient != _patient(job.video) for job in plan.jobs)
-    old = [path for split in SPLITS if split not in by_split and (path := out / f"{split}_ResNet_DB.csv").exists()]
+    old = [path for split in SPLITS if split not in by_split and (path := out / csv_name(split)).exists()]
     if old:
         logger.info(
             "removed, as an earlier run had shared out the patients otherwise: %s; now: %s",
             ", ".join(path.name for path in old),
-            ", ".join(f"{split}_ResNet_DB.csv" for split in SPLITS if split in by_split),
+            ", ".join(csv_name(split) for split in SPLITS if split in by_split),
         )
     for path in old:
         path.unlink()
     for split in (split for split in SPLITS if split in by_split):
-        path = out / f"{split}_ResNet_DB.csv"
+        path = out / csv_name(split)
         header = ["id", *(["label"] if plan.phases is not None else []), *(["patient"] if has_patients else [])]
 
         def write(temporary: Path, jobs: list[VideoJob] = by_split[split], header: list[str] = header) -> None:
@@ -618,7 +617,7 @@ def _next_steps(config: PrepareConfig, plan: Plan, splits: Sequence[str]) -> lis
             f"{cd} && spatialfeat split all_ResNet_DB.csv folds --folds {min(5, num_patients)}",
         ]
     if "train" not in splits:
-        csvs = " ".join(f"--csv {name}_ResNet_DB.csv" for name in splits)
+        csvs = " ".join(f"--csv {csv_name(name)}" for name in splits)
         return [cd, f"  spatialfeat extract {csvs} --weights WEIGHTS{fps}"]
     if "val" not in splits:
         return ["  the same command with --val 0.2: finetune needs patients to validate on"]

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from spatialfeat.config import TEST_CSV, TRAIN_CSV, VAL_CSV, SplitConfig
+from spatialfeat.config import SplitConfig, csv_name
 from spatialfeat.console import count_text, wrap
 from spatialfeat.data.frames import UNLABELLED, FrameTable, read_frames
 from spatialfeat.data.ids import USUAL_RULE, IdRule
@@ -28,7 +28,6 @@ from spatialfeat.phases import DEFAULT_NUM_PHASES, default_phase_names, write_na
 from spatialfeat.reports.plots import save_figure, split_figure
 from spatialfeat.runrecord import RunRecord
 
-CSV_NAMES = {"train": TRAIN_CSV, "val": VAL_CSV, "test": TEST_CSV}
 IMAGES_NAME = "images"
 UNKNOWN_FOLDER = "FOLDER"
 """What a printed command names where only the user knows the folder of the frames."""
@@ -119,7 +118,7 @@ def _write(
         (target / folder).mkdir(exist_ok=True)
         for name in config.shares:
             rows = np.flatnonzero(splits == name).tolist()
-            _write_lines(target / folder / CSV_NAMES[name], [header, *(own_texts[row] for row in rows)])
+            _write_lines(target / folder / csv_name(name), [header, *(own_texts[row] for row in rows)])
         if config.phase_names:
             write_names(target / folder, config.phase_names)
     # In which split, or in the test set of which fold, every spelling of a patient's name is.

@@ -16,6 +16,7 @@ from spatialfeat.console import (
     clock_text,
     count_text,
     duration_text,
+    name_some,
     phase_lines,
     share_cells,
     size_text,
@@ -114,8 +115,7 @@ def _data_lines(report: CheckReport) -> list[str]:
 
 
 def _short_counts(counts: dict[str, int]) -> str:
-    shown = [f"{name} ({count})" if len(counts) > 1 else name for name, count in list(counts.items())[:3]]
-    return ", ".join(shown) + (f" and {len(counts) - 3} more" if len(counts) > 3 else "")
+    return name_some((f"{name} ({count})" if len(counts) > 1 else name for name, count in counts.items()), 3)
 
 
 def _estimate_lines(estimate: Estimate, config: CheckConfig) -> list[str]:

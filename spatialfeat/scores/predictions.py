@@ -25,7 +25,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from spatialfeat.config import FeaturesSource, PredictionsSource, WeightsSource
-from spatialfeat.console import count_text
+from spatialfeat.console import count_text, name_some
 from spatialfeat.data.frames import (
     UNLABELLED,
     UNNAMED_SPLIT,
@@ -66,8 +66,6 @@ SPLIT = "evaluation"
 # With several sets, a set's name becomes a folder beside the other outputs: no separators, nothing hidden, no clash.
 SAFE_NAME = r"[^\s./\\\x00-\x1f\x7f](?:[^/\\\x00-\x1f\x7f]{0,98}[^\s./\\\x00-\x1f\x7f])?"
 OUTPUT_NAME = r"ribbons|.*\.(?:csv|html|json|png|svg)"
-NAMED_IDS = 5
-"""A message names so many ids; more would bury the first."""
 
 logger = logging.getLogger(__name__)
 
@@ -465,11 +463,10 @@ class PredictionFile:
         if differing:
             first = differing[0]
             row = int(rows[first])
-            more = ", ..." if len(differing) > NAMED_IDS else ""
             raise SpatialfeatError(
                 f"{table.where(row)}: the true phase of {truth.ids[first]} is {table.labels[row]}, but "
                 f"{truth.labels[first]} in {truth.where(first)}; {len(differing)} of {len(truth)} frames differ "
-                f"({', '.join(truth.ids[differing[:NAMED_IDS]])}{more}); use one ground truth"
+                f"({name_some(truth.ids[differing])}); use one ground truth"
             )
         return rows
 
@@ -511,6 +508,5 @@ def _ground_truth(
 def _ids_text(table: FrameTable, rows: Sequence[int]) -> str:
     """`3 frames (1_1_4 in row 5, 1_1_5 in row 6, 1_1_6 in row 7)`; without rows where feature files are the table."""
     numbers = table.origin.row_numbers
-    where = {row: "" if numbers is None else f" in row {numbers[row]}" for row in rows[:NAMED_IDS]}
-    named = ", ".join(f"{table.ids[row]}{place}" for row, place in where.items())
-    return f"{count_text(len(rows), 'frame')} ({named}{', ...' if len(rows) > NAMED_IDS else ''})"
+    named = name_some(f"{table.ids[row]}{'' if numbers is None else f' in row {numbers[row]}'}" for row in rows)
+    return f"{count_text(len(rows), 'frame')} ({named})"

@@ -16,6 +16,7 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
+from spatialfeat.console import name_some
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import read_text
 
@@ -315,10 +316,9 @@ def doubtful_phases(tracks: Mapping[str, Track], labels: Mapping[str, int | None
                 break
     single = [name for name in ordered if len(places[name]) == 1 < len(tracks) and name not in told]
     if single:
-        where = [f"{name!r} ({next(iter(places[name].values()))})" for name in single[:10]]
-        more = f" and {len(single) - 10} others" if len(single) > 10 else ""
+        where = name_some((f"{name!r} ({next(iter(places[name].values()))})" for name in single), 10)
         yield (
-            f"in one video only, of {len(tracks)}: {', '.join(where)}{more}; what is in one video cannot be both "
+            f"in one video only, of {len(tracks)}: {where}; what is in one video cannot be both "
             "learned and tested. If it is another name for a phase, correct the table, or pass --phase-map"
         )
 
