@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 
 from spatialfeat import __version__
 from spatialfeat.config import (
+    HEADINGS,
     BackbonesConfig,
     CheckConfig,
     EvaluateConfig,
@@ -193,7 +194,7 @@ def _parsed(value: Any, option: Option) -> Any:
 
 
 class _GroupedHelp(TyperCommand):
-    """Lists the options of a command under their headings, in the order of the fields."""
+    """Lists the options of a command under their headings, under each in the order of the fields."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
@@ -204,9 +205,10 @@ class _GroupedHelp(TyperCommand):
                 if parameter.param_type_name == "argument":
                     heading = "Arguments"
                 groups.setdefault(heading, []).append((record[0].removeprefix(" / "), record[1]))
-        for heading, records in groups.items():
-            with formatter.section(heading):
-                formatter.write_dl(records)
+        for heading in ("Arguments", *HEADINGS, "Help"):
+            if heading in groups:
+                with formatter.section(heading):
+                    formatter.write_dl(groups[heading])
 
 
 def run_command(command: Callable[[], None], *, after_interruption: str = "", shares_work: bool = False) -> None:

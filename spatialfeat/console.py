@@ -6,8 +6,9 @@ import logging
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -24,8 +25,14 @@ WIDTH = 100
 MOST_PHASES = 60
 """Tables and pictures show so many phases: there are as many different looks, and a picture still fits a page."""
 
+LONGEST_NAME = 40
+"""Columns that a phase's name takes in a table, at most."""
+
 NO_BREAK = "\xa0"
 """A blank at which `wrap` does not end a line."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class LastingStream:
@@ -122,9 +129,21 @@ def show_log_messages() -> None:
     package_logger.propagate = False
 
 
+def show_results(place: Path, tree: Iterable[str], next_steps: Iterable[str]) -> None:
+    """What lies where, at the end of a command, and what to do with it. tree: a line per file or group of files."""
+    logger.info("%s", "\n  ".join([str(place), *tree]))
+    logger.info("%s", "\n".join(["Next:", *next_steps]))
+
+
 def count_text(count: int, noun: str, plural: str = "") -> str:
     """`1 frame`, `2 frames`; `plural` where it is not the noun with an s."""
     return f"{count} {noun if count == 1 else plural or noun + 's'}"
+
+
+def name_some(names: Iterable[str], most: int = 5) -> str:
+    """`a, b, c, d, e and 7 more`; all of them would bury the first."""
+    every = list(names)
+    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
 
 
 def clock_text(seconds: float) -> str:
@@ -206,3 +225,18 @@ def shown_phases(*frames: Sequence[int]) -> list[int]:
 def omission(num_shown: int, num_phases: int) -> str:
     """`12 of 1000 phases are shown, those that occur most`; "" if all are."""
     return "" if num_shown == num_phases else f"{num_shown} of {num_phases} phases are shown, those that occur most"
+
+
+def phase_lines(phase_names: Sequence[str], columns: Mapping[str, Sequence[str]], frames: Sequence[int]) -> list[str]:
+    """A table of phases: the label, the name, and a cell of every column. frames: of each phase, for `shown_phases`."""
+    shown = shown_phases(frames)
+    names = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..." for name in phase_names]
+    rows = [[str(phase), names[phase], *(cells[phase] for cells in columns.values())] for phase in shown]
+    more = omission(len(shown), len(names))
+    return [*align([["label", "phase", *columns], *rows], left=(1,)), *([more] if more else [])]
+
+
+def share_cells(counts: Sequence[int]) -> list[str]:
+    """`12 (3.4%)`, each count with its share of all, or `0`."""
+    total = sum(counts)
+    return [f"{count} ({count / total:.1%})" if count else "0" for count in counts]

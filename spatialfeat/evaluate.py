@@ -17,35 +17,17 @@ from spatialfeat.config import (
     WeightsSource,
 )
 from spatialfeat.console import count_text
-from spatialfeat.data.frames import (
-    NO_LABELLED_FRAME,
-    UNLABELLED,
-    doubtful_fps,
-    group_videos,
-    read_frames,
-    unlabelled_text,
-)
-from spatialfeat.data.ids import USUAL_RULE, IdRule
+from spatialfeat.data.frames import NO_LABELLED_FRAME, UNLABELLED, doubtful_fps, group_videos, unlabelled_text
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.files import prepare_output_dir, read_json_object
-from spatialfeat.network.inference import TableInference
-from spatialfeat.network.weights import (
-    MORE_CLASSES,
-    checkpoint_of,
-    described_id_rule,
-    description_path,
-    warn_of_many_classes,
-)
+from spatialfeat.files import prepare_output_dir
 from spatialfeat.reports.report import write_report
 from spatialfeat.reports.tables import comparison_table, score_tables
 from spatialfeat.runrecord import RunRecord, results_folder
 from spatialfeat.scores.predictions import (
     EvaluatedVideo,
-    FramePredictions,
     OpenedSource,
-    PredictionSets,
     evaluated_videos,
-    network_name,
+    open_weights,
     read_feature_predictions,
     read_prediction_files,
     usual_step,
@@ -159,43 +141,11 @@ def open_source(config: EvaluateConfig) -> OpenedSource:
     elif isinstance(source, FeaturesSource):
         opened = read_feature_predictions(source, config.num_classes, config.phase_names)
     else:
-        opened = _open_weights(source, config)
+        opened = open_weights(source, config.num_classes, config.phase_names, to="evaluate")
     group_videos(opened.tables, config.group_by)  # Raises for a video or patient that is written in two ways.
     if all((table.labels == UNLABELLED).all() for table in opened.tables):
         raise SpatialfeatError(f"{opened.tables[0].source}: {NO_LABELLED_FRAME}")
     return opened
-
-
-def _open_weights(source: WeightsSource, config: EvaluateConfig) -> OpenedSource:
-    assert source.csv is not None  # Only `predict` does without.
-    checkpoint = checkpoint_of(source, num_classes=config.num_classes, phase_names=config.phase_names)
-    table = read_frames(
-        source.csv,
-        source.img_dir,
-        split="evaluation",
-        id_rule=IdRule.given(source.id_form, source.id_pattern) or described_id_rule(source.weights) or USUAL_RULE,
-        num_classes=checkpoint.num_classes,
-        phase_names=checkpoint.phase_names,
-        more_classes=MORE_CLASSES,
-    )
-    warn_of_many_classes(checkpoint, [table])
-    epoch = read_json_object(description_path(source.weights)).get("epoch")
-    inference = TableInference(checkpoint, table, source)  # Last of the checks: it takes seconds, the others do not.
-
-    def predict() -> PredictionSets:
-        logger.info("evaluating %s: %d frames on %s", source.csv, len(table), inference.arithmetic)
-        return {
-            network_name(checkpoint.backbone.name): [FramePredictions.of_logits(table, inference.logits("evaluate"))]
-        }
-
-    return OpenedSource(
-        tables=(table,),
-        phase_names=checkpoint.phase_names,
-        predict=predict,
-        data=(source.csv,),
-        facts=inference.facts | ({} if epoch is None else {"weights_epoch": epoch}),
-        found=inference.found,
-    )
 
 
 def find_rates(

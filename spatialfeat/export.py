@@ -8,7 +8,7 @@ import pkgutil
 from pathlib import Path
 
 from spatialfeat.config import ExportConfig
-from spatialfeat.console import count_text, frame_bar
+from spatialfeat.console import count_text, frame_bar, show_results
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.exports.source import ExportJob, open_videos
 from spatialfeat.files import atomic_folder, atomic_path, require_new_folder, require_room
@@ -49,10 +49,7 @@ def export(config: ExportConfig) -> ExportJob:
             "choose a place that you may write to, with enough room"
         ) from error
     logger.info("%s, %s:", count_text(len(job.videos), "video"), count_text(job.num_frames, "frame"))
-    logger.info("%s", config.out)
-    for line in job.tree():
-        logger.info("  %s", line)
-    logger.info("Next:\n%s", job.next_step())
+    show_results(config.out, job.tree(), [job.next_step()])
     return job
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spatialfeat.config import GPU_DECODER, IMAGENET, ExtractConfig, parse_shard
+from spatialfeat.config import GPU_DECODER, IMAGENET, ExtractConfig
 from spatialfeat.console import count_text, frame_bar
 from spatialfeat.data.cache import open_cache, total_use
 from spatialfeat.data.dataset import (
@@ -49,7 +49,7 @@ from spatialfeat.device import (
 from spatialfeat.distributed import ProcessGroup, process_group, translate_lost_contact
 from spatialfeat.encoders import seen_text
 from spatialfeat.errors import SpatialfeatError, translate_computing_faults
-from spatialfeat.features.plan import feature_path, plan_extraction, share_out
+from spatialfeat.features.plan import feature_path, parse_shard, plan_extraction, share_out
 from spatialfeat.features.schema import Provenance
 from spatialfeat.features.writer import FeatureSink, remove_partial_files
 from spatialfeat.files import prepare_output_dir, require_room

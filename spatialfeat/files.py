@@ -156,6 +156,27 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def read_text(path: Path) -> str:
+    """The text of somebody's file, UTF-8, or UTF-16 with a byte order mark; without the mark.
+
+    Raises:
+        SpatialfeatError: it cannot be read, or is something else.
+    """
+    try:
+        content = path.read_bytes()
+        return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except FileNotFoundError as error:
+        raise SpatialfeatError(
+            f"{path}: no such file; go to the folder of your data, or pass the right path"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise SpatialfeatError(
+            f"{path}: is not UTF-8 text ({error.reason}); save it as UTF-8 (of Excel's forms: CSV UTF-8)"
+        ) from error
+    except OSError as error:
+        raise SpatialfeatError(f"{path}: cannot be read ({error.strerror}); pass the right path") from error
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """What a JSON file holds, or {} if there is no such file or it holds no JSON object: for hints, never for data."""
     try:

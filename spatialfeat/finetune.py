@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spatialfeat.config import CHILDREN, GPU_DECODER, IMAGENET, PREDICTIONS_NAME, WEIGHTS_NAME, FinetuneConfig
-from spatialfeat.console import count_text
+from spatialfeat.config import (
+    CHILDREN,
+    GPU_DECODER,
+    IMAGENET,
+    PREDICTIONS_NAME,
+    TEST_CSV,
+    TRAIN_CSV,
+    VAL_CSV,
+    WEIGHTS_NAME,
+    ExtractConfig,
+    FinetuneConfig,
+)
+from spatialfeat.console import align, count_text, show_results
 from spatialfeat.data.cache import open_cache, total_use
 from spatialfeat.data.dataset import require_images
 from spatialfeat.data.frames import FrameTable
@@ -35,7 +47,7 @@ from spatialfeat.files import move_aside, prepare_output_dir, read_json_object, 
 from spatialfeat.network.backbone import find_backbone
 from spatialfeat.network.classifier import InferenceNetwork, PhaseClassifier
 from spatialfeat.network.inference import predict_logits
-from spatialfeat.network.weights import initial_model, load_checkpoint, pretrained_name
+from spatialfeat.network.weights import description_path, initial_model, load_checkpoint, pretrained_name
 from spatialfeat.reports.plots import confusion_figure, save_figure
 from spatialfeat.reports.tables import score_tables
 from spatialfeat.runrecord import RECORD_NAME, RunRecord, earlier_sessions
@@ -118,6 +130,8 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
                 study.prepare(model, state)
         result = study.run(model, state)
         study.remove_state()
+        if group.is_main:
+            study.tell(result)
         return result
 
 
@@ -228,6 +242,31 @@ class _Study:
         """A finished study needs no state, which takes three to four times the space of the weights."""
         if self.group.is_main and not self.config.keep_state:
             (self.config.out_dir / STATE_NAME).unlink(missing_ok=True)
+
+    def tell(self, result: FinetuneResult) -> None:
+        """What lies where, and the commands that go on with it."""
+        out_dir, img_dir = self.config.out_dir, self.config.img_dir
+        weights_names = (WEIGHTS_NAME, str(description_path(Path(WEIGHTS_NAME))))
+        groups: dict[str, Sequence[str]] = {
+            f"weights of epoch {result.best_epoch}": weights_names,
+            "training": [name for name in RESULT_NAMES if name not in (*weights_names, METHODS_NAME, *TEST_NAMES)],
+            "study in words": [METHODS_NAME],
+            "test": TEST_NAMES,
+        }
+        rows = []
+        for title, names in groups.items():
+            there = [name for name in names if not name.endswith(".svg") and (out_dir / name).exists()]
+            rows += [(title, ", ".join(there))] if there else []
+        where = [] if out_dir == Path() else ["--weights", str(out_dir / WEIGHTS_NAME)]
+        images = [] if img_dir == ExtractConfig.img_dir else ["--img-dir", str(img_dir)]
+        tables = [(table.split, table.source) for table in self.data.tables]
+        usual = [pair for pair in (("train", TRAIN_CSV), ("val", VAL_CSV), ("test", TEST_CSV)) if pair[1].exists()]
+        csvs = [] if tables == usual else [word for split, path in tables for word in ("--csv", f"{split}={path}")]
+        steps = ["  " + shlex.join(["spatialfeat", "extract", *where, *csvs, *images])]
+        if self.data.test is not None:
+            csv = [] if self.data.test.source == TEST_CSV else ["--csv", str(self.data.test.source)]
+            steps.insert(0, "  " + shlex.join(["spatialfeat", "evaluate", *where, *csv, *images]))
+        show_results(out_dir, align(rows, left=(0, 1)), steps)
 
     def _train_and_test(
         self, model: PhaseClassifier, files: StudyFiles | None, state: TrainingState | None

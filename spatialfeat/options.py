@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
@@ -60,9 +60,16 @@ class Option:
         return field(default=default, metadata={"option": replace(self, **changes)})
 
 
-def option(default: Any, help: str, heading: str, rule: Rule | None = None, **more: Any) -> Any:
-    """A dataclass field with an option of its own: see `Option`."""
-    return Option(help, heading, rule, **more).field(default)
+class Heading(str):
+    """A heading of the help."""
+
+    def option(self, default: Any, help: str, rule: Rule | None = None, **more: Any) -> Any:
+        """A dataclass field with an option of its own under this heading: see `Option`."""
+        return self.shared(help, rule, **more).field(default)
+
+    def shared(self, help: str, rule: Rule | None = None, **more: Any) -> Option:
+        """An option for several fields."""
+        return Option(help, self, rule, **more)
 
 
 class Options:
@@ -75,6 +82,14 @@ class Options:
                 shown = f"{value:g}" if isinstance(value, float) else value
                 raise SpatialfeatError(f"{flag_of(type(self), name)} {shown}: must {option.rule.must}")
 
+    def refuse(self, names: Iterable[str], reason: str) -> None:
+        """Refuse the options of these fields where they are given: they would do nothing. reason: why, or where."""
+        given = [name for name in names if getattr(self, name) != getattr(type(self), name)]
+        if given:
+            does, it = ("does", "it") if len(given) == 1 else ("do", "them")
+            flags = ", ".join(flag_of(type(self), name) for name in given)
+            raise SpatialfeatError(f"{flags} {does} nothing {reason}; leave {it} out")
+
 
 def options_of(kind: type[Options]) -> dict[str, Option]:
     """{field: its option} of a command's dataclass, in its order."""
@@ -85,3 +100,18 @@ def flag_of(kind: type[Options], name: str) -> str:
     """`--image-size` for the field `image_size_px`, `FORMAT` for a positional argument: as messages name an option."""
     option = options_of(kind)[name]
     return option.metavar if option.is_argument else f"--{option.flag or name.replace('_', '-')}"
+
+
+def read_colours(flag: str, text: str) -> tuple[float, float, float]:
+    """`0.485,0.456,0.406`: three numbers on the scale 0 to 1, for red, green and blue."""
+    try:
+        red, green, blue = map(float, text.split(","))
+    except ValueError as error:
+        raise SpatialfeatError(f"{flag} {text}: must be three numbers R,G,B, e.g. 0.485,0.456,0.406") from error
+    lowest = 1e-6 if flag == "--std" else 0  # What is divided by must not be 0.
+    if not all(lowest <= value <= 1 for value in (red, green, blue)):
+        raise SpatialfeatError(
+            f"{flag} {text}: must lie between {lowest:g} and 1, where 1 is the brightest value; divide numbers on the "
+            "scale 0 to 255 by 255"
+        )
+    return red, green, blue

@@ -7,10 +7,12 @@ import logging
 import os
 import pkgutil
 import re
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.files import write_atomically
 from spatialfeat.names import label_problem
 
 CHOLEC80_PHASES = (
@@ -95,6 +97,12 @@ def names_beside(csv: Path) -> tuple[str, ...] | None:
         ) from error
     logger.info("phases: the %d names in %s", len(names), path)
     return names
+
+
+def write_names(folder: Path, phase_names: Sequence[str]) -> None:
+    """Write phase_names.txt, which `names_beside` reads."""
+    text = "".join(f"{name}\n" for name in phase_names)
+    write_atomically(folder / NAMES_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _names_beside_weights(text: str, content: str) -> tuple[str, ...]:

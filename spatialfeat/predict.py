@@ -10,24 +10,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from spatialfeat.config import ExtractConfig, FeaturesSource, PredictConfig, WeightsSource
+from spatialfeat.config import ExtractConfig, FeaturesSource, PredictConfig
 from spatialfeat.console import align, clock_text, count_text
-from spatialfeat.data.frames import UNLABELLED, UNNAMED_SPLIT, group_videos, list_frames, read_frames
-from spatialfeat.data.ids import USUAL_RULE, IdRule
-from spatialfeat.data.patients import show_reading
+from spatialfeat.data.frames import UNLABELLED, group_videos
 from spatialfeat.files import prepare_output_dir, write_csv
-from spatialfeat.network.inference import TableInference
-from spatialfeat.network.weights import MORE_CLASSES, checkpoint_of, described_id_rule, warn_of_many_classes
 from spatialfeat.reports.report import write_ribbons
 from spatialfeat.reports.ribbons import Timeline, timelines
 from spatialfeat.runrecord import RunRecord, results_folder
 from spatialfeat.scores.predictions import (
     EvaluatedVideo,
     FramePredictions,
-    OpenedSource,
-    PredictionSets,
     evaluated_videos,
-    network_name,
+    open_weights,
     read_feature_predictions,
 )
 from spatialfeat.scores.summary import unscored
@@ -55,7 +49,7 @@ def predict(config: PredictConfig) -> list[EvaluatedVideo]:
     if isinstance(source, FeaturesSource):
         opened = read_feature_predictions(source, config.num_classes, config.phase_names)
     else:
-        opened = _open_weights(source, config)
+        opened = open_weights(source, config.num_classes, config.phase_names, to="predict")
     group_videos(opened.tables, config.group_by)  # Raises for a video or patient that is written in two ways.
     num_labelled = sum(int((table.labels != UNLABELLED).sum()) for table in opened.tables)
     if num_labelled:
@@ -78,45 +72,6 @@ def predict(config: PredictConfig) -> list[EvaluatedVideo]:
         record.finish(videos=[video.video_id for video in videos], num_frames=num_frames, **opened.found)
     logger.info("phases and confidences: %s", config.out_dir / CSV_NAME)
     return list(videos)
-
-
-def _open_weights(source: WeightsSource, config: PredictConfig) -> OpenedSource:
-    given = IdRule.given(source.id_form, source.id_pattern)
-    id_rule = given or described_id_rule(source.weights) or USUAL_RULE
-    # Before the weights, which take seconds.
-    table = None if source.csv else list_frames(source.img_dir, split=UNNAMED_SPLIT, id_rule=id_rule)
-    checkpoint = checkpoint_of(source, num_classes=config.num_classes, phase_names=config.phase_names)
-    if table is None:
-        assert source.csv is not None
-        table = read_frames(
-            source.csv,
-            source.img_dir,
-            split=UNNAMED_SPLIT,
-            id_rule=id_rule,
-            num_classes=checkpoint.num_classes,
-            phase_names=checkpoint.phase_names,
-            labels_required=False,
-            more_classes=MORE_CLASSES,
-        )
-    show_reading([table])
-    warn_of_many_classes(checkpoint, [table])
-    inference = TableInference(checkpoint, table, source)
-
-    def predict() -> PredictionSets:
-        frames = count_text(len(table), "frame")
-        logger.info("predicting %s: %s on %s", table.source, frames, inference.arithmetic)
-        return {
-            network_name(checkpoint.backbone.name): [FramePredictions.of_logits(table, inference.logits("predict"))]
-        }
-
-    return OpenedSource(
-        tables=(table,),
-        phase_names=checkpoint.phase_names,
-        predict=predict,
-        data=(source.csv,) if source.csv else (),
-        facts=inference.facts,
-        found=inference.found,
-    )
 
 
 def _without_labels(part: FramePredictions) -> FramePredictions:

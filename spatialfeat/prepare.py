@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from spatialfeat.config import PrepareConfig
-from spatialfeat.console import align, clock_text, count_text, frame_bar, omission, shown_phases, wrap
-from spatialfeat.data.frames import make_table
-from spatialfeat.data.splits import split_rows
+from spatialfeat.config import PrepareConfig, csv_name
+from spatialfeat.console import align, clock_text, count_text, frame_bar, name_some, show_results, wrap
+from spatialfeat.data.frames import FrameTable, make_table
+from spatialfeat.data.splits import part_of, parts_text, split_rows
 from spatialfeat.data.tables import Origin, Rows
 from spatialfeat.device import usable_cores
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import CsvTable, open_csv_text, read_json_object, write_atomically
 from spatialfeat.names import name_problem, natural_key, same_name_key
-from spatialfeat.phases import NAMES_FILE
+from spatialfeat.phases import write_names
 from spatialfeat.reports.plots import save_png
 from spatialfeat.reports.ribbons import contact_sheet, crop_sheet
 from spatialfeat.runrecord import RunRecord, recorded_options
@@ -33,7 +34,6 @@ from spatialfeat.sources.study import (
     IMAGES,
     RECORD,
     RECORDS,
-    UNLABELLED,
     Pictures,
     Settings,
     VideoJob,
@@ -103,7 +103,8 @@ def prepare(config: PrepareConfig) -> list[dict[str, Any]]:
     annotations = sorted({job.track.path for job in plan.jobs if job.track is not None})
     with RunRecord(config.out, "prepare", config, annotations, file_name=MANIFEST) as record:
         records = _prepare_all(config, plan)
-        splits = _share_out(config, plan)
+        table, video_of_row = _read_table(config, plan)
+        splits = _share_out(config, plan, table, video_of_row)
         _write_study(config, plan, splits)
         if config.crop_border:
             _write_crop_sheet(config.out, records)
@@ -115,7 +116,8 @@ def prepare(config: PrepareConfig) -> list[dict[str, Any]]:
                 for entry in records
             ],
         )
-    _tell(config, plan, splits, records)
+    split_of_row = np.array([splits[video] for video in video_of_row])
+    _tell(config, plan, splits, records, table, split_of_row)
     return records
 
 
@@ -227,7 +229,9 @@ def _files(config: PrepareConfig) -> dict[str, Path]:
 
 def _data_set(config: PrepareConfig, data_set: DataSet) -> tuple[dict[str, _Found], dict[str, Track], list[str]]:
     files = _files(config)
-    videos = _without_left_out(config, {name: _Found(path=path) for name, path in _videos_of(data_set, files).items()})
+    videos = _without_left_out(
+        config, {name: _Found(path=path) for name, path in matching(files, data_set.videos).items()}
+    )
     try:
         tracks = tracks_of(data_set, files)
     except SpatialfeatError as error:
@@ -251,10 +255,6 @@ def _data_set(config: PrepareConfig, data_set: DataSet) -> tuple[dict[str, _Foun
         # All files together show from where phases count, also those whose videos are not here.
         found = {str(track.path): track for track in tracks.values()} | found
     return kept, found, notes
-
-
-def _videos_of(data_set: DataSet, files: Mapping[str, Path]) -> dict[str, Path]:
-    return matching(files, data_set.videos)
 
 
 def _without_left_out(config: PrepareConfig, found: dict[str, _Found]) -> dict[str, _Found]:
@@ -298,14 +298,13 @@ def _own(
     without = [video for video in found if same_name_key(video) not in tracks]
     if without:
         raise SpatialfeatError(
-            f"--annotations {config.annotations}: nothing about {', '.join(without[:10])}"
-            f"{' and others' if len(without) > 10 else ''}; tables belong to a video by a column `video` or by their "
-            "file's name; add them, or leave the videos out with --leave-out"
+            f"--annotations {config.annotations}: nothing about {name_some(without, 10)}; tables belong to a "
+            "video by a column `video` or by their file's name; add them, or leave the videos out with --leave-out"
         )
     notes = []
     if foreign:
         about = count_text(len(foreign), "video that is", "videos that are")
-        notes.append(f"annotations of {about} not here, or left out: {', '.join(foreign[:10])}")
+        notes.append(f"annotations of {about} not here, or left out: {name_some(foreign, 10)}")
     return found, {video: tracks[same_name_key(video)] for video in found}, notes
 
 
@@ -420,15 +419,22 @@ def _splits(
     return splits
 
 
-def _share_out(config: PrepareConfig, plan: Plan) -> dict[str, str]:
+def _read_table(config: PrepareConfig, plan: Plan) -> tuple[FrameTable, list[str]]:
+    """The rows that the CSVs get, as later commands will read them, and the video of each."""
+    frames = [(row["id"], job, row["label"]) for job in plan.jobs for row in read_rows(config.out, job.video)]
+    ids, jobs, labels = zip(*frames, strict=True)
+    columns = pd.DataFrame({"id": ids, "patient": [job.patient for job in jobs]}, dtype=str)
+    rows = Rows(Origin(config.out / RECORDS, None), columns)
+    table = make_table(rows, config.out / IMAGES, "all", np.array(labels).astype(np.int64))
+    return table, [job.video for job in jobs]
+
+
+def _share_out(config: PrepareConfig, plan: Plan, table: FrameTable, video_of_row: Sequence[str]) -> dict[str, str]:
     """{video: split}: the plan's, but for the patients whom --val and --test share out by their frames."""
     if not config.shares:
         return plan.splits
     jobs = [job for job in plan.jobs if plan.splits[job.video] in SHARED_OUT]
-    frames = [(row["id"], job.patient, row["label"]) for job in jobs for row in read_rows(config.out, job.video)]
-    columns = pd.DataFrame(frames, columns=["id", "patient", "label"], dtype=str)
-    rows = Rows(Origin(config.out / RECORDS, None), columns)
-    table = make_table(rows, config.out / IMAGES, "all", columns["label"].astype(np.int64).to_numpy())
+    table = table.take(np.array([plan.splits[video] in SHARED_OUT for video in video_of_row]))
     split_of_row = split_rows(table, config.shares, seed=config.seed)
     patients, first_rows = np.unique(table.patients, return_index=True)
     split_of = dict(zip(map(same_name_key, patients.tolist()), split_of_row[first_rows].tolist(), strict=True))
@@ -528,17 +534,17 @@ def _write_study(config: PrepareConfig, plan: Plan, splits: Mapping[str, str]) -
     for job in plan.jobs:
         by_split.setdefault(splits[job.video], []).append(job)
     has_patients = any(job.patient != _patient(job.video) for job in plan.jobs)
-    old = [path for split in SPLITS if split not in by_split and (path := out / f"{split}_ResNet_DB.csv").exists()]
+    old = [path for split in SPLITS if split not in by_split and (path := out / csv_name(split)).exists()]
     if old:
         logger.info(
             "removed, as an earlier run had shared out the patients otherwise: %s; now: %s",
             ", ".join(path.name for path in old),
-            ", ".join(f"{split}_ResNet_DB.csv" for split in SPLITS if split in by_split),
+            ", ".join(csv_name(split) for split in SPLITS if split in by_split),
         )
     for path in old:
         path.unlink()
     for split in (split for split in SPLITS if split in by_split):
-        path = out / f"{split}_ResNet_DB.csv"
+        path = out / csv_name(split)
         header = ["id", *(["label"] if plan.phases is not None else []), *(["patient"] if has_patients else [])]
 
         def write(temporary: Path, jobs: list[VideoJob] = by_split[split], header: list[str] = header) -> None:
@@ -550,12 +556,18 @@ def _write_study(config: PrepareConfig, plan: Plan, splits: Mapping[str, str]) -
 
         write_atomically(path, write)
     if plan.phases is not None:
-        text = "".join(f"{name}\n" for name in plan.phases.names)
-        write_atomically(out / NAMES_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_names(out, plan.phases.names)
 
 
-def _tell(config: PrepareConfig, plan: Plan, splits: Mapping[str, str], records: Sequence[dict[str, Any]]) -> None:
-    """The report per video, what lies where, and what to do next."""
+def _tell(
+    config: PrepareConfig,
+    plan: Plan,
+    splits: Mapping[str, str],
+    records: Sequence[dict[str, Any]],
+    table: FrameTable,
+    split_of_row: NDArray[Any],
+) -> None:
+    """The report per video, what lies where, and what to do next. table, split_of_row: all rows, (N,) str."""
     header = ("video", "split", "duration", "frames", "annotation", "difference", "samples", "rows", "left out", "")
     rows = [header]
     rows += [
@@ -573,44 +585,19 @@ def _tell(config: PrepareConfig, plan: Plan, splits: Mapping[str, str], records:
         )
         for record in records
     ]
-    total = sum(record["rows"] for record in records)
-    names = [name for name in SPLITS if name in splits.values()]
-    parts = [("split", "patients", "videos", "rows", "")]
-    for name in names:
-        own = [record for record in records if splits[record["video"]] == name]
-        num_patients = len({same_name_key(record["patient"]) for record in own})
-        num_rows = sum(record["rows"] for record in own)
-        parts.append((name, str(num_patients), str(len(own)), str(num_rows), f"{num_rows / total:.1%}"))
-    phases = [] if plan.phases is None else _phase_lines(config.out, plan.jobs, splits, names, plan.phases.names)
-    for line in (*align(rows, left=(0, 1, 9)), "", *align(parts), *phases):
+    for line in align(rows, left=(0, 1, 9)):
         logger.info("%s", line)
-    _warn(plan.doubts)
-    logger.info("%s", config.out)
-    logger.info("  %s in images/, a picture per video in %s/", count_text(total, "frame"), RECORDS)
-    logger.info("Next:\n%s", "\n".join(_next_steps(config, plan, names)))
-
-
-def _phase_lines(
-    out: Path, jobs: Sequence[VideoJob], splits: Mapping[str, str], names: Sequence[str], phase_names: Sequence[str]
-) -> list[str]:
-    """Every phase: in how many videos, and how many frames of each split it is. names: of the splits."""
-    frames = {name: [0] * len(phase_names) for name in names}
-    videos = [0] * len(phase_names)
-    for job in jobs:
-        labels = [int(row["label"]) for row in read_rows(out, job.video)]
-        for label in set(labels) - {UNLABELLED}:
-            videos[label] += 1
-            frames[splits[job.video]][label] += labels.count(label)
-    totals = [sum(counts) for counts in zip(*frames.values(), strict=True)]
-    shown = shown_phases(totals)
-    cells = [
-        [str(label), phase_names[label], str(videos[label]), str(totals[label])]
-        + ([str(frames[name][label]) for name in names] if len(names) > 1 else [])
-        for label in shown
+    phase_names = () if plan.phases is None else plan.phases.names
+    names = [name for name in SPLITS if name in splits.values()]
+    parts = [
+        part_of(table, split_of_row == name, len(phase_names), split=name, asked=config.shares.get(name))
+        for name in names
     ]
-    header = ["label", "phase", "videos", "frames", *(names if len(names) > 1 else [])]
-    more = omission(len(shown), len(phase_names))
-    return ["", *align([header, *cells], left=(1,)), *([more] if more else [])]
+    logger.info("\n%s", parts_text(table, parts, phase_names))
+    _warn(plan.doubts)
+    frames = count_text(len(table), "frame")
+    tree = [f"{frames} in {IMAGES}/, a picture per video in {RECORDS}/"]
+    show_results(config.out, tree, _next_steps(config, plan, names))
 
 
 def _next_steps(config: PrepareConfig, plan: Plan, splits: Sequence[str]) -> list[str]:
@@ -630,7 +617,7 @@ def _next_steps(config: PrepareConfig, plan: Plan, splits: Sequence[str]) -> lis
             f"{cd} && spatialfeat split all_ResNet_DB.csv folds --folds {min(5, num_patients)}",
         ]
     if "train" not in splits:
-        csvs = " ".join(f"--csv {name}_ResNet_DB.csv" for name in splits)
+        csvs = " ".join(f"--csv {csv_name(name)}" for name in splits)
         return [cd, f"  spatialfeat extract {csvs} --weights WEIGHTS{fps}"]
     if "val" not in splits:
         return ["  the same command with --val 0.2: finetune needs patients to validate on"]

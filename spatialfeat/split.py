@@ -6,9 +6,7 @@ import errno
 import logging
 import os
 import shlex
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +14,20 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from spatialfeat.config import TEST_CSV, TRAIN_CSV, VAL_CSV, SplitConfig
-from spatialfeat.console import align, count_text, wrap
+from spatialfeat.config import SplitConfig, csv_name
+from spatialfeat.console import count_text, wrap
 from spatialfeat.data.frames import UNLABELLED, FrameTable, read_frames
 from spatialfeat.data.ids import USUAL_RULE, IdRule
 from spatialfeat.data.patients import show_reading
-from spatialfeat.data.splits import fold_rows, split_rows
+from spatialfeat.data.splits import Part, fold_rows, part_of, parts_text, split_rows
 from spatialfeat.data.tables import row_texts
 from spatialfeat.errors import SpatialfeatError, translate_os_errors
 from spatialfeat.files import atomic_folder, require_new_folder, write_csv
-from spatialfeat.names import natural_key, same_name_key
-from spatialfeat.phases import DEFAULT_NUM_PHASES, NAMES_FILE, default_phase_names
+from spatialfeat.names import natural_key
+from spatialfeat.phases import DEFAULT_NUM_PHASES, default_phase_names, write_names
 from spatialfeat.reports.plots import save_figure, split_figure
 from spatialfeat.runrecord import RunRecord
 
-CSV_NAMES = {"train": TRAIN_CSV, "val": VAL_CSV, "test": TEST_CSV}
 IMAGES_NAME = "images"
 UNKNOWN_FOLDER = "FOLDER"
 """What a printed command names where only the user knows the folder of the frames."""
@@ -38,36 +35,10 @@ UNKNOWN_FOLDER = "FOLDER"
 HIGHEST_UNNAMED = 1000
 """Unless they are named, a higher label is taken for a slip: every phase up to it would get a line."""
 
-MOST_COLUMNS = 8
-"""So many folds are shown side by side."""
-
 FAR = 0.05
 """A share that differs by more from what was asked gets an explanation."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """One CSV that is written. folder: `fold1`; `` without folds. frames_per_phase: (C,) int64.
-
-    patient_frames: {patient: labelled frames}, of those whose names count as one together.
-    share: of all labelled frames.
-    """
-
-    folder: str
-    split: str
-    num_rows: int
-    num_videos: int
-    patient_frames: Mapping[str, int]
-    frames_per_phase: NDArray[np.int64]
-    asked: float
-    share: float
-
-    @property
-    def name(self) -> str:
-        """As messages call it: `fold1 train`, `train`."""
-        return f"{self.folder} {self.split}".strip()
 
 
 def split(config: SplitConfig) -> list[Part]:
@@ -88,7 +59,7 @@ def split(config: SplitConfig) -> list[Part]:
         folders = {f"fold{number}": splits for number, splits in enumerate(found, start=1)}
     num_phases = len(config.phase_names) if config.phase_names else int(table.labels.max()) + 1
     parts = [
-        _part(table, folder, name, splits == name, asked, num_phases)
+        part_of(table, splits == name, num_phases, split=name, folder=folder, asked=asked)
         for folder, splits in folders.items()
         for name, asked in config.shares.items()
     ]
@@ -132,27 +103,6 @@ def _find_images(config: SplitConfig) -> Path | None:
     return folder.parent.resolve() / folder.name
 
 
-def _part(table: FrameTable, folder: str, split: str, rows: NDArray[np.bool_], asked: float, num_phases: int) -> Part:
-    own = table.take(rows)
-    labelled = own.labels != UNLABELLED
-    patients, patient_of_row = np.unique(own.patients, return_inverse=True)
-    names: dict[tuple[object, ...], str] = {}
-    patient_frames: Counter[str] = Counter()
-    for patient, frames in zip(patients.tolist(), np.bincount(patient_of_row, labelled).tolist(), strict=True):
-        patient_frames[names.setdefault(same_name_key(patient), patient)] += int(frames)
-    frames_per_phase = np.bincount(own.labels[labelled], minlength=num_phases)
-    return Part(
-        folder=folder,
-        split=split,
-        num_rows=len(own),
-        num_videos=len(np.unique(own.videos)),
-        patient_frames=patient_frames,
-        frames_per_phase=frames_per_phase,
-        asked=asked,
-        share=int(frames_per_phase.sum()) / int((table.labels != UNLABELLED).sum()),
-    )
-
-
 def _write(
     config: SplitConfig,
     table: FrameTable,
@@ -168,9 +118,9 @@ def _write(
         (target / folder).mkdir(exist_ok=True)
         for name in config.shares:
             rows = np.flatnonzero(splits == name).tolist()
-            _write_lines(target / folder / CSV_NAMES[name], [header, *(own_texts[row] for row in rows)])
+            _write_lines(target / folder / csv_name(name), [header, *(own_texts[row] for row in rows)])
         if config.phase_names:
-            _write_lines(target / folder / NAMES_FILE, config.phase_names)
+            write_names(target / folder, config.phase_names)
     # In which split, or in the test set of which fold, every spelling of a patient's name is.
     if config.folds is None:
         column, place = "split", folders[""]
@@ -227,7 +177,7 @@ def _facts(part: Part) -> dict[str, Any]:
 
 def _show(config: SplitConfig, table: FrameTable, parts: Sequence[Part], img_dir: str) -> None:
     """The tables, what is not as one would wish, and what to do next. img_dir: what its commands must name."""
-    logger.info("%s\n\n%s\n", "\n".join(_part_lines(parts)), "\n".join(_phase_lines(config, parts)))
+    logger.info("%s\n", parts_text(table, parts, _phase_names(config, parts)))
     num_unlabelled = int((table.labels == UNLABELLED).sum())
     if num_unlabelled:
         logger.info("%s without a label: kept, not counted for the balance", count_text(num_unlabelled, "row"))
@@ -251,38 +201,6 @@ def _show(config: SplitConfig, table: FrameTable, parts: Sequence[Part], img_dir
     )  # fmt: skip
 
 
-def _part_lines(parts: Sequence[Part]) -> list[str]:
-    """One line per part."""
-    cells = [
-        [
-            part.name,
-            str(len(part.patient_frames)),
-            str(part.num_videos),
-            str(part.num_rows),
-            str(part.frames_per_phase.sum()),
-            f"{part.share:.1%}",
-            f"{part.asked:.1%}",
-        ]
-        for part in parts
-    ]
-    return align([["", "patients", "videos", "rows", "labelled", "share", "asked"], *cells])
-
-
-def _phase_lines(config: SplitConfig, parts: Sequence[Part]) -> list[str]:
-    """The share of each phase in the labelled frames of each part; of folds, in their test sets."""
-    shown = [part for part in parts if config.folds is None or part.split == "test"]
-    header = [part.folder or part.split for part in shown]
-    shares = np.array([part.frames_per_phase / part.frames_per_phase.sum() for part in shown])
-    if len(shown) > MOST_COLUMNS:
-        header = ["lowest", "median", f"highest of {len(shown)} folds"]
-        shares = np.array([shares.min(axis=0), np.median(shares, axis=0), shares.max(axis=0)])
-    rows = [
-        [f"{phase} {name[:32]}", *(f"{share:.1%}" if share else "none" for share in shares[:, phase])]
-        for phase, name in enumerate(_phase_names(config, parts))
-    ]
-    return align([["phases", *header], *rows])
-
-
 def _warnings(config: SplitConfig, parts: Sequence[Part]) -> Iterator[str]:
     names = _phase_names(config, parts)
     occurring = np.sum([part.frames_per_phase for part in parts], axis=0) > 0
@@ -291,13 +209,13 @@ def _warnings(config: SplitConfig, parts: Sequence[Part]) -> Iterator[str]:
         if absent:
             effect = "it cannot be learned there" if part.split == "train" else "scores there say nothing about it"
             yield f"{part.name}: no frame of phase {', '.join(absent)}: too few patients have it; {effect}"
-    far = [part for part in parts if abs(part.share - part.asked) > FAR]
+    far = [(part, part.asked) for part in parts if part.asked is not None and abs(part.share - part.asked) > FAR]
     if far:
         longest, frames = max(
             (pair for part in parts for pair in part.patient_frames.items()), key=lambda pair: pair[1]
         )
         total = sum(part.frames_per_phase.sum() for part in parts if part.folder == parts[0].folder)
-        named = ", ".join(f"{part.name} {part.share:.0%} of the frames instead of {part.asked:.0%}" for part in far)
+        named = ", ".join(f"{part.name} {part.share:.0%} of the frames instead of {asked:.0%}" for part, asked in far)
         yield (
             f"{named}: patients stay whole, and the longest, {longest}, has {frames / total:.0%} of all labelled frames"
         )

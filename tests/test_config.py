@@ -75,7 +75,7 @@ def test_options_cannot_change_during_a_run() -> None:
         ({"phase_names": ("a", "b"), "num_classes": 7}, "--phase-names: 2 names for 7 phases"),
         ({"phase_names": ("a",)}, "--phase-names: 1 names for 7 phases; give one name per phase"),
         ({"cache_limit_gb": 0.0}, "--cache-limit 0: must be a positive number of gigabytes, e.g. 100"),
-        ({"cache_size_px": 320}, "--cache-size: has no meaning without --cache"),
+        ({"cache_size_px": 320}, "--cache-size does nothing without --cache"),
         ({"cache_size_px": 223, "cache_dir": Path("cache")}, "--cache-size 223: must be at least 224"),
     ],
 )

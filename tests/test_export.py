@@ -224,10 +224,10 @@ def test_unknown_formats_and_values_list_the_known(features_dir: Path) -> None:
 
 def test_options_without_effect_are_refused(features_dir: Path) -> None:
     out = features_dir.parent / "out"
-    refuse(features_dir, out, "--folds: has no meaning for npy, only for ms-tcn", "npy", "--folds", "f.csv")
-    refuse(features_dir, out, "--skip-short: has no meaning for tecno", "tecno", "--skip-short")
-    refuse(features_dir, out, "--val-to: has no meaning with --folds", "ms-tcn", "--folds", "f.csv", "--val-to", "test")
-    refuse(features_dir, out, "no meaning without --unlabelled background", "ms-tcn", "--background-name", "idle")
+    refuse(features_dir, out, "--folds does nothing for npy, only for ms-tcn", "npy", "--folds", "f.csv")
+    refuse(features_dir, out, "--skip-short does nothing for tecno", "tecno", "--skip-short")
+    refuse(features_dir, out, "--val-to does nothing with --folds", "ms-tcn", "--folds", "f.csv", "--val-to", "test")
+    refuse(features_dir, out, "does nothing without --unlabelled background", "ms-tcn", "--background-name", "idle")
 
 
 def test_folds_come_from_the_command_line(features_dir: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,27 @@ def test_output_folder_holds_what_the_specification_names(study: FinetuneResult,
             assert min(image.size) > 300
 
 
+def test_what_lies_where_and_what_comes_next_is_shown(
+    quick_config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    steer_training(monkeypatch, [0])
+    out_dir = tmp_path / "a study"
+    with caplog.at_level("INFO", logger="spatialfeat"):
+        finetune(replace(quick_config, out_dir=out_dir, epochs=1))
+    tree, steps = (record.message.splitlines() for record in caplog.records[-2:])
+    assert tree[0] == str(out_dir)
+    names = {name.rstrip(",") for line in tree[1:] for name in line.split()}
+    assert {path.name for path in out_dir.iterdir() if path.suffix != ".svg"} <= names
+    given = ["--weights", str(out_dir / "best_spatial_study_weights.pth")]
+    images = ["--img-dir", str(quick_config.img_dir)]
+    csvs = {"train": quick_config.train_csv, "val": quick_config.val_csv, "test": quick_config.test_csv}
+    named = [word for split, path in csvs.items() for word in ("--csv", f"{split}={path}")]
+    assert [shlex.split(step) for step in steps[1:]] == [
+        ["spatialfeat", "evaluate", *given, "--csv", str(quick_config.test_csv), *images],
+        ["spatialfeat", "extract", *given, *named, *images],
+    ]
+
+
 def test_results_of_an_earlier_study_are_moved_aside_as_a_whole(
     quick_config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +252,7 @@ def test_a_missing_default_test_csv_is_a_notice_and_a_named_one_an_error(
     assert result.test_metrics is None
     assert "no test_ResNet_DB.csv here" in caplog.text
     assert not (tmp_path / "predictions_resnet.csv").exists()
+    assert "spatialfeat evaluate" not in caplog.text
     with pytest.raises(SpatialfeatError, match=r"named\.csv: no such file"):
         finetune(replace(quick_config, out_dir=tmp_path, test_csv=Path("named.csv")))
 

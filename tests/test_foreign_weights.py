@@ -297,6 +297,9 @@ def test_a_pickled_model_is_named(tmp_path: Path) -> None:
             b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 102530333\n",
             r"is a Git LFS pointer, which stands for a file of 102\.5 MB, .*git lfs pull",
         ),
+        (b"id,label\n1_1_1,0\n", r"is a text file, which begins with 'id,label', not weights; .*\.safetensors"),
+        (b'{"phase_names": ["a"]}', r"is a text file, which begins with '\{.*, not weights; the JSON file only"),
+        (("\ufeff" + "\u00e9" * 700).encode(), "is a text file"),  # A letter is cut where the first bytes end.
     ],
 )
 def test_files_that_are_no_weights_are_called_what_they_are(content: bytes, message: str, tmp_path: Path) -> None:

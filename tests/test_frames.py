@@ -82,6 +82,7 @@ def test_other_columns_and_their_order_do_not_matter(tmp_path: Path) -> None:
         "id\tlabel\n1_1_1\t0\n1_1_2\t3\n",
         "id,label,a;b;c;d\n1_1_1,0,\n1_1_2,3,x;y\n",
         'id;label;"start, end"\n1_1_1;0;1,2\n1_1_2;3;3,4\n',
+        "id\tlabel\r\n1_1_1\t0\r\n1_1_2\t3\r\n".encode("utf-16"),
     ],
     ids=[
         "plain",
@@ -97,9 +98,10 @@ def test_other_columns_and_their_order_do_not_matter(tmp_path: Path) -> None:
         "tabs",
         "semicolons in a name",
         "commas in a name",
+        "UTF-16",
     ],
 )
-def test_ways_to_write_the_same_csv(tmp_path: Path, content: str) -> None:
+def test_ways_to_write_the_same_csv(tmp_path: Path, content: str | bytes) -> None:
     table = _read(tmp_path, content)
     assert table.ids.tolist() == ["1_1_1", "1_1_2"]
     assert table.labels.tolist() == [0, 3]
@@ -141,7 +143,6 @@ def test_row_numbers_are_those_of_an_editor_after_blank_lines(tmp_path: Path, ne
         ("id,label\n1_1_1,0\n\n1_1_2,0,5\n", "train.csv row 4: has 3 fields, the header 2; remove surplus commas"),
         ("id,label\n1_1_1,0,\n1_1_2,0,\n", "train.csv row 2: has 3 fields, the header 2; remove surplus commas"),
         ("id,label\n\u00e9_1,0\n".encode("latin-1"), "train.csv: is not UTF-8 text"),
-        ("id,label\n1_1_1,0\n".encode("utf-16"), "train.csv: is not UTF-8 text"),
     ],
 )
 def test_malformed_files(tmp_path: Path, content: str | bytes, message: str) -> None:
@@ -239,7 +240,7 @@ def test_names_that_are_no_phase_or_two(tmp_path: Path, names: tuple[str, ...], 
 
 
 def test_a_message_shows_few_of_many_names(tmp_path: Path) -> None:
-    with pytest.raises(SpatialfeatError, match=r"one of a0, a1, .*a9, \.\.\., or give other names"):
+    with pytest.raises(SpatialfeatError, match=r"one of a0, a1, .*a9 and 490 more, or give other names"):
         _named(tmp_path, tuple(f"a{phase}" for phase in range(500)), ["b"])
 
 

@@ -205,6 +205,15 @@ def test_damaged_chunks_are_image_errors_or_harmless(kind: bytes, place: bytes) 
         assert decoded.tobytes() == decode_rgb(whole).tobytes()
 
 
+def test_the_reason_is_the_same_every_time() -> None:
+    """Pillow's own names a place in memory."""
+    damaged = png_bytes().replace(b"IHDR", b"JHDR")
+    with pytest.raises(ImageError) as caught:
+        decode_rgb(damaged)
+    assert "0x" not in str(caught.value)
+    assert "PNG cannot be decoded" in str(caught.value)
+
+
 def test_sixteen_bit_grey_is_clipped_as_specified_and_told_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -202,7 +202,7 @@ REFUSED = {
         ["line 3: the phase 'sew' is none of cut, close"],
     ),
     "no such file": (None, (), ["no such file, folder or pattern"]),
-    "nothing that is meant": (INTERVALS, ("--split", "40/40"), ["--split: has no meaning for videos"]),
+    "nothing that is meant": (INTERVALS, ("--split", "40/40"), ["--split does nothing for videos"]),
     "no such video": (INTERVALS, ("--leave-out", "op7"), ["--leave-out op7: is none of the videos, which are op1"]),
     "out in dir": (INTERVALS, ("OUT in DIR",), ["lies in DIR"]),
 }
@@ -374,9 +374,9 @@ def test_the_phases_are_listed_and_slips_named(videos: Path, tmp_path: Path) -> 
     rows = [line.split() for line in result.output.splitlines()]
     start = rows.index(["label", "phase", "videos", "frames"])
     assert rows[start + 1 : start + 4] == [
-        ["0", "Resection", "2", "7"],
-        ["1", "Ressection", "1", "1"],
-        ["2", "Closing", "1", "2"],
+        ["0", "Resection", "2", "7", "(70.0%)"],
+        ["1", "Ressection", "1", "1", "(10.0%)"],
+        ["2", "Closing", "1", "2", "(20.0%)"],
     ]
     warnings = " ".join(result.stderr.split())
     for part in (f"{path} line 3 (video op1)", "'Ressection'", "'Resection'", "--phase-map", "--phase-names"):
@@ -411,7 +411,9 @@ def test_phases_per_split(patients: Path, tmp_path: Path) -> None:
             sum(label == line[0] for label in labels_of(tmp_path / "out", split).values())
             for split in ("train", "val", "test")
         ]
-        assert line[1:] == [name, "12", str(sum(counted)), *map(str, counted)]
+        assert line[1:3] == [name, "12"]
+        assert line[3::2] == [str(sum(counted)), *map(str, counted)]
+        assert line[4] == f"({sum(counted) / 60:.1%})"
     assert "warning" not in result.stderr
 
 
@@ -481,8 +483,8 @@ def test_splits_keep_patients_whole_and_are_those_of_split(patients: Path, tmp_p
     # Both patients with `close` in one split would leave the others without it.
     assert sum("2" in labels.values() for labels in found.values()) == 2
     lines = [line.split() for line in result.output.splitlines()]
-    assert ["train", "3", "6", "30", "50.0%"] in lines
-    assert ["test", "1", "2", "10", "16.7%"] in lines
+    assert ["train", "3", "6", "30", "30", "50.0%", "50.0%"] in lines
+    assert ["test", "1", "2", "10", "10", "16.7%", "17.0%"] in lines
     # Without shares, all goes back into one CSV, of which `spatialfeat split` makes the same again.
     result = prepare(*command[:2], tmp_path / "out", *command[2:])
     assert "12 videos already there" in result.output
@@ -503,7 +505,7 @@ def test_splits_that_cannot_be(patients: Path, tmp_path: Path) -> None:
     result = prepare(*command, "--val", "0.5", "--test", "0.5")
     assert (result.exit_code, "leave nothing to train on" in result.output) == (2, True)
     result = prepare(*command[:3], "--val", "0.2")
-    assert (result.exit_code, "--val: has no meaning without --annotations" in result.output) == (2, True)
+    assert (result.exit_code, "--val does nothing without --annotations" in result.output) == (2, True)
 
 
 def images(out: Path) -> dict[str, tuple[bytes, int]]:

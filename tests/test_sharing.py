@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tinydata import make_table
 
-from spatialfeat.config import ExtractConfig, Shard, parse_shard
+from spatialfeat.config import ExtractConfig
 from spatialfeat.data.dataset import EpochBatches
 from spatialfeat.data.frames import Video, group_videos
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.plan import share_out
+from spatialfeat.features.plan import Shard, parse_shard, share_out
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,9 @@ def test_one_division(data: Path) -> None:
     assert ["", "patients", "videos", "rows", "labelled", "share", "asked"][1:] in lines
     assert ["train", "5", "10", "40", "40", "50.0%", "50.0%"] in lines
     assert ["test", "3", "6", "24", "24", "30.0%", "30.0%"] in lines
-    assert ["0", "phase_0", "50.0%", "50.0%", "50.0%"] in lines
+    assert ["label", "phase", "videos", "frames", "train", "val", "test"] in lines
+    frames = [word for count in (40, 20, 8, 12) for word in (str(count), "(50.0%)")]
+    assert ["0", "phase_0", "20", *frames] in lines
     record = json.loads((study / "run.json").read_text())
     assert (record["status"], record["command"]) == ("complete", "split")
     assert [(part["split"], part["num_patients"]) for part in record["parts"]] == [
@@ -105,7 +107,7 @@ def test_folds(data: Path) -> None:
     assert f"cd {folds[0]} && spatialfeat check && spatialfeat finetune && " in result.stdout
     lines = [line.split() for line in result.stdout.splitlines()]
     assert ["fold3", "val", "2", "4", "16", "16", "20.0%", "20.0%"] in lines
-    assert ["2", "close", "it", *["25.0%"] * 5] in lines
+    assert ["2", "close", "it", "20", "20", "(25.0%)", *["4", "(25.0%)"] * 5] in lines
 
 
 def test_names_beside_the_csv_are_taken_and_handed_on(data: Path) -> None:
@@ -119,8 +121,8 @@ def test_many_folds_are_summed_up_on_the_terminal(data: Path) -> None:
     result = run("split", data / "all.csv", data / "cv", "--folds", "10", "--val", "0.1")
     assert result.exit_code == 0, result.output
     lines = [line.split() for line in result.stdout.splitlines()]
-    assert ["phases", "lowest", "median", "highest", "of", "10", "folds"] in lines
-    assert ["1", "phase_1", "25.0%", "25.0%", "25.0%"] in lines
+    assert ["label", "phase", "videos", "frames", "lowest", "median", "highest", "of", "10", "folds"] in lines
+    assert ["1", "phase_1", "20", "20", "(25.0%)", "25.0%", "25.0%", "25.0%"] in lines
     assert ["fold10", "test", "1", "2", "8", "8", "10.0%", "10.0%"] in lines
 
 
@@ -204,7 +206,7 @@ MISTAKES = [
     (["--val", "0.5", "--folds", "2"], "--val 0.5 and --folds 2: leave nothing to train on"),
     (["--test", "-1"], "--test -1: must be at least 0"),
     (["--folds", "1"], "--folds 1: must be at least 2"),
-    (["--folds", "5", "--test", "0.2"], "--test: has no meaning with --folds 5"),
+    (["--folds", "5", "--test", "0.2"], "--test does nothing with --folds 5"),
     (["--folds", "11"], "has 10 patients with labelled frames, too few for 11 folds"),
     (["--img-dir", "nowhere"], "--img-dir nowhere: no such folder"),
     (["--phase-names", "a,b"], "all.csv row 4: label 2 is outside 0..1"),

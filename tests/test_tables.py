@@ -64,7 +64,11 @@ def test_one_patient_and_no_probabilities() -> None:
     assert "(sd -)" in text
     alone = [make_evaluation(name, PREDICTED, probabilities=False, num_frames=4) for name in ("resnet", "tcn")]
     (found,) = compared(alone)
-    assert "on the same frames; intervals: none, because they need" in comparison_table(found, alone)
+    compared_text = comparison_table(found, alone)
+    assert "on the same frames; intervals: none, because they need" in compared_text
+    # Nobody needs a column of dashes.
+    assert "interval" not in text.replace("intervals:", "") + compared_text.partition("\n")[2]
+    assert any(line.split()[-3:] == ["first", "second", "differ."] for line in compared_text.splitlines())
 
 
 def test_a_difference_is_second_minus_first() -> None:
@@ -94,7 +98,7 @@ def test_phases_without_frames_are_said_beside_the_macro_scores() -> None:
     names = ["a", "b", "c", "d", "e", "f", "g"]
     labels = [0, 1, 2, 3, 4, 5]
     text = " ".join(score_tables(score("x", [small_video("1_1", labels, labels)], names)).split())
-    assert "macro F1 pooled, mean over phases 0.8571 - over the 6 phases that occur 1.0000" in text
+    assert "macro F1 pooled, mean over phases 0.8571 over the 6 phases that occur 1.0000" in text
     assert "1 phase of 7 without a labelled frame (g) counts as 0 in macro scores" in text
     text = " ".join(score_tables(score("x", [small_video("1_1", [0] * 9, [0] * 9)], names)).split())
     assert "6 phases of 7 without a labelled frame (b, c, d, ...) count as 0 in macro scores" in text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +11,17 @@ from spatialfeat.checks.images import ImageScan
 from spatialfeat.checks.rows import SplitFacts
 from spatialfeat.checks.videos import VideoFacts
 from spatialfeat.config import CheckConfig
-from spatialfeat.console import align, clock_text, count_text, duration_text, omission, shown_phases, size_text, wrap
+from spatialfeat.console import (
+    align,
+    clock_text,
+    count_text,
+    duration_text,
+    name_some,
+    phase_lines,
+    share_cells,
+    size_text,
+    wrap,
+)
 from spatialfeat.phases import default_phase_names
 
 CHECK_SCHEMA = 1
@@ -92,14 +101,9 @@ def _data_lines(report: CheckReport) -> list[str]:
         lines += [line for text in report.ids for line in wrap(text, "  ")]
     splits_frames = report.phase_counts.values()
     if any(map(sum, splits_frames)):
-        phases = [["frames per phase", *report.phase_counts]]
-        shown = shown_phases([sum(frames) for frames in zip(*splits_frames, strict=True)])
-        for phase in shown:
-            name = report.phase_names[phase]
-            cells = [f"{own[phase]} ({own[phase] / sum(own):.1%})" if any(own) else "0" for own in splits_frames]
-            phases.append([f"{phase} {textwrap.shorten(name, 32, placeholder='...')}", *cells])
-        note = omission(len(shown), len(report.phase_names))
-        lines += ["", *align(phases), *([note] if note else [])]
+        columns = {split: share_cells(frames) for split, frames in report.phase_counts.items()}
+        totals = [sum(frames) for frames in zip(*splits_frames, strict=True)]
+        lines += ["", "frames per phase", *phase_lines(report.phase_names, columns, totals)]
     if report.scan is not None:
         scan = report.scan
         images = f"{count_text(len(scan.facts), 'image')}, {size_text(scan.num_bytes)}"
@@ -111,8 +115,7 @@ def _data_lines(report: CheckReport) -> list[str]:
 
 
 def _short_counts(counts: dict[str, int]) -> str:
-    shown = [f"{name} ({count})" if len(counts) > 1 else name for name, count in list(counts.items())[:3]]
-    return ", ".join(shown) + (f" and {len(counts) - 3} more" if len(counts) > 3 else "")
+    return name_some((f"{name} ({count})" if len(counts) > 1 else name for name, count in counts.items()), 3)
 
 
 def _estimate_lines(estimate: Estimate, config: CheckConfig) -> list[str]:

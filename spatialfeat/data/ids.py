@@ -22,7 +22,7 @@ from functools import lru_cache
 
 import pandas as pd
 
-from spatialfeat.config import ID_FORMS, check_id_pattern
+from spatialfeat.config import ID_FORMS
 from spatialfeat.errors import SpatialfeatError
 
 AUTO, PATIENT_SEGMENT_FRAME, VIDEO_FRAME = ID_FORMS
@@ -40,6 +40,25 @@ _FRAME_FIELD = re.compile(rf"{_SEPARATOR}{_FRAME}", re.ASCII)
 # `video01/video01_000031`, `1050/1050_1_000031`: what lies in the folder names it again. But `1/1` is segment 1 of 1.
 _FOLDER_TWICE = re.compile(r"(?<![^/])(?P<folder>[^/]+)/(?=(?P=folder)_[^/]*$|(?![0-9]+$)(?P=folder)$)")
 _UNREAD = (None, None, None, None)
+
+
+ID_GROUPS = ({"patient", "segment", "frame"}, {"video", "frame"}, {"patient", "video", "frame"})
+"""The named groups that a pattern of ids may have."""
+
+MAX_PATTERN_CHARACTERS = 1000
+
+
+def check_id_pattern(pattern: str) -> None:
+    """Refuse what is no regular expression with the groups of an id."""
+    try:
+        groups = set(re.compile(pattern).groupindex) if len(pattern) <= MAX_PATTERN_CHARACTERS else set()
+    except (re.error, RecursionError, OverflowError) as error:
+        raise SpatialfeatError(f"--id-pattern {pattern[:80]}: is no regular expression ({error})") from error
+    if groups not in ID_GROUPS:
+        raise SpatialfeatError(
+            f"--id-pattern {pattern[:80]}: must name the groups patient, segment and frame, or video and frame, e.g. "
+            r"'(?P<video>.+)_(?P<frame>\d+)'"
+        )
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from spatialfeat.console import count_text, new_bar
 from spatialfeat.errors import SpatialfeatError
@@ -106,7 +106,9 @@ def decode_rgb(content: bytes) -> Image.Image:
             image.load()
             rgb: Image.Image = image if image.mode == "RGB" else image.convert("RGB")  # Which would copy it.
     except damage as error:
-        raise ImageError(f"the {form} cannot be decoded ({error})") from error
+        # Pillow names the place in memory of what it does not recognize.
+        reason = "its header is damaged" if isinstance(error, UnidentifiedImageError) else error
+        raise ImageError(f"the {form} cannot be decoded ({reason})") from error
     return rgb
 
 

@@ -14,13 +14,15 @@ scikit-learn's StratifiedGroupKFold knows parts of equal size only, and never ta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spatialfeat.console import count_text
+from spatialfeat.console import align, count_text, phase_lines, share_cells
 from spatialfeat.data.frames import UNLABELLED, FrameTable
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.names import same_name_key
@@ -33,6 +35,9 @@ MOST_STARTS = 32
 
 MOST_EXCHANGED = 500
 """With more patients only single ones are moved: pairs are then too many, and not needed."""
+
+MOST_COLUMNS = 8
+"""So many parts are shown side by side."""
 
 DIGITS = 12
 """Costs are compared to so many decimals: which of two equal ones is less must not depend on the processor."""
@@ -194,3 +199,82 @@ def _cost(values: NDArray[np.float64], shares: NDArray[np.float64], parts: NDArr
 def _lowest(costs: NDArray[np.float64]) -> int:
     """The index of the lowest, the first of equal ones."""
     return int(np.argmin(np.round(costs, DIGITS)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What is in one CSV. folder: `fold1`; `` without folds. frames_per_phase: (C,) int64.
+
+    patient_frames: {patient: labelled frames}, of those whose names count as one together.
+    share: of all labelled frames, or of all where none has a label. asked: None where no share was.
+    """
+
+    folder: str
+    split: str
+    num_rows: int
+    num_videos: int
+    patient_frames: Mapping[str, int]
+    frames_per_phase: NDArray[np.int64]
+    asked: float | None
+    share: float
+
+    @property
+    def name(self) -> str:
+        """As messages call it: `fold1 train`, `train`."""
+        return f"{self.folder} {self.split}".strip()
+
+
+def part_of(
+    table: FrameTable, rows: NDArray[np.bool_], num_phases: int, *, split: str, folder: str = "", asked: float | None
+) -> Part:
+    """The part that the rows (N,) of the table make."""
+    own = table.take(rows)
+    labelled = own.labels != UNLABELLED
+    patients, patient_of_row = np.unique(own.patients, return_inverse=True)
+    names: dict[tuple[object, ...], str] = {}
+    patient_frames: Counter[str] = Counter()
+    for patient, frames in zip(patients.tolist(), np.bincount(patient_of_row, labelled).tolist(), strict=True):
+        patient_frames[names.setdefault(same_name_key(patient), patient)] += int(frames)
+    all_labelled = table.labels != UNLABELLED
+    return Part(
+        folder=folder,
+        split=split,
+        num_rows=len(own),
+        num_videos=len(np.unique(own.videos)),
+        patient_frames=patient_frames,
+        frames_per_phase=np.bincount(own.labels[labelled], minlength=num_phases),
+        asked=asked,
+        share=float(rows[all_labelled].mean() if all_labelled.any() else rows.mean()),
+    )
+
+
+def parts_text(table: FrameTable, parts: Sequence[Part], phase_names: Sequence[str]) -> str:
+    """Two tables for the terminal: a line per part, and one per phase of the labelled frames, if there are any.
+
+    Of several folds, the second shows their test sets.
+    """
+    lines = [["", "patients", "videos", "rows", "labelled", "share", "asked"]]
+    for part in parts:
+        counts = (len(part.patient_frames), part.num_videos, part.num_rows, part.frames_per_phase.sum())
+        asked = "" if part.asked is None else f"{part.asked:.1%}"
+        lines.append([part.name, *map(str, counts), f"{part.share:.1%}", asked])
+    if all(part.asked is None for part in parts):
+        lines = [line[:-1] for line in lines]
+    shown = [part for part in parts if not part.folder or part.split == "test"]
+    frames = np.array([part.frames_per_phase for part in shown])
+    totals = frames.sum(axis=0).tolist()
+    if not any(totals):
+        return "\n".join(align(lines))
+    labelled = table.labels != UNLABELLED
+    _, video_of_row = np.unique(table.videos, return_inverse=True)
+    pairs = np.unique(np.stack([table.labels, video_of_row])[:, labelled], axis=1)
+    videos = np.bincount(pairs[0], minlength=len(totals)).tolist()
+    columns = {"videos": list(map(str, videos)), "frames": share_cells(totals)}
+    if len(shown) > MOST_COLUMNS:
+        shares = frames / frames.sum(axis=1, keepdims=True)
+        summary = np.quantile(shares, (0, 0.5, 1), axis=0)
+        titles = ("lowest", "median", f"highest of {len(shown)} folds")
+        columns |= {title: [f"{share:.1%}" for share in of] for title, of in zip(titles, summary, strict=True)}
+    elif len(shown) > 1:
+        columns |= {part.folder or part.split: share_cells(part.frames_per_phase.tolist()) for part in shown}
+    return "\n".join([*align(lines), "", *phase_lines(phase_names, columns, totals)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from spatialfeat.console import name_some
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.files import read_text
 
 FIRST_ROW = 2
 """Rows are counted as a text editor or spreadsheet shows them: the header is row 1."""
@@ -69,16 +71,7 @@ def row_texts(csv_path: Path) -> list[str]:
 
 
 def _read_text(csv_path: Path) -> str:
-    try:
-        text = csv_path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise SpatialfeatError(
-            f"{csv_path}: no such file; go to the folder of your data, or pass the right path"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise SpatialfeatError(f"{csv_path}: is not UTF-8 text ({error.reason}); save it as UTF-8 CSV") from error
-    except OSError as error:
-        raise SpatialfeatError(f"{csv_path}: cannot be read ({error.strerror})") from error
+    text = read_text(csv_path)
     # Python 3.10's reader gives up on NUL, later ones let it pass; no CSV needs it.
     if "\0" in text:
         row = text.count("\n", 0, text.index("\0")) + 1
@@ -254,7 +247,9 @@ class Rows:
         no_label = "" if unlabelled is None else "; a frame without a label has -100, -1 or nothing"
         if named:
             wrong = f"{name} {{value!r}} is no phase"
-            remedy = f"write {allowed} or one of {_some(named)}, or give other names with --phase-names"
+            remedy = (
+                f"write {allowed} or one of {name_some(named, SHOWN_NAMES)}, or give other names with --phase-names"
+            )
         else:
             wrong = f"{name} {{value!r}} is not an integer"
             remedy = "write the phase's number, e.g. 3, or pass --phase-names if these are the names of phases"
@@ -281,12 +276,6 @@ def _number(text: str, unlabelled: int | None) -> int | None:
         return None
     # Python refuses to read thousands of digits; no phase has so many.
     return int(digits) if len(digits) <= 18 else (-_TOO_LARGE if digits[0] == "-" else _TOO_LARGE)
-
-
-def _some(names: Iterable[str]) -> str:
-    all_names = list(names)
-    more = ", ..." if len(all_names) > SHOWN_NAMES else ""
-    return ", ".join(all_names[:SHOWN_NAMES]) + more
 
 
 def read_rows(

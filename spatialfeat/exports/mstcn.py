@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spatialfeat.config import ExportConfig
-from spatialfeat.console import count_text
+from spatialfeat.console import count_text, name_some
 from spatialfeat.data.frames import UNLABELLED
 from spatialfeat.data.tables import read_rows
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.exports.source import FLOAT32, Advance, ExportJob, ExportVideo, name_some, npy_header
+from spatialfeat.exports.source import FLOAT32, Advance, ExportJob, ExportVideo, npy_header
 from spatialfeat.exports.verify_mstcn import MIN_FRAMES, verify_mstcn
 from spatialfeat.features.folder import seen_in_training
 from spatialfeat.features.schema import CHANNEL_TIME

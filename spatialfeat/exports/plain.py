@@ -12,15 +12,14 @@ import numpy as np
 import pandas as pd
 
 from spatialfeat import __version__
-from spatialfeat.config import WEIGHTS_NAME
-from spatialfeat.console import count_text
+from spatialfeat.config import WEIGHTS_NAME, csv_name
+from spatialfeat.console import count_text, name_some
 from spatialfeat.exports.source import (
     FLOAT32,
     FRAMES_PER_BLOCK,
     Advance,
     ExportJob,
     ExportVideo,
-    name_some,
     npy_header,
 )
 from spatialfeat.features.schema import TIME_CHANNEL, WEIGHTS_ORIGIN
@@ -41,7 +40,7 @@ class NpyExport(ExportJob):
             folder = target / f"features_{split}"
             folder.mkdir()
             labelled = _any_label(videos)
-            with open_csv_text(target / _csv_name(split)) as text:
+            with open_csv_text(target / csv_name(split)) as text:
                 table = CsvTable(text, ("id", "label") if labelled else ("id",))
                 for video in videos:
                     ids = video.ids()
@@ -58,7 +57,7 @@ class NpyExport(ExportJob):
         problems = []
         for split, videos in self.per_split().items():
             folder = target / f"features_{split}"
-            with (target / _csv_name(split)).open(encoding="utf-8", newline="") as text:
+            with (target / csv_name(split)).open(encoding="utf-8", newline="") as text:
                 listed = [row[0] for row in csv.reader(text)][1:]
             num_files = sum(1 for _ in folder.rglob("*.npy"))
             num_frames = sum(video.num_frames for video in videos)
@@ -77,7 +76,7 @@ class NpyExport(ExportJob):
             lines += [
                 f"features_{split}/  {count_text(num_frames, 'file')}, ({self.num_channels},) float32, "
                 f"of {count_text(len(videos), 'video')}",
-                f"{_csv_name(split)}  {count_text(num_frames, 'row')}, {'id,label' if _any_label(videos) else 'id'}",
+                f"{csv_name(split)}  {count_text(num_frames, 'row')}, {'id,label' if _any_label(videos) else 'id'}",
             ]
         return lines
 
@@ -101,10 +100,6 @@ class NpyExport(ExportJob):
         )
         lines.append("docs/temporal.md, with combined_ResNet_DB.csv for its ribbons and how to score its results.")
         return "\n".join(f"  {line}" for line in lines)
-
-
-def _csv_name(split: str) -> str:
-    return f"{split}_ResNet_DB.csv"
 
 
 def _any_label(videos: list[ExportVideo]) -> bool:

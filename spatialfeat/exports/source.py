@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from spatialfeat.config import ExportConfig, Shard
-from spatialfeat.console import count_text
+from spatialfeat.config import ExportConfig
+from spatialfeat.console import count_text, name_some
 from spatialfeat.data.frames import UNLABELLED
 from spatialfeat.data.ids import IdRule
 from spatialfeat.data.patients import patients_in_several_splits
@@ -27,6 +27,7 @@ from spatialfeat.data.pseudonyms import Pseudonyms, names_to_hide, open_pseudony
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
 from spatialfeat.features.folder import open_feature_dir, ordered_splits, patients_of
+from spatialfeat.features.plan import Shard
 from spatialfeat.features.schema import WEIGHTS_ORIGIN
 from spatialfeat.files import read_json_object
 from spatialfeat.formats import FORMATS
@@ -34,9 +35,6 @@ from spatialfeat.names import natural_key
 
 FRAMES_PER_BLOCK = 4096
 """4096 frames of 2048 float32 are 32 MiB: all that is held of a video, where the format allows writing in blocks."""
-
-NAMED = 5
-"""A message names so many videos; more would bury the first."""
 
 
 class ExportVideo:
@@ -226,13 +224,6 @@ def _settle_unlabelled(config: ExportConfig, videos: Sequence[ExportVideo], unla
         "background": f"written as phase {config.background_name} (--unlabelled background)",
     }
     return f"{frames}: {fates[unlabelled]}"
-
-
-def name_some(names: Iterable[str]) -> str:
-    """`a, b, c, d, e and 7 more`."""
-    all_names = list(names)
-    more = f" and {len(all_names) - NAMED} more" if len(all_names) > NAMED else ""
-    return ", ".join(all_names[:NAMED]) + more
 
 
 def _notice_unfinished(features_dir: Path) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from spatialfeat.data.frames import Video
@@ -13,6 +15,35 @@ from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile, read_info
 from spatialfeat.features.schema import SUFFIX, FeatureFileInfo, Provenance, VideoHeader
 from spatialfeat.names import file_name
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The share `index` of `count` of an extraction, counted from 1 as job arrays are."""
+
+    index: int = 1
+    count: int = 1
+
+    @property
+    def run_record_name(self) -> str:
+        """`run.json` of a whole extraction, `run-2of4.json` of a share, so that shares do not overwrite each other."""
+        return "run.json" if self.count == 1 else f"run-{self.index}of{self.count}.json"
+
+
+def parse_shard(text: str | None) -> Shard:
+    """`2/4` as the second of four, and None, a whole extraction, as 1 of 1."""
+    if text is None:
+        return Shard()
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
+    if match is None or int(match[2]) == 0:
+        raise SpatialfeatError(f"--shard {text}: must be I/N, the I-th of N shares, e.g. 1/4")
+    shard = Shard(int(match[1]), int(match[2]))
+    if not 1 <= shard.index <= shard.count:
+        raise SpatialfeatError(
+            f"--shard {text}: shares count from 1, so pass 1/{shard.count} to {shard.count}/{shard.count} "
+            f"(Slurm: --array=1-{shard.count})"
+        )
+    return shard
 
 
 def feature_path(out_dir: Path, video: Video) -> Path:

@@ -6,6 +6,7 @@ and a file that is something else is called what it is.
 
 from __future__ import annotations
 
+import codecs
 import io
 import pickle
 import pickletools
@@ -115,7 +116,7 @@ def loading_line(path: Path) -> tuple[str, str]:
 
 
 def _refuse_other_files(path: Path, head: bytes) -> None:
-    """Call by its name what people take for weights: pages of a download that failed, and pointers of Git LFS."""
+    """Call by its name what people take for weights: failed downloads, pointers of Git LFS, tables and other texts."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise SpatialfeatError(
@@ -129,6 +130,22 @@ def _refuse_other_files(path: Path, head: bytes) -> None:
             f"{path}: is a Git LFS pointer{stands_for}, not the weights themselves; run `git lfs pull` in the "
             "repository that it comes from"
         )
+    shown = _text_of(head)
+    if shown:
+        description = "; the JSON file only describes the weights that it lies beside" if shown[0] == "{" else ""
+        raise SpatialfeatError(
+            f"{path}: is a text file, which begins with {shown.splitlines()[0][:60]!r}, not weights{description}; pass "
+            "a file of torch.save (.pth, .pt, .ckpt, .bin) or a .safetensors file"
+        )
+
+
+def _text_of(head: bytes) -> str:
+    """The text that a file begins with, "" if it is none: weights have control characters from the start."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head)  # A letter may be cut at the end.
+    except UnicodeDecodeError:
+        return ""
+    return text.strip() if all(letter.isprintable() or letter in "\t\r\n" for letter in text) else ""
 
 
 def _is_safetensors(head: bytes) -> bool:

@@ -236,7 +236,7 @@ def _overall(metrics: Mapping[str, Any]) -> list[str]:
         rows.append(["calibration err.", f"all frames, {bins} bins", TERMINAL.number(error)])
     note = absence_note(metrics)
     return [
-        *align(rows, left=(0, 1, 3)),
+        *_filled(rows, left=(0, 1, 3)),
         f"intervals: {_resampling(metrics['intervals'])}",
         *(wrap(note, rest="  ") if note else []),
     ]
@@ -298,7 +298,7 @@ def _per_phase(evaluation: Evaluation) -> list[str]:
         numbers = [TERMINAL.number(row[measure]) for measure in MEASURES]
         rows.append([_short(row["name"]), str(row["support"]), *numbers, TERMINAL.ends(intervals["f1"])])
     note = f" ({note}; all: per_phase.csv)" if note else ""
-    return [f"per phase, all frames together{note}", *align(rows, left=(0, 2 + len(MEASURES)))]
+    return [f"per phase, all frames together{note}", *_filled(rows, left=(0, 2 + len(MEASURES)))]
 
 
 def comparison_table(comparison: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> str:
@@ -314,10 +314,21 @@ def comparison_table(comparison: Mapping[str, Any], evaluations: Sequence[Evalua
     names, note = f"{comparison['second']} minus {comparison['first']}", no_claim_note(comparison)
     return "\n".join([
         f"{names}, on the same frames; intervals: {_resampling(comparison)}",
-        *align(rows, left=(0, 1, 5)),
+        *_filled(rows, left=(0, 1, 5)),
         *(["* the interval excludes 0"] if any(row.is_clear for row in found) else []),
         *(wrap(note, rest="  ") if note else []),
     ])  # fmt: skip
+
+
+def _filled(rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
+    """`align`, without the columns that hold nothing below their title, such as intervals of a single patient."""
+    kept = [
+        column
+        for column in range(len(rows[0]))
+        if any(cell not in ("", TERMINAL.undefined) for row in rows[1:] for cell in row[column : column + 1])
+    ]
+    texts = [[row[column] for column in kept if column < len(row)] for row in rows]
+    return align(texts, left=[place for place, column in enumerate(kept) if column in left])
 
 
 def _resampling(found: Mapping[str, Any]) -> str:

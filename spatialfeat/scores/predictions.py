@@ -24,17 +24,34 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from spatialfeat.config import FeaturesSource, PredictionsSource
-from spatialfeat.console import count_text
-from spatialfeat.data.frames import UNLABELLED, FrameTable, group_videos, make_table, read_frames
+from spatialfeat.config import FeaturesSource, PredictionsSource, WeightsSource
+from spatialfeat.console import count_text, name_some
+from spatialfeat.data.frames import (
+    UNLABELLED,
+    UNNAMED_SPLIT,
+    FrameTable,
+    group_videos,
+    list_frames,
+    make_table,
+    read_frames,
+)
 from spatialfeat.data.ids import USUAL_RULE, IdRule
+from spatialfeat.data.patients import show_reading
 from spatialfeat.data.tables import Origin, Rows, read_rows, refuse_repeated_columns
 from spatialfeat.encoders import RESNET50_NAME
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
 from spatialfeat.features.folder import read_features, read_folds, seen_in_training
 from spatialfeat.features.schema import TIME_CHANNEL
-from spatialfeat.files import write_csv
+from spatialfeat.files import read_json_object, write_csv
+from spatialfeat.network.inference import TableInference
+from spatialfeat.network.weights import (
+    MORE_CLASSES,
+    checkpoint_of,
+    described_id_rule,
+    description_path,
+    warn_of_many_classes,
+)
 from spatialfeat.phases import DEFAULT_NUM_PHASES, check_phase_names, default_phase_names
 from spatialfeat.scores.calibration import softmax
 from spatialfeat.scores.metrics import IntArray
@@ -49,8 +66,6 @@ SPLIT = "evaluation"
 # With several sets, a set's name becomes a folder beside the other outputs: no separators, nothing hidden, no clash.
 SAFE_NAME = r"[^\s./\\\x00-\x1f\x7f](?:[^/\\\x00-\x1f\x7f]{0,98}[^\s./\\\x00-\x1f\x7f])?"
 OUTPUT_NAME = r"ribbons|.*\.(?:csv|html|json|png|svg)"
-NAMED_IDS = 5
-"""A message names so many ids; more would bury the first."""
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +189,56 @@ class OpenedSource:
 def network_name(backbone: str) -> str:
     """What pictures, tables and folders call the predictions of weights or feature files of this backbone."""
     return "ResNet-50" if backbone == RESNET50_NAME else backbone.replace(":", "-")
+
+
+def open_weights(
+    source: WeightsSource, num_classes: int | None, phase_names: tuple[str, ...] | None, *, to: str
+) -> OpenedSource:
+    """A weights file, and the frames of `source.csv` or, without one, of the folder, whose images are looked at.
+
+    Args:
+        to: the command, which `evaluate` needs labels for.
+
+    Raises:
+        SpatialfeatError: weights, CSV, device, cache or an image at fault.
+    """
+    given = IdRule.given(source.id_form, source.id_pattern)
+    id_rule = given or described_id_rule(source.weights) or USUAL_RULE
+    # Before the weights, which take seconds.
+    table = None if source.csv else list_frames(source.img_dir, split=UNNAMED_SPLIT, id_rule=id_rule)
+    checkpoint = checkpoint_of(source, num_classes=num_classes, phase_names=phase_names)
+    scored = to == "evaluate"
+    if table is None:
+        assert source.csv is not None
+        table = read_frames(
+            source.csv,
+            source.img_dir,
+            split=SPLIT if scored else UNNAMED_SPLIT,
+            id_rule=id_rule,
+            num_classes=checkpoint.num_classes,
+            phase_names=checkpoint.phase_names,
+            labels_required=scored,
+            more_classes=MORE_CLASSES,
+        )
+    if not scored:  # Ids that were scored before were shown then.
+        show_reading([table])
+    warn_of_many_classes(checkpoint, [table])
+    inference = TableInference(checkpoint, table, source)  # Last of the checks: it takes seconds, the others do not.
+    epoch = read_json_object(description_path(source.weights)).get("epoch")
+
+    def predict() -> PredictionSets:
+        frames = count_text(len(table), "frame")
+        logger.info("%s: predicting %s on %s", table.source, frames, inference.arithmetic)
+        return {network_name(checkpoint.backbone.name): [FramePredictions.of_logits(table, inference.logits(to))]}
+
+    return OpenedSource(
+        tables=(table,),
+        phase_names=checkpoint.phase_names,
+        predict=predict,
+        data=(source.csv,) if source.csv else (),
+        facts=inference.facts | ({} if epoch is None else {"weights_epoch": epoch}),
+        found=inference.found,
+    )
 
 
 def read_feature_predictions(
@@ -398,11 +463,10 @@ class PredictionFile:
         if differing:
             first = differing[0]
             row = int(rows[first])
-            more = ", ..." if len(differing) > NAMED_IDS else ""
             raise SpatialfeatError(
                 f"{table.where(row)}: the true phase of {truth.ids[first]} is {table.labels[row]}, but "
                 f"{truth.labels[first]} in {truth.where(first)}; {len(differing)} of {len(truth)} frames differ "
-                f"({', '.join(truth.ids[differing[:NAMED_IDS]])}{more}); use one ground truth"
+                f"({name_some(truth.ids[differing])}); use one ground truth"
             )
         return rows
 
@@ -444,6 +508,5 @@ def _ground_truth(
 def _ids_text(table: FrameTable, rows: Sequence[int]) -> str:
     """`3 frames (1_1_4 in row 5, 1_1_5 in row 6, 1_1_6 in row 7)`; without rows where feature files are the table."""
     numbers = table.origin.row_numbers
-    where = {row: "" if numbers is None else f" in row {numbers[row]}" for row in rows[:NAMED_IDS]}
-    named = ", ".join(f"{table.ids[row]}{place}" for row, place in where.items())
-    return f"{count_text(len(rows), 'frame')} ({named}{', ...' if len(rows) > NAMED_IDS else ''})"
+    named = name_some(f"{table.ids[row]}{'' if numbers is None else f' in row {numbers[row]}'}" for row in rows)
+    return f"{count_text(len(rows), 'frame')} ({named})"

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 
-from spatialfeat.config import CHOLEC80_GRAPH
 from spatialfeat.data.tables import Rows, read_rows
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.phases import CHOLEC80_PHASES
@@ -30,6 +29,9 @@ from spatialfeat.scores.metrics import BoolArray, IntArray, PhaseScores, ratio
 from spatialfeat.scores.segmental import find_runs
 
 DEFAULT_WINDOW_S = 10.0
+
+CHOLEC80_GRAPH = "cholec80"
+"""The word that stands for the built-in transition graph in `--relaxed`."""
 
 
 def transition_graph(num_phases: int, pairs: Iterable[tuple[int, int]]) -> BoolArray:

@@ -27,19 +27,19 @@ import numpy as np
 import numpy.typing as npt
 
 from spatialfeat.config import ResultsSource
-from spatialfeat.console import count_text
+from spatialfeat.console import count_text, name_some
 from spatialfeat.data.frames import UNLABELLED, FrameTable
 from spatialfeat.data.ids import IdRule
 from spatialfeat.data.tables import read_rows, require_columns
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
 from spatialfeat.features.folder import patients_of
+from spatialfeat.files import read_text
 from spatialfeat.names import ID_BREAKS, PHASE_BREAKS, breaks_in, file_name, without_breaks
 from spatialfeat.scores.calibration import softmax
 from spatialfeat.scores.metrics import BoolArray, FloatArray, IntArray
 from spatialfeat.scores.predictions import (
     ID_COLUMNS,
-    NAMED_IDS,
     PREDICTED_COLUMNS,
     FramePredictions,
     OpenedSource,
@@ -186,7 +186,9 @@ class _Reader:
         truth = rows.phases("true_label", num_phases, phase_names=names, unlabelled=UNLABELLED)
         unknown = sorted(set(fields["patient"]) - {patient.name for patient in patients})
         if unknown:
-            raise SpatialfeatError(f"{path}: patient {_some(unknown)} is not in {self._table.source}; check --split")
+            raise SpatialfeatError(
+                f"{path}: patient {name_some(unknown)} is not in {self._table.source}; check --split"
+            )
         predicted = np.full(len(self._table), UNLABELLED, dtype=np.int64)
         dropped: dict[str, bool] = {}
         for patient in patients:
@@ -232,13 +234,13 @@ class _Reader:
                 chosen, stems, kind = self._patients(), of_patients, "patient"
         lacking = self._lacking(chosen, stems)
         if lacking:
-            there = f"found: {_some(found)}" if found else "it holds none at all"
+            there = f"found: {name_some(found)}" if found else "it holds none at all"
             below = next((path for path in sorted(folder.iterdir()) if path.is_dir() and _list_results(path)), None)
             if not found and below is not None:
                 there += f"; those in its folder {below.name}: pass {below}"
             raise SpatialfeatError(
-                f"{folder}: has no result file of {kind} {_some(lacking)} ({there}); predict these too, or choose with "
-                "--split the videos that were predicted"
+                f"{folder}: has no result file of {kind} {name_some(lacking)} ({there}); predict these too, or choose "
+                "with --split the videos that were predicted"
             )
         twice = [stem for stem in stems.values() if len(found[stem]) > 1]
         if twice:
@@ -249,7 +251,7 @@ class _Reader:
         others = sorted(found.keys() - set(stems.values()))
         if others:
             count = count_text(len(others), "other file")
-            self.notices.append(f"{name}: {count} in {folder} left unread: {_some(others)}")
+            self.notices.append(f"{name}: {count} in {folder} left unread: {name_some(others)}")
         return [(sequence, found[stems[sequence.name]][0]) for sequence in chosen if sequence.name in stems]
 
     def _patients(self) -> list[_Sequence]:
@@ -348,8 +350,8 @@ class _Reader:
 
     def _notice(self, folder: Path, name: str, dropped: Mapping[str, bool], strange: Collection[str]) -> None:
         if len(set(dropped.values())) > 1:
-            short = _some(video for video, is_dropped in dropped.items() if is_dropped)
-            whole = _some(video for video, is_dropped in dropped.items() if not is_dropped)
+            short = name_some(video for video, is_dropped in dropped.items() if is_dropped)
+            whole = name_some(video for video, is_dropped in dropped.items() if not is_dropped)
             raise SpatialfeatError(
                 f"{folder}: holds as many frames as have a label for {short}, but all frames of {whole}; predict all "
                 "from one export"
@@ -360,7 +362,9 @@ class _Reader:
                 "others have no prediction"
             )
         if len(strange) > 1:
-            raise SpatialfeatError(f"{folder}: {_some(sorted(strange))} are no phases ({', '.join(self._phase_names)})")
+            raise SpatialfeatError(
+                f"{folder}: {name_some(sorted(strange))} are no phases ({', '.join(self._phase_names)})"
+            )
         for word in strange:
             self.notices.append(f"{name}: {word}, which is no phase, is predicted for frames without a label only")
 
@@ -441,12 +445,7 @@ def _pattern(name: str, breaks: str) -> str:
 def _read_content(path: Path) -> _Content:
     if path.suffix == ".npy":
         return _Content(path, _read_npy(path))
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise SpatialfeatError(f"{path}: cannot be read ({reason}); save it as UTF-8 text") from error
-    lines = [line.strip() for line in text.replace("\r\n", "\n").rstrip().split("\n")]
+    lines = [line.strip() for line in read_text(path).replace("\r\n", "\n").rstrip().split("\n")]
     for number, line in enumerate(lines):
         if RECOGNITION.fullmatch(line):
             words = " ".join(lines[number + 1 : number + 2]).split()
@@ -520,9 +519,3 @@ def _texts(path: Path, words: Sequence[str]) -> npt.NDArray[np.str_]:
 
 def _is_whole(word: str) -> bool:
     return _WHOLE_NUMBER.fullmatch(word) is not None and float(word) == round(float(word))
-
-
-def _some(names: Iterable[str]) -> str:
-    every = list(names)
-    more = f" and {len(every) - NAMED_IDS} more" if len(every) > NAMED_IDS else ""
-    return ", ".join(every[:NAMED_IDS]) + more

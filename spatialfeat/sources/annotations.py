@@ -16,7 +16,9 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
+from spatialfeat.console import name_some
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.files import read_text
 
 FRAME, SECOND, MILLISECOND = "frame", "second", "ms"
 """What positions along a video count: frames as they are decoded, or time since the first one."""
@@ -69,24 +71,6 @@ class Track:
             for index in range(bisect_left(positions, span.start), after(positions, span.end)):
                 found[index] = span
         return found
-
-
-def read_text(path: Path) -> str:
-    """An annotation file's text, without a byte order mark.
-
-    Raises:
-        SpatialfeatError: it cannot be read, or is not UTF-8 (or UTF-16 with a byte order mark).
-    """
-    try:
-        content = path.read_bytes()
-        encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-        return content.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise SpatialfeatError(
-            f"{path}: is not UTF-8 text ({error.reason}); save it as UTF-8 (of Excel's forms: CSV UTF-8)"
-        ) from error
-    except OSError as error:
-        raise SpatialfeatError(f"{path}: cannot be read ({error.strerror}); pass the right path") from error
 
 
 @dataclass(frozen=True)
@@ -332,10 +316,9 @@ def doubtful_phases(tracks: Mapping[str, Track], labels: Mapping[str, int | None
                 break
     single = [name for name in ordered if len(places[name]) == 1 < len(tracks) and name not in told]
     if single:
-        where = [f"{name!r} ({next(iter(places[name].values()))})" for name in single[:10]]
-        more = f" and {len(single) - 10} others" if len(single) > 10 else ""
+        where = name_some((f"{name!r} ({next(iter(places[name].values()))})" for name in single), 10)
         yield (
-            f"in one video only, of {len(tracks)}: {', '.join(where)}{more}; what is in one video cannot be both "
+            f"in one video only, of {len(tracks)}: {where}; what is in one video cannot be both "
             "learned and tested. If it is another name for a phase, correct the table, or pass --phase-map"
         )
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from textwrap import indent, wrap
 
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.files import read_text
 from spatialfeat.names import same_name_key
 from spatialfeat.phases import CHOLEC80_PHASES
 from spatialfeat.sources.annotations import (
@@ -29,7 +30,6 @@ from spatialfeat.sources.annotations import (
     Track,
     position,
     read_table,
-    read_text,
     rows_track,
 )
 

@@ -326,11 +326,9 @@ def _decode(
 
     def wanted(sample: Sample) -> bool:
         time = Fraction(sample.k) / fps
-        label, phase = _label(job, time, sample.frame)
-        keep = label != UNLABELLED or settings.keep_unlabelled or job.track is None
-        frame_id = job.frame_id(sample.k) if keep else ""
-        rows.append((frame_id, label, phase, sample.k, float(time), sample.frame, round(float(sample.time), 6), ""))
-        return keep
+        named = _named(job, sample.k, time, sample.frame)
+        rows.append((*named, sample.k, float(time), sample.frame, round(float(sample.time), 6), ""))
+        return bool(named[0])
 
     # Encoding lets go of Python's lock, so that decoding goes on beside it.
     unwritten: deque[Future[None]] = deque()
@@ -392,11 +390,8 @@ def _look_at_pictures(
             continue
         time = Fraction(frame) / source_fps + Fraction(pictures.offset_s)
         native = frame if pictures.annotation_fps is None else int(time * Fraction(pictures.annotation_fps))
-        label, phase = _label(job, time, native)
-        keep = label != UNLABELLED or job.settings.keep_unlabelled or job.track is None
-        row_id = job.frame_id(k) if keep else ""
-        number = frame + pictures.first
-        rows.append((row_id, label, phase, k, float(Fraction(k) / fps), number, float(time), str(files[frame])))
+        named, number = _named(job, k, time, native), frame + pictures.first
+        rows.append((*named, k, float(Fraction(k) / fps), number, float(time), str(files[frame])))
     end = Fraction(last + 1) / source_fps
     advance(float(end))
     facts = Facts(num_frames=len(files), end=end, size=size, size_written=size)
@@ -405,14 +400,17 @@ def _look_at_pictures(
     return facts, suffixes.pop()
 
 
-def _label(job: VideoJob, time: Fraction, frame: int) -> tuple[int, str]:
-    """(label, what the annotation writes) at this time, when this source frame is on display."""
+def _named(job: VideoJob, k: int, time: Fraction, frame: int) -> tuple[str, int, str]:
+    """(id, "" where it is left out; label; what the annotation writes) of sample k, when this source frame is shown."""
     if job.track is None:
-        return UNLABELLED, ""
+        return job.frame_id(k), UNLABELLED, ""
     position = {FRAME: Fraction(frame), MILLISECOND: time * 1000}.get(job.track.unit, time)
     (span,) = job.track.phases_at([position])
     label = None if span is None else job.labels[span.phase]
-    return UNLABELLED if label is None else label, "" if span is None else span.phase
+    phase = "" if span is None else span.phase
+    if label is None:
+        return job.frame_id(k) if job.settings.keep_unlabelled else "", UNLABELLED, phase
+    return job.frame_id(k), label, phase
 
 
 def _check_length(job: VideoJob, facts: Facts) -> Iterator[str]:
