@@ -123,21 +123,38 @@ class Backbone:
         return self.build_empty(num_classes).to_empty(device="cpu")
 
     def require_image_size(self, image_size_px: int) -> None:
-        """Refuse an input that the network cannot take. Nothing is computed: only shapes are followed."""
-        if image_size_px == self.image_size_px or self.name == RESNET50_NAME:
-            return
-        model = self.build_empty(2).eval()
-        try:
-            model.logits_from(torch.zeros(2, 3, image_size_px, image_size_px, device="meta"), 0)
-        except _SHAPE_ERRORS as error:
-            reason = str(error).strip().split("\n")[0][:200]
+        """Refuse an input that the network cannot take."""
+        reason = "" if image_size_px == self.image_size_px else _why_not(self, image_size_px)
+        if reason:
             raise SpatialfeatError(
                 f"--image-size {image_size_px}: {self.name} takes no such input ({reason}); its usual one is "
                 f"{self.image_size_px}"
-            ) from error
+            )
 
 
 _SHAPE_ERRORS = (RuntimeError, AssertionError, ValueError, TypeError, IndexError, NotImplementedError)
+"""What networks raise for an input that they cannot take."""
+
+
+@cache
+def _why_not(backbone: Backbone, image_size_px: int) -> str:
+    """Why a network cannot take such an input, or "": one black frame is tried, with weights of 0.
+
+    To follow shapes alone would take PyTorch seconds longer, for what it imports first.
+    """
+    if backbone.name == RESNET50_NAME:
+        return ""
+    model = backbone.build_empty(2).to_empty(device="cpu").eval()
+    try:
+        with torch.inference_mode():
+            for tensor in (*model.parameters(), *model.buffers()):
+                tensor.zero_()
+            model.logits_from(torch.zeros(1, 3, image_size_px, image_size_px), 0)
+    except _SHAPE_ERRORS as error:
+        return str(error).strip().split("\n")[0][:200]
+    return ""
+
+
 """What networks raise for an input that they cannot take."""
 
 
