@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -200,3 +201,26 @@ def test_no_more_workers_than_batches(tmp_path: Path) -> None:
     write_images(table)
     dataset = FrameDataset(table, evaluation_transform(Preprocessing.for_image_size(16)))
     assert make_loader(dataset, batch_size=2, workers=16, device=torch.device("cpu")).num_workers == 2
+
+
+def test_a_worker_whose_main_process_is_gone_ends(tmp_path: Path) -> None:
+    """PyTorch looks after its parent only from the moment at which a worker is ready; a kill may come before."""
+    table = make_table(tmp_path, ["1_1_1"], labels=[0])
+    dataset = FrameDataset(table, evaluation_transform(Preprocessing()))
+    loader = make_loader(dataset, batch_size=1, workers=1, device=torch.device("cpu"))
+    assert loader.worker_init_fn is not None
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.fork() == 0:  # Its parent is not the process that made the loader.
+                loader.worker_init_fn(0)
+                os.write(writer, b"went on")
+            else:
+                os.wait()
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with os.fdopen(reader, "rb") as file:
+        assert file.read() == b""

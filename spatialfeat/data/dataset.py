@@ -316,8 +316,9 @@ def make_loader(
     workers = min(workers, num_batches)
     pinned = device.type == "cuda"
     slots = None
+    forked = multiprocessing.get_context().get_start_method() == "fork"
     # Where processes are not forked, they have no memory in common beforehand; and some systems grant no such mapping.
-    if workers and multiprocessing.get_context().get_start_method() == "fork":
+    if workers and forked:
         with suppress(OSError):
             slots = _Slots(workers, batch_size * SLOT_BYTES_PER_FRAME, pinned=pinned)
     return DataLoader(
@@ -325,7 +326,7 @@ def make_loader(
         **order,
         num_workers=workers,
         collate_fn=partial(collate, slots=slots),
-        worker_init_fn=_start_worker,
+        worker_init_fn=partial(_start_worker, os.getpid() if forked else None),
         # Its own generator for the seeds of workers, which nothing draws from: the global one is left alone, so that
         # its state after an epoch does not depend on workers.
         generator=torch.Generator(),
@@ -390,7 +391,9 @@ class _Ticket(NamedTuple):
         return _Slots.redeem, tuple(self)
 
 
-def _start_worker(_worker_id: int) -> None:
+def _start_worker(main_process: int | None, _worker_id: int) -> None:
+    if main_process is not None and os.getppid() != main_process:
+        os._exit(1)  # It was killed before PyTorch began to watch it: nothing would ever end this process.
     leave_signals_to_main_process()
     # A batch that cannot be sent would only be reported, and the main process would wait for it for ever.
     Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
