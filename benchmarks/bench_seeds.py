@@ -127,17 +127,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=32, help="default: %(default)s")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--out", type=Path, required=True, help="write OUT.md and OUT.json, anew after every seed")
+    parser.add_argument("--go-on", action="store_true", help="keep the seeds that OUT.json has, of the same options")
     options = parser.parse_args(arguments)
     if options.seeds < 2:
         parser.error("--seeds: at least 2, for a standard error")
     facts, text = machine_facts(options.device), ""
     curves: dict[str, list[list[Epoch]]] = {PLAIN: [], WORKERS: [], DEVICE: []}
+    if options.go_on:
+        stored = json.loads(Path(f"{options.out}.json").read_text(encoding="utf-8"))["histories"]
+        curves = {way: [[Epoch(**epoch) for epoch in run] for run in stored[way]] for way in curves}
     with tempfile.TemporaryDirectory(prefix="spatialfeat-seeds-") as folder:
         work = Path(folder)
         weights = make_weights(work / "weights.pth", image_size_px=IMAGE_SIZE_PX)
         frames = make_frames(work / "frames", width=114, height=80, count=options.frames, seed=0)
         study = Study(frames, weights, options.epochs, options.batch_size, options.device)
-        for seed in range(options.seeds):
+        for seed in range(len(curves[PLAIN]), options.seeds):
             for way, runs in curves.items():
                 say(f"seed {seed}: {way}")
                 runs.append(study.run(way, seed, work / "study"))
