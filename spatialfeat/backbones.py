@@ -5,7 +5,7 @@ from __future__ import annotations
 import pkgutil
 
 from spatialfeat.config import BackbonesConfig
-from spatialfeat.console import align, wrap
+from spatialfeat.console import NO_BREAK, align, wrap
 from spatialfeat.encoders import ENCODERS, RESNET50_ROW, TIMM, Encoder
 
 COLUMNS = ("name", "network", "features", "input", "layer", "licence", "weights")
@@ -24,7 +24,7 @@ def table_row(row: Encoder) -> tuple[str, ...]:
     """The cells of `COLUMNS`."""
     weights = "cannot be read" if row.refused else row.source
     numbers = (str(row.num_features), f"{row.image_size_px} px")
-    return (row.name, row.network, *numbers, row.layer, row.licence, weights)
+    return (row.name, row.network, *numbers, "refused" if row.refused else row.layer, row.licence, weights)
 
 
 def _table() -> list[str]:
@@ -64,10 +64,12 @@ def _about(name: str) -> list[str]:
         facts += [("weights", f"fetch {row.files} from {row.source}, and pass --weights PATH")]
         facts += [("note", row.note)] if row.note else []
     elif backbone.pretrained is not None:
+        if name == RESNET50_ROW.name:
+            facts += [("licence", RESNET50_ROW.licence), ("trained on", "ImageNet")]
         facts += [("weights", "--weights imagenet downloads them when they are first needed; or --weights PATH")]
     else:
         facts += [("weights", "--weights PATH")]
-    stages = ", ".join(f"{number} {stage}" for number, stage in enumerate(backbone.stages, start=1))
+    stages = ", ".join(f"{number}{NO_BREAK}{stage}" for number, stage in enumerate(backbone.stages, start=1))
     facts += [("stages", f"{stages}; --freeze-until {backbone.usual_frozen} by default")]
     return _facts(facts)
 

@@ -6,6 +6,7 @@ Data only, and nothing but the standard library, so that `spatialfeat backbones`
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -300,6 +301,15 @@ def data_set_key(name: str) -> str:
     """Equal for spellings of one data set (`Cholec-80`, `cholec80`), and for annotations of the same videos."""
     plain = re.sub(r"[\W_]+", "", name.casefold())
     return re.sub(r"[\W_]+", "", SAME_VIDEOS.get(plain, plain))
+
+
+def misspelt_data_set(name: str) -> str | None:
+    """A warning if a name is nearly that of a data set that an encoder of the table has seen, and is none itself."""
+    known = {data_set_key(seen): seen for row in ENCODERS.values() for seen in row.seen}
+    near = difflib.get_close_matches(data_set_key(name), known, 1, 0.75)
+    if not near or data_set_key(name) in known:
+        return None
+    return f"--data-set {name}: no encoder of the table knows this data set; is {known[near[0]]} meant?"
 
 
 def seen_text(backbone: str, data_set: str) -> str | None:

@@ -47,7 +47,7 @@ from spatialfeat.device import (
     use_true_float32,
 )
 from spatialfeat.distributed import ProcessGroup, process_group, translate_lost_contact
-from spatialfeat.encoders import seen_text
+from spatialfeat.encoders import misspelt_data_set, seen_text
 from spatialfeat.errors import SpatialfeatError, translate_computing_faults
 from spatialfeat.features.plan import feature_path, parse_shard, plan_extraction, share_out
 from spatialfeat.features.schema import Provenance
@@ -56,6 +56,7 @@ from spatialfeat.files import prepare_output_dir, require_room
 from spatialfeat.network.classifier import InferenceNetwork
 from spatialfeat.network.inference import run_inference
 from spatialfeat.network.weights import MORE_CLASSES, checkpoint_of, described_id_rule, warn_of_many_classes
+from spatialfeat.phases import names_beside
 from spatialfeat.runrecord import RunRecord
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,11 @@ class _Extraction:
         # ImageNet weights are downloaded once.
         with group.main_first() if config.weights == Path(IMAGENET) else nullcontext():
             self.checkpoint = checkpoint_of(
-                config, num_classes=config.num_classes, phase_names=config.phase_names, needs_classifier=False
+                config,
+                num_classes=config.num_classes,
+                phase_names=config.phase_names,
+                needs_classifier=False,
+                names_file=lambda: names_beside(self.csv_paths[0]) if csvs else None,
             )
         self.tables += [self._read_table(split, path) for split, path in csvs]
         show_reading(self.tables)
@@ -280,6 +285,8 @@ class _Extraction:
         where = f"shard {self.config.shard}: " if self.config.shard else ""
         arithmetic = describe_arithmetic(self.group.device, self.provenance.precision)
         logger.info("%s%s, %s; computing on %s%s", where, what, frames, arithmetic, self.group.processes_text)
+        if self.config.data_set and (doubt := misspelt_data_set(self.config.data_set)):
+            logger.warning("%s", doubt)
         if warning := seen_text(self.provenance.backbone, self.config.data_set or ""):
             logger.warning("%s", warning)
         for table in self.tables:

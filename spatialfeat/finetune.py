@@ -262,10 +262,12 @@ class _Study:
         tables = [(table.split, table.source) for table in self.data.tables]
         usual = [pair for pair in (("train", TRAIN_CSV), ("val", VAL_CSV), ("test", TEST_CSV)) if pair[1].exists()]
         csvs = [] if tables == usual else [word for split, path in tables for word in ("--csv", f"{split}={path}")]
-        steps = ["  " + shlex.join(["spatialfeat", "extract", *where, *csvs, *images])]
+        into = [] if out_dir == Path() else ["--out", str(out_dir / "features")]
+        steps = ["  " + shlex.join(["spatialfeat", "extract", *where, *csvs, *images, *into])]
         if self.data.test is not None:
             csv = [] if self.data.test.source == TEST_CSV else ["--csv", str(self.data.test.source)]
-            steps.insert(0, "  " + shlex.join(["spatialfeat", "evaluate", *where, *csv, *images]))
+            into = [] if out_dir == Path() else ["--out", str(out_dir / "evaluation")]
+            steps.insert(0, "  " + shlex.join(["spatialfeat", "evaluate", *where, *csv, *images, *into]))
         show_results(out_dir, align(rows, left=(0, 1)), steps)
 
     def _train_and_test(

@@ -266,7 +266,7 @@ def test_the_list_shows_every_encoder() -> None:
     for part in ("2048, layer avgpool", "height to 360 px and width to 640 px", "CC BY-NC-SA",
                  "fetch PeskaVLP.pth from", "5 layer1, 6 layer2", "--freeze-until 6 by default"):  # fmt: skip
         assert part in " ".join(one.split())
-    assert "no such encoder; the nearest are peskavlp" in refused("backbones", "peskavpl")
+    assert "no such encoder; the nearest: peskavlp" in refused("backbones", "peskavpl")
     assert "pickle" in run("backbones", "gsvit")
 
 

@@ -31,7 +31,7 @@ from typer.testing import CliRunner
 from spatialfeat.cli import app
 from spatialfeat.config import ExportConfig
 from spatialfeat.data.transforms import Preprocessing, normalize
-from spatialfeat.encoders import ENCODERS
+from spatialfeat.encoders import ENCODERS, misspelt_data_set
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.export import export
 from spatialfeat.info import describe, render
@@ -259,6 +259,42 @@ def test_a_frames_bits_do_not_depend_on_its_place_in_the_batch(name: str) -> Non
     for places in range(1, 5):
         for found, usual in zip(network(images.roll(places, 0)), expected, strict=True):
             assert torch.equal(found.roll(-places, 0), usual)
+
+
+def test_a_misspelt_data_set_is_asked_about() -> None:
+    """It would pass for one that no encoder has seen."""
+    assert "is cholec80 meant?" in str(misspelt_data_set("colec80"))
+    assert "is cholec80 meant?" in str(misspelt_data_set("Cholec-8"))
+    for right in ("cholec80", "Cholec-80", "CholecT50", "autolaparo", "our own videos"):
+        assert misspelt_data_set(right) is None
+
+
+def test_the_classifier_of_imagenet_is_not_scored_as_phases(tmp_path: Path) -> None:
+    torch.save(models.resnet18(num_classes=1000).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(SpatialfeatError, match=r"w\.pth: its classifier has 1000 classes, as ImageNet's.*fine-tune it"):
+        load_checkpoint(tmp_path / "w.pth", backbone=find_backbone("resnet18"))
+    assert load_checkpoint(tmp_path / "w.pth", backbone=find_backbone("resnet18"), num_classes=1000).num_logits == 1000
+
+
+def test_phases_of_extracted_features_have_the_names_beside_the_csv(
+    demo_dir: Path, csvs: tuple[str, ...], tmp_path: Path
+) -> None:
+    """As finetune and check take them, unless the weights know better."""
+    torch.save(models.resnet18(num_classes=1000).state_dict(), tmp_path / "w.pth")
+    names = [f"step {number}" for number in range(8)]
+    train = tmp_path / "train.csv"
+    train.write_text(Path(csvs[0].rpartition("=")[2]).read_text())
+    (tmp_path / "phase_names.txt").write_text("\n".join(names))
+    arguments = ["extract", "--backbone", "resnet18", "--weights", str(tmp_path / "w.pth"), "--csv", str(train),
+                 "--img-dir", str(demo_dir / "images"), "--workers", "0", "--device", "cpu", "--preprocessing",
+                 small_preprocessing("surgvlp", tmp_path), "--batch-size", "2"]  # fmt: skip
+    for more, expected in (((), names), (("--num-classes", "9"), [f"phase_{number}" for number in range(9)])):
+        out = tmp_path / f"features{len(more)}"
+        result = CliRunner().invoke(app, [*arguments, *more, "--out", str(out)])
+        assert result.exit_code == 0, result.output
+        (path,) = out.glob("*.h5")
+        with h5py.File(path) as file:
+            assert list(file.attrs["phase_names"]) == expected
 
 
 def test_batchnorm_is_folded_where_a_convolution_is_before_it() -> None:

@@ -37,6 +37,9 @@ RESERVED_NAMES = ("gtea", "50salads", "breakfast")
 IGNORED_PHASE = "background"
 """MS-TCN's own evaluation leaves runs of this name out of edit score and F1."""
 
+USUAL_CHANNELS = 2048
+"""What the temporal models take by default: ResNet-50's."""
+
 Bundles = dict[str, list[ExportVideo]]
 """{bundle's name, e.g. "train.split1": its videos}."""
 
@@ -107,12 +110,20 @@ class MsTcnExport(ExportJob):
             scoring = (
                 "  to score the results, export features that `spatialfeat extract --pseudonymize` has named alike"
             )
+        dimension = ""
+        if self.num_channels != USUAL_CHANNELS:
+            dimension = (
+                f"  features have {self.num_channels} channels, not {USUAL_CHANNELS}: set features_dim in main.py of "
+                "MS-TCN and ASFormer,\n"
+                f"    pass --features_dim={self.num_channels} to MS-TCN++, and input_dim in DiffAct's JSON\n"
+            )
         return (
             f"  in a checkout of MS-TCN, which needs Python 2, run{others}\n"
             "  mkdir -p data\n"
             f"  cp -r {out} data/{name}\n"
             f"  python main.py --action=train --dataset={name} --split=1\n"
             f"  python main.py --action=predict --dataset={name} --split=1\n"
+            f"{dimension}"
             f"{gather}"
             f"{scoring}\n"
             "  MS-TCN++: its commit aef4e46 (the one after it does not start), and to both commands of main.py\n"

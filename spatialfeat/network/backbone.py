@@ -195,8 +195,9 @@ def find_backbone(name: str) -> Backbone:
         return _of_timm(name)
     if name.removeprefix(TORCHVISION) in _torchvision_names():
         return _of_torchvision(name.removeprefix(TORCHVISION))
-    near = difflib.get_close_matches(name, [RESNET50_NAME, *ENCODERS, *_torchvision_names()], NEAREST, 0.5)
-    nearest = f"; the nearest are {', '.join(near)}" if near else ""
+    known = dict.fromkeys([RESNET50_NAME, *ENCODERS, *_torchvision_names()])
+    near = [TIMM + name] if _timm_has(name) else difflib.get_close_matches(name, known, NEAREST, 0.5)
+    nearest = f"; the nearest: {', '.join(near)}" if near else ""
     raise SpatialfeatError(
         f"--backbone {name[:80]}: no such encoder{nearest}; `spatialfeat backbones` lists them, networks of timm are "
         "timm:NAME"
@@ -269,6 +270,13 @@ def _imagenet_member(name: str) -> Any:
     return members.get("IMAGENET1K_V1")
 
 
+def _timm_has(name: str) -> bool:
+    try:
+        return name in import_module("timm").list_models()
+    except ImportError:
+        return False
+
+
 @cache
 def _of_timm(name: str, options: tuple[tuple[str, Any], ...] = (), *, plain_relu: bool = False) -> Backbone:
     try:
@@ -281,7 +289,7 @@ def _of_timm(name: str, options: tuple[tuple[str, Any], ...] = (), *, plain_relu
     known = [*timm.list_models(), *timm.list_pretrained()]
     if timm_name not in known:
         near = difflib.get_close_matches(timm_name, known, NEAREST, 0.5)
-        nearest = f"; the nearest are {', '.join(TIMM + other for other in near)}" if near else ""
+        nearest = f"; the nearest: {', '.join(TIMM + other for other in near)}" if near else ""
         raise SpatialfeatError(f"--backbone {name[:80]}: timm {timm.__version__} has no such network{nearest}")
 
     def create(**more: Any) -> nn.Module:

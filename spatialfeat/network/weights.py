@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -130,6 +130,7 @@ def checkpoint_of(
     num_classes: int | None,
     phase_names: tuple[str, ...] | None,
     needs_classifier: bool = True,
+    names_file: Callable[[], tuple[str, ...] | None] = lambda: None,
 ) -> Checkpoint:
     """`load_checkpoint` of what the options of a command say: weights, backbone and preprocessing."""
     backbone = backbone_of(options.weights, options.backbone)
@@ -141,6 +142,7 @@ def checkpoint_of(
         phase_names=phase_names,
         preprocessing=Preprocessing.of_options(options.preprocessing, options.mean, options.std, usual),
         needs_classifier=needs_classifier,
+        names_file=names_file,
     )
 
 
@@ -174,6 +176,7 @@ def load_checkpoint(
     phase_names: tuple[str, ...] | None = None,
     preprocessing: Preprocessing | None = None,
     needs_classifier: bool = True,
+    names_file: Callable[[], tuple[str, ...] | None] = lambda: None,
 ) -> Checkpoint:
     """Load weights, with or without their description. The path `imagenet` stands for torchvision's, or timm's.
 
@@ -184,6 +187,7 @@ def load_checkpoint(
         preprocessing: for weights without a description.
         needs_classifier: refuse weights without a classifier. Otherwise there are as many phases as `num_classes`
             says, as there are names, or as the specification has.
+        names_file: reads names for weights that nothing else gives names to; taken if they are as many as the phases.
 
     Raises:
         SpatialfeatError: missing or foreign file, another architecture or class count, a description that belongs
@@ -195,6 +199,11 @@ def load_checkpoint(
     if not needs_classifier and backbone.name != RESNET50.name and num_classes != found.num_classes:
         found = found.without_foreign_classifier()
     path, rows = found.path, found.num_classes
+    if rows == IMAGENET_CLASSES and needs_classifier and num_classes is None and not _names_are_described(path):
+        raise SpatialfeatError(
+            f"{path}: its classifier has {rows} classes, as ImageNet's, so it predicts no phase; fine-tune it first "
+            f"(spatialfeat finetune --weights {weights_path}), or pass --num-classes {rows} if these are phases"
+        )
     if rows is None and needs_classifier:
         why = f"has no classifier `{backbone.classifier}weight`{found.other_head_text}"
         raise SpatialfeatError(
@@ -210,6 +219,10 @@ def load_checkpoint(
             f"{path}: has {rows} classes, more than the {MOST_PHASES} phases that a feature file names: these are "
             "weights of another task; start from them with spatialfeat finetune --reset-classifier"
         )
+    if phase_names is None and num_classes in (None, rows) and not _names_are_described(weights_path):
+        found_names = names_file()
+        if found_names is not None and rows in (None, len(found_names)):
+            phase_names = found_names
     num_phases = rows or num_classes or (len(phase_names) if phase_names else DEFAULT_NUM_PHASES)
     check_phase_names(phase_names, num_phases)
     model = backbone.build_to_fill(num_phases)
@@ -217,8 +230,9 @@ def load_checkpoint(
         model.remove_classifier()
     _load_state(model, found)
     if rows is None:
-        head = "ImageNet's classifier is left out" if is_imagenet else f"there is no classifier{found.other_head_text}"
-        logger.info("%s: %s, so there are features and no logits", path, head)
+        head = "ImageNet's classifier is left out" if is_imagenet else "there is no classifier of phases"
+        beside = "" if is_imagenet or not found.others else f" ({found.other_head_text[6:]} are left out)"
+        logger.info("%s: %s%s, so there are features and no logits", path, head, beside)
     sha256 = file_sha256(path)
     described_names, described = (None, None) if is_imagenet else read_description(path, sha256, num_phases)
     if described is not None and preprocessing is not None:
@@ -240,6 +254,11 @@ def load_checkpoint(
             source = f" of {backbone.encoder.source}" if backbone.encoder else ""
             origin = f"{path.name}{source}, {NOT_FINE_TUNED if rows is None else 'made elsewhere'}"
     return Checkpoint(path, backbone, model.eval(), num_phases, names, used, sha256, origin)
+
+
+def _names_are_described(weights_path: Path) -> bool:
+    description = {} if weights_path == Path(IMAGENET) else read_json_object(description_path(weights_path))
+    return "weights_sha256" in description and description.get("phase_names") is not None
 
 
 def warn_of_many_classes(checkpoint: Checkpoint, tables: Iterable[FrameTable]) -> None:
@@ -371,8 +390,8 @@ def download_imagenet_weights(backbone: Backbone = RESNET50) -> tuple[Path, Stat
         row = backbone.encoder
         where = f"fetch {row.files} from {row.source}, and pass its path" if row else "pass --weights PATH"
         raise SpatialfeatError(
-            f"--weights {IMAGENET}: there are no weights of ImageNet's 1000 classes for {backbone.name}; {where} (or "
-            "--weights random to start without pretraining)"
+            f"--weights {IMAGENET}, the default of finetune: there are no weights of ImageNet's 1000 classes for "
+            f"{backbone.name}; {where} (or finetune --weights random, which starts without pretraining)"
         )
     url = backbone.pretrained.url
     cached_path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
@@ -383,7 +402,7 @@ def download_imagenet_weights(backbone: Backbone = RESNET50) -> tuple[Path, Stat
     except OSError as error:
         raise SpatialfeatError(
             f"cannot download the ImageNet weights ({error}); put the file {url} at {cached_path}, "
-            "or pass --weights PATH (or --weights random to start without pretraining)"
+            "or pass --weights PATH (or finetune --weights random, which starts without pretraining)"
         ) from error
     except DAMAGED_FILE_ERRORS as error:
         raise SpatialfeatError(
@@ -472,9 +491,9 @@ class _Network:
         missing = [name for name in names if name in needed and name not in self.state]
         if missing:
             where = "" if self.place == AS_IT_IS else f", taken {self.place.text()}"
-            _refuse_architecture(
-                self.path, self.backbone, f"{missing[0]} is missing, {len(missing)} missing in all{where}"
-            )
+            fits = len(self.state)
+            what = f"{missing[0]} is missing, {len(missing)} missing in all{where}; {fits} of {len(names)} are there"
+            _refuse_architecture(self.path, self.backbone, what)
 
     @property
     def other_head_text(self) -> str:
@@ -500,7 +519,8 @@ def _read_network(path: Path, backbone: Backbone) -> _Network:
     if backbone.encoder is not None and not path.exists():
         row = backbone.encoder
         raise SpatialfeatError(
-            f"{path}: no such weights file; fetch {row.files} from {row.source}, and pass its path with --weights"
+            f"--weights {path}: there is no such file; fetch {row.files} from {row.source}, and pass its path with "
+            "--weights"
         )
     content = read_content(path)
     if isinstance(content, torch.Tensor) or not hasattr(content, "keys"):
@@ -689,4 +709,5 @@ def _sides(tensor: torch.Tensor) -> list[int]:
 
 
 def _refuse_architecture(path: Path, backbone: Backbone, why: str) -> None:
-    raise SpatialfeatError(f"{path}: is not {backbone.title} ({why}); pass the state dict of one")
+    other = ", or say with --backbone which network it is" if backbone is RESNET50 else ""
+    raise SpatialfeatError(f"{path}: is not {backbone.title} ({why}); pass the state dict of one{other}")
