@@ -347,12 +347,14 @@ def test_a_classifier_of_imagenet_is_no_classifier_of_phases(tmp_path: Path, cap
     caplog.set_level(logging.INFO, "spatialfeat")
     loaded = load_checkpoint(tmp_path / "w.pth", backbone=backbone, phase_names=("a", "b"), needs_classifier=False)
     assert (loaded.num_logits, loaded.phase_names) == (0, ("a", "b"))
-    assert any("there is no classifier, but 'fc.weight', 'fc.bias'" in message for message in caplog.messages)
+    assert any(
+        "no classifier of phases ('fc.weight', 'fc.bias' are left out)" in message for message in caplog.messages
+    assert load_checkpoint(tmp_path / "w.pth", backbone=backbone, num_classes=1000).num_logits == 1000
     assert load_checkpoint(tmp_path / "w.pth", backbone=backbone).num_logits == 1000
 
 
 def test_a_weights_file_that_is_not_there_says_where_to_fetch_it(tmp_path: Path) -> None:
-    text = rf"{tmp_path}/w\.pth: no such weights file; fetch PeskaVLP\.pth from https://\S+, and pass its path"
+    text = rf"{tmp_path}/w\.pth: there is no such file; fetch PeskaVLP\.pth from https://\S+, and pass its path"
     with pytest.raises(SpatialfeatError, match=text):
         load_checkpoint(tmp_path / "w.pth", backbone=find_backbone("peskavlp"))
 
@@ -392,5 +394,5 @@ def test_a_described_backbone_that_is_unknown_is_named(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     torch.save(models.resnet50(num_classes=3).state_dict(), path)
     path.with_suffix(".json").write_text(json.dumps({"weights_sha256": "a" * 64, "backbone": "resnet5000"}))
-    with pytest.raises(SpatialfeatError, match=r"w\.json: .*no such encoder; the nearest are resnet50"):
+    with pytest.raises(SpatialfeatError, match=r"w\.json: .*no such encoder; the nearest: resnet50"):
         load_checkpoint(path)

@@ -388,9 +388,9 @@ def test_gsvit_is_in_the_table_to_be_refused(demo_dir: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("convnext_tny", r"--backbone convnext_tny: no such encoder; the nearest are convnext_tiny"),
-        ("lemonfn", r"nearest are lemonfm"),
-        ("timm:vit_base_patch16_223", r"timm [\d.]+ has no such network; the nearest are .*timm:vit_base_patch16_224"),
+        ("convnext_tny", r"--backbone convnext_tny: no such encoder; the nearest: convnext_tiny"),
+        ("lemonfn", r"nearest: lemonfm"),
+        ("timm:vit_base_patch16_223", r"timm [\d.]+ has no such network; the nearest: .*timm:vit_base_patch16_224"),
         ("squeezenet1_0", r"its last layer is no linear one \(AdaptiveAvgPool2d\)"),
     ],
 )

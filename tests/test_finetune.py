@@ -219,8 +219,17 @@ def test_what_lies_where_and_what_comes_next_is_shown(
     csvs = {"train": quick_config.train_csv, "val": quick_config.val_csv, "test": quick_config.test_csv}
     named = [word for split, path in csvs.items() for word in ("--csv", f"{split}={path}")]
     assert [shlex.split(step) for step in steps[1:]] == [
-        ["spatialfeat", "evaluate", *given, "--csv", str(quick_config.test_csv), *images],
-        ["spatialfeat", "extract", *given, *named, *images],
+        [
+            "spatialfeat",
+            "evaluate",
+            *given,
+            "--csv",
+            str(quick_config.test_csv),
+            *images,
+            "--out",
+            str(out_dir / "evaluation"),
+        ],
+        ["spatialfeat", "extract", *given, *named, *images, "--out", str(out_dir / "features")],
     ]
 
 

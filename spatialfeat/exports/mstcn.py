@@ -113,7 +113,7 @@ class MsTcnExport(ExportJob):
         dimension = ""
         if self.num_channels != USUAL_CHANNELS:
             dimension = (
-                f"  features have {self.num_channels} channels, not {USUAL_CHANNELS}: set features_dim in main.py of "
+                f"  features have {self.num_channels} channels: set features_dim in main.py of "
                 "MS-TCN and ASFormer,\n"
                 f"    pass --features_dim={self.num_channels} to MS-TCN++, and input_dim in DiffAct's JSON\n"
             )
