@@ -349,8 +349,8 @@ def test_a_classifier_of_imagenet_is_no_classifier_of_phases(tmp_path: Path, cap
     assert (loaded.num_logits, loaded.phase_names) == (0, ("a", "b"))
     assert any(
         "no classifier of phases ('fc.weight', 'fc.bias' are left out)" in message for message in caplog.messages
+    )
     assert load_checkpoint(tmp_path / "w.pth", backbone=backbone, num_classes=1000).num_logits == 1000
-    assert load_checkpoint(tmp_path / "w.pth", backbone=backbone).num_logits == 1000
 
 
 def test_a_weights_file_that_is_not_there_says_where_to_fetch_it(tmp_path: Path) -> None:

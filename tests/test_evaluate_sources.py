@@ -81,7 +81,9 @@ def test_the_same_predictions_score_the_same_from_all_three_sources(
     csv = demo_dir / "test_ResNet_DB.csv"
     from_weights = score(tmp_path / "weights", csv=csv, **frames)
     predictions = (str(tmp_path / "weights" / "predictions_resnet.csv"),)
-    from_predictions = score(tmp_path / "predictions", predictions=predictions)
+    # A CSV of predictions has no phase_names.txt beside it, which gives the others their names.
+    names = tuple((demo_dir / "phase_names.txt").read_text().split("\n")[:7])
+    from_predictions = score(tmp_path / "predictions", predictions=predictions, phase_names=names)
     extract(ExtractConfig(csvs=(str(csv),), out_dir=tmp_path / "features", **frames))
     from_features = score(tmp_path / "scores", features=tmp_path / "features")
     curves = [metrics.pop("calibration", None) for metrics in (from_weights, from_predictions, from_features)]
