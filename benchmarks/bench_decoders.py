@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_frames import JPEG_QUALITY, make_frames
+from bench_frames import as_jpeg, make_frames
 from bench_setup import machine_facts, machine_line, markdown_table, run_benchmark
 from PIL import Image
 
@@ -89,26 +89,28 @@ def rows_of_size(contents: list[bytes], size: str, repeats: int) -> list[list[st
     return rows
 
 
-def jpeg_rows(pngs: list[bytes], size: str, repeats: int, device: torch.device) -> list[list[str]]:
-    """A row per decoder of the same frames as JPEG: milliseconds of a frame, and how pixels differ from Pillow's."""
+def jpeg_rows(contents: list[bytes], size: str, repeats: int, device: torch.device) -> list[list[str]]:
+    """A row per decoder of JPEG files: milliseconds of a frame, and how pixels differ from Pillow's."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    contents = [_as_jpeg(content) for content in pngs]
     tensors = [torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in contents]
+    on_gpu = device.type == "cuda"
 
-    def by_pillow(first: int, last: int) -> list[Any]:
-        return [np.asarray(Image.open(BytesIO(content)).convert("RGB")) for content in contents[first:last]]
+    def by_pillow(first: int, last: int) -> list[torch.Tensor]:
+        images = [Image.open(BytesIO(content)).convert("RGB") for content in contents[first:last]]
+        return [torch.from_numpy(np.array(image)) for image in images]
 
-    def by_torchvision(first: int, last: int) -> list[Any]:
-        images = decode_jpeg(tensors[first:last], ImageReadMode.RGB, device=device if on_gpu else "cpu")
+    def by_torchvision(first: int, last: int) -> list[torch.Tensor]:
+        images = decode_jpeg(tensors[first:last], ImageReadMode.RGB, device=device)
         if on_gpu:
             torch.cuda.synchronize(device)
-        return list(images)
+        return [image.permute(1, 2, 0) for image in images]
 
-    on_gpu = device.type == "cuda"
-    ways: dict[str, tuple[Callable[[int, int], list[Any]], int]] = {"Pillow": (by_pillow, 1)}
-    on_gpu_ways = {f"torchvision on {device}, batches of {batch}": (by_torchvision, batch) for batch in (32, 128)}
-    ways |= on_gpu_ways if on_gpu else {"torchvision.io": (by_torchvision, 1)}
+    ways = {"Pillow": (by_pillow, 1)}
+    if on_gpu:
+        ways |= {f"torchvision on {device}, batches of {batch}": (by_torchvision, batch) for batch in (32, 128)}
+    else:
+        ways["torchvision.io"] = (by_torchvision, 1)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, (decode, batch) in ways.items():
@@ -120,30 +122,14 @@ def jpeg_rows(pngs: list[bytes], size: str, repeats: int, device: torch.device) 
             seconds[name].append((clock() - start) / len(contents))
     base = statistics.median(seconds["Pillow"])
     rows = []
-    for name, (decode, batch) in ways.items():
-        found = [
-            torch.as_tensor(np.array(image) if batch == 1 and name == "Pillow" else image) for image in decode(0, 4)
-        ]
-        apart = torch.stack([
-            (_rows_first(one).cpu().int() - _rows_first(torch.as_tensor(np.array(other))).int()).abs()
-            for one, other in zip(found, by_pillow(0, 4), strict=True)
-        ])  # fmt: skip
+    for name, (decode, _) in ways.items():
+        pairs = zip(decode(0, 4), by_pillow(0, 4), strict=True)
+        apart = torch.stack([(one.cpu().int() - other.int()).abs() for one, other in pairs])
         median = statistics.median(seconds[name])
-        same = f"up to {int(apart.max())} levels apart, {float((apart > 0).float().mean()):.1%} of the values"
-        pixels = "the same" if apart.max() == 0 else same
+        differing = f"up to {int(apart.max())} levels apart, {float((apart > 0).float().mean()):.1%} of the values"
+        pixels = "the same" if apart.max() == 0 else differing
         rows.append([size, f"JPEG: {name}", f"{median * 1e3:.3f}", f"{base / median:.2f}", pixels])
     return rows
-
-
-def _as_jpeg(png: bytes) -> bytes:
-    target = BytesIO()
-    Image.open(BytesIO(png)).convert("RGB").save(target, "JPEG", quality=JPEG_QUALITY)
-    return target.getvalue()
-
-
-def _rows_first(image: torch.Tensor) -> torch.Tensor:
-    """(H, W, 3) of either order."""
-    return image if image.shape[-1] == 3 else image.permute(1, 2, 0)
 
 
 def main() -> int:
@@ -163,6 +149,8 @@ def main() -> int:
             frames = make_frames(Path(folder) / size, width=width, height=height, count=options.frames, seed=0)
             contents = [path.read_bytes() for path in sorted(frames.img_dir.glob("*.png"))]
             rows += rows_of_size(contents, size, options.repeats)
+            jpegs = as_jpeg(frames, Path(folder) / f"{size}_jpeg").img_dir
+            contents = [path.read_bytes() for path in sorted(jpegs.iterdir())]
             rows += jpeg_rows(contents, size, options.repeats, device)
     header = ["frames", "decoder", "ms per frame", "Pillow / it", "pixels against Pillow's"]
     text = f"## bench_decoders\n\n{machine_line(facts)}\n\n{markdown_table(header, rows)}"

@@ -56,7 +56,6 @@ from spatialfeat.files import prepare_output_dir, require_room
 from spatialfeat.network.classifier import InferenceNetwork
 from spatialfeat.network.inference import run_inference
 from spatialfeat.network.weights import MORE_CLASSES, checkpoint_of, described_id_rule, warn_of_many_classes
-from spatialfeat.phases import names_beside
 from spatialfeat.runrecord import RunRecord
 
 logger = logging.getLogger(__name__)
@@ -110,7 +109,7 @@ class _Extraction:
                 num_classes=config.num_classes,
                 phase_names=config.phase_names,
                 needs_classifier=False,
-                names_file=lambda: names_beside(self.csv_paths[0]) if csvs else None,
+                csv=self.csv_paths[0] if csvs else None,
             )
         self.tables += [self._read_table(split, path) for split, path in csvs]
         show_reading(self.tables)

@@ -182,7 +182,9 @@ class FrameDataset(Dataset[FrameSample]):
         with_digests: bool = False,
         jpeg_on_device: bool = False,
     ):
-        assert not (jpeg_on_device and cache), "a cache keeps what the processor decoded"
+        if jpeg_on_device:
+            assert cache is None, "a cache keeps what the processor decoded"
+            assert transform.random is None or transform.ahead, "what is random must be done on the device, too"
         self._parts = [(parts, np.arange(len(parts)))] if isinstance(parts, FrameTable) else list(parts)
         self._ends = np.cumsum([len(rows) for _, rows in self._parts])
         self._transform, self._cache, self._with_digests = transform, cache, with_digests
@@ -415,12 +417,9 @@ def collate(samples: list[FrameSample], slots: _Slots | None = None) -> FrameBat
     rows = [sample.left_to_do for sample in good]
     images = [sample.image for sample in good if sample.image is not None]
     pieces = [sample.piece for sample in good]
+    put_together = _join if any(pieces) else stack_cuts if any(rows) else _stack
     batch = FrameBatch(
-        images=_join(images, empty)
-        if any(pieces)
-        else stack_cuts(images, empty)
-        if any(rows)
-        else _stack(images, empty),
+        images=put_together(images, empty),
         labels=np.array([sample.label for sample in good], np.int64),
         positions=np.array([sample.position for sample in good], np.int64),
         digests=[sample.digest for sample in good],

@@ -11,7 +11,6 @@ from functools import partial
 from io import BytesIO
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torchvision import io
@@ -83,28 +82,32 @@ def _decoded(batch: FrameBatch, device: torch.device, preprocessing: Preprocessi
 
     These are (G, H, W, 3) cuts to augment, or (G, 3, S, S) if nothing is left to do, on the device.
     """
-    contents = torch.split(batch.images, batch.pieces[:, 1].tolist())
-    jpegs = np.flatnonzero(batch.pieces[:, 0]).tolist()
-    frames: dict[int, torch.Tensor | str] = dict(
-        zip(jpegs, decode_jpegs([contents[index] for index in jpegs], device), strict=True)
-    )
-    for index, (jpeg, _, top, left, height, width) in enumerate(batch.pieces.tolist()):
+    pieces = batch.pieces.tolist()
+    contents = torch.split(batch.images, [num_bytes for _, num_bytes, *_ in pieces])
+    is_jpeg = [bool(jpeg) for jpeg, *_ in pieces]
+    decoded = iter(decode_jpegs([content for content, jpeg in zip(contents, is_jpeg, strict=True) if jpeg], device))
+    good: dict[int, torch.Tensor] = {}
+    failures = batch.failures.copy()
+    for index, (jpeg, _, *box) in enumerate(pieces):
+        top, left, height, width = box
         if not jpeg:
-            frames[index] = contents[index].to(device, non_blocking=True).view(height, width, 3).permute(2, 0, 1)
+            good[index] = contents[index].to(device, non_blocking=True).view(height, width, 3).permute(2, 0, 1)
             continue
-        frame = frames[index]
+        frame = next(decoded)
         if isinstance(frame, torch.Tensor) and (frame.shape[1] < top + height or frame.shape[2] < left + width):
-            frames[index] = "the JPEG cannot be decoded (it is smaller than its header says)"
-        elif isinstance(frame, torch.Tensor) and batch.left_to_do.size:
-            frames[index] = cut_box(frame, (top, left, height, width), preprocessing.crop_px)
-    failures = [(int(batch.positions[index]), frame) for index, frame in frames.items() if isinstance(frame, str)]
-    good = {index: frame for index, frame in sorted(frames.items()) if isinstance(frame, torch.Tensor)}
+            frame = "the JPEG cannot be decoded (it is smaller than its header says)"
+        if isinstance(frame, str):
+            failures.append((int(batch.positions[index]), frame))
+        else:
+            good[index] = (
+                cut_box(frame, (top, left, height, width), preprocessing.crop_px) if batch.left_to_do.size else frame
+            )
     kept = list(good)
     batch = batch._replace(
         labels=batch.labels[kept],
         positions=batch.positions[kept],
         digests=[batch.digests[index] for index in kept],
-        failures=[*batch.failures, *failures],
+        failures=failures,
         left_to_do=batch.left_to_do[kept],
         pieces=batch.pieces[kept],
     )
@@ -113,7 +116,7 @@ def _decoded(batch: FrameBatch, device: torch.device, preprocessing: Preprocessi
         return batch, stack_cuts(list(good.values()), empty)
     alike = defaultdict[tuple[bool, torch.Size], list[int]](list)
     for place, (index, frame) in enumerate(good.items()):
-        alike[index in jpegs, frame.shape].append(place)
+        alike[is_jpeg[index], frame.shape].append(place)
     images = empty((len(good), 3, preprocessing.crop_px, preprocessing.crop_px))
     for (jpeg, _), places in alike.items():
         # Those of one size at once: of a video, these are all.

@@ -197,6 +197,7 @@ def _are_colours(values: object) -> bool:
     return len(numbers) == 3 and all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
 
 
+@lru_cache(maxsize=16)
 def evaluation_transform(preprocessing: Preprocessing) -> FrameTransform:
     """Resize, centre crop, nothing random. Maps an RGB image to (3, crop_px, crop_px) uint8."""
     of_device = ("mean", "std", "channels")

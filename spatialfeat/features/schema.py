@@ -23,7 +23,7 @@ let a thousand texts share one long one. This program never writes such files, s
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,7 @@ class FeatureFileInfo:
 
 
 REQUIRED_ATTRIBUTES = (
-    "video_id", "patient_id", "split",
-    *(name for name in Provenance.__dataclass_fields__ if name not in ("id_rule", "jpeg_decoder")),
+    "video_id", "patient_id", "split", *(field.name for field in fields(Provenance) if field.default is MISSING),
 )  # fmt: skip
 """`id_rule` is missing in files of earlier versions, `jpeg_decoder` where the processor decoded all frames."""
 

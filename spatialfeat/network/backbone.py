@@ -155,9 +155,6 @@ def _why_not(backbone: Backbone, image_size_px: int) -> str:
     return ""
 
 
-"""What networks raise for an input that they cannot take."""
-
-
 def _numbered(name: str) -> str:
     """`layer1.0.conv1.weight` for `4.0.conv1.weight`: of a child's number its name, "" if there is no such child."""
     number, _, rest = name.partition(".")

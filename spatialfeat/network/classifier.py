@@ -175,8 +175,8 @@ class _FrameByFrame(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        alone = function in CURVES or (function is functional.linear and args[0].ndim == 2)
-        if not alone or not args or args[0].ndim < 2:
+        num_dims = args[0].ndim if args and isinstance(args[0], torch.Tensor) else 0
+        if not ((num_dims == 2 and function is functional.linear) or (num_dims >= 2 and function in CURVES)):
             return function(*args, **kwargs)
         frames: torch.Tensor = args[0]
         results = [function(frame, *args[1:], **kwargs) for frame in frames]

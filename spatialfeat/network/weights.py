@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -42,7 +42,7 @@ from spatialfeat.network.tensorfiles import (
     save_tensors,
     tensors_by_keys,
 )
-from spatialfeat.phases import DEFAULT_NUM_PHASES, check_phase_names, default_phase_names
+from spatialfeat.phases import DEFAULT_NUM_PHASES, check_phase_names, default_phase_names, names_beside
 
 DESCRIPTION_SCHEMA = 1
 MAX_DESCRIPTION_BYTES = 10_000_000
@@ -130,7 +130,7 @@ def checkpoint_of(
     num_classes: int | None,
     phase_names: tuple[str, ...] | None,
     needs_classifier: bool = True,
-    names_file: Callable[[], tuple[str, ...] | None] = lambda: None,
+    csv: Path | None = None,
 ) -> Checkpoint:
     """`load_checkpoint` of what the options of a command say: weights, backbone and preprocessing."""
     backbone = backbone_of(options.weights, options.backbone)
@@ -142,7 +142,7 @@ def checkpoint_of(
         phase_names=phase_names,
         preprocessing=Preprocessing.of_options(options.preprocessing, options.mean, options.std, usual),
         needs_classifier=needs_classifier,
-        names_file=names_file,
+        csv=csv,
     )
 
 
@@ -152,9 +152,7 @@ def backbone_of(weights_path: Path, name: str | None = None) -> Backbone:
     Raises:
         SpatialfeatError: `name` is another one than the JSON file says, or there is no such backbone.
     """
-    path = description_path(weights_path)
-    description = {} if weights_path == Path(IMAGENET) else read_json_object(path)
-    described = description.get("backbone") if "weights_sha256" in description else None
+    path, described = description_path(weights_path), _described(weights_path, "backbone")
     if described is None:
         return find_backbone(name or RESNET50.name)
     if name is not None and name != described:
@@ -176,7 +174,7 @@ def load_checkpoint(
     phase_names: tuple[str, ...] | None = None,
     preprocessing: Preprocessing | None = None,
     needs_classifier: bool = True,
-    names_file: Callable[[], tuple[str, ...] | None] = lambda: None,
+    csv: Path | None = None,
 ) -> Checkpoint:
     """Load weights, with or without their description. The path `imagenet` stands for torchvision's, or timm's.
 
@@ -187,7 +185,7 @@ def load_checkpoint(
         preprocessing: for weights without a description.
         needs_classifier: refuse weights without a classifier. Otherwise there are as many phases as `num_classes`
             says, as there are names, or as the specification has.
-        names_file: reads names for weights that nothing else gives names to; taken if they are as many as the phases.
+        csv: of the frames. The phase_names.txt beside it gives the names that nothing else gives, if it has as many.
 
     Raises:
         SpatialfeatError: missing or foreign file, another architecture or class count, a description that belongs
@@ -199,13 +197,18 @@ def load_checkpoint(
     if not needs_classifier and backbone.name != RESNET50.name and num_classes != found.num_classes:
         found = found.without_foreign_classifier()
     path, rows = found.path, found.num_classes
-    if rows == IMAGENET_CLASSES and needs_classifier and num_classes is None and not _names_are_described(path):
+    if (
+        rows == IMAGENET_CLASSES
+        and needs_classifier
+        and num_classes is None
+        and _described(path, "phase_names") is None
+    ):
         raise SpatialfeatError(
             f"{path}: its classifier has {rows} classes, as ImageNet's, so it predicts no phase; fine-tune it first "
             f"(spatialfeat finetune --weights {weights_path}), or pass --num-classes {rows} if these are phases"
         )
     if rows is None and needs_classifier:
-        why = f"has no classifier `{backbone.classifier}weight`{found.other_head_text}"
+        why = f"has no classifier `{backbone.classifier}weight`{found.but_another_head}"
         raise SpatialfeatError(
             f"{path}: {why}, so it predicts no phase; fine-tune it first (spatialfeat finetune --weights "
             f"{weights_path} --reset-classifier)"
@@ -219,10 +222,9 @@ def load_checkpoint(
             f"{path}: has {rows} classes, more than the {MOST_PHASES} phases that a feature file names: these are "
             "weights of another task; start from them with spatialfeat finetune --reset-classifier"
         )
-    if phase_names is None and num_classes in (None, rows) and not _names_are_described(weights_path):
-        found_names = names_file()
-        if found_names is not None and rows in (None, len(found_names)):
-            phase_names = found_names
+    if phase_names is None and num_classes in (None, rows) and csv and _described(weights_path, "phase_names") is None:
+        beside = names_beside(csv)
+        phase_names = beside if beside is not None and rows in (None, len(beside)) else None
     num_phases = rows or num_classes or (len(phase_names) if phase_names else DEFAULT_NUM_PHASES)
     check_phase_names(phase_names, num_phases)
     model = backbone.build_to_fill(num_phases)
@@ -231,8 +233,8 @@ def load_checkpoint(
     _load_state(model, found)
     if rows is None:
         head = "ImageNet's classifier is left out" if is_imagenet else "there is no classifier of phases"
-        beside = "" if is_imagenet or not found.others else f" ({found.other_head_text[6:]} are left out)"
-        logger.info("%s: %s%s, so there are features and no logits", path, head, beside)
+        left_out = f" ({found.other_head} are left out)" if found.others and not is_imagenet else ""
+        logger.info("%s: %s%s, so there are features and no logits", path, head, left_out)
     sha256 = file_sha256(path)
     described_names, described = (None, None) if is_imagenet else read_description(path, sha256, num_phases)
     if described is not None and preprocessing is not None:
@@ -254,11 +256,6 @@ def load_checkpoint(
             source = f" of {backbone.encoder.source}" if backbone.encoder else ""
             origin = f"{path.name}{source}, {NOT_FINE_TUNED if rows is None else 'made elsewhere'}"
     return Checkpoint(path, backbone, model.eval(), num_phases, names, used, sha256, origin)
-
-
-def _names_are_described(weights_path: Path) -> bool:
-    description = {} if weights_path == Path(IMAGENET) else read_json_object(description_path(weights_path))
-    return "weights_sha256" in description and description.get("phase_names") is not None
 
 
 def warn_of_many_classes(checkpoint: Checkpoint, tables: Iterable[FrameTable]) -> None:
@@ -294,6 +291,12 @@ def _warn_of_assumptions(
             "; ".join(assumed),
             " and ".join(options),
         )
+
+
+def _described(weights_path: Path, name: str) -> Any:
+    """What the JSON file beside weights says of them under this name; None where it says nothing."""
+    description = {} if weights_path == Path(IMAGENET) else read_json_object(description_path(weights_path))
+    return description.get(name) if "weights_sha256" in description else None
 
 
 def read_description(
@@ -366,7 +369,7 @@ def initial_model(
         found.state.update({name: fresh[name] for name in fresh if name.startswith(backbone.classifier)})
     elif rows is None:
         raise SpatialfeatError(
-            f"--weights {weights}: has no classifier `{backbone.classifier}weight`{found.other_head_text}; pass "
+            f"--weights {weights}: has no classifier `{backbone.classifier}weight`{found.but_another_head}; pass "
             "--reset-classifier to keep the backbone and start a new classifier"
         )
     elif rows != num_classes:
@@ -496,10 +499,13 @@ class _Network:
             _refuse_architecture(self.path, self.backbone, what)
 
     @property
-    def other_head_text(self) -> str:
-        """`, but 'fc.1.weight', 'fc.1.bias'`: what may be another head; "" if nothing is there."""
-        more = ", ..." if len(self.others) > 2 else ""
-        return f", but {', '.join(repr(name[:80]) for name in self.others[:2])}{more}" if self.others else ""
+    def other_head(self) -> str:
+        """`'fc.1.weight', 'fc.1.bias'`: what may be another head; "" if nothing is there."""
+        return ", ".join(repr(name[:80]) for name in self.others[:2]) + (", ..." if len(self.others) > 2 else "")
+
+    @property
+    def but_another_head(self) -> str:
+        return f", but {self.other_head}" if self.others else ""
 
 
 def _imagenet_weights(backbone: Backbone) -> _Network:

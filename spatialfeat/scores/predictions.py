@@ -52,7 +52,7 @@ from spatialfeat.network.weights import (
     description_path,
     warn_of_many_classes,
 )
-from spatialfeat.phases import DEFAULT_NUM_PHASES, check_phase_names, default_phase_names, names_beside
+from spatialfeat.phases import DEFAULT_NUM_PHASES, check_phase_names, default_phase_names
 from spatialfeat.scores.calibration import softmax
 from spatialfeat.scores.metrics import IntArray
 
@@ -206,12 +206,7 @@ def open_weights(
     id_rule = given or described_id_rule(source.weights) or USUAL_RULE
     # Before the weights, which take seconds.
     table = None if source.csv else list_frames(source.img_dir, split=UNNAMED_SPLIT, id_rule=id_rule)
-    checkpoint = checkpoint_of(
-        source,
-        num_classes=num_classes,
-        phase_names=phase_names,
-        names_file=lambda: names_beside(source.csv) if source.csv else None,
-    )
+    checkpoint = checkpoint_of(source, num_classes=num_classes, phase_names=phase_names, csv=source.csv)
     scored = to == "evaluate"
     if table is None:
         assert source.csv is not None
