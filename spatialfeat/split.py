@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from spatialfeat.config import SplitConfig, csv_name
 from spatialfeat.console import count_text, wrap
 from spatialfeat.data.frames import UNLABELLED, FrameTable, read_frames
-from spatialfeat.data.ids import USUAL_RULE, IdRule
+from spatialfeat.data.ids import IdRule
 from spatialfeat.data.patients import show_reading
 from spatialfeat.data.splits import Part, fold_rows, part_of, parts_text, split_rows
 from spatialfeat.data.tables import row_texts
@@ -83,7 +83,7 @@ def _read(config: SplitConfig) -> FrameTable:
         config.csv,
         config.csv.parent / IMAGES_NAME,
         split="all",
-        id_rule=IdRule.given(config.id_form, config.id_pattern) or USUAL_RULE,
+        id_rule=IdRule.given(config.id_form, config.id_pattern),
         num_classes=len(config.phase_names) if config.phase_names else HIGHEST_UNNAMED,
         phase_names=config.phase_names,
         more_classes="name more --phase-names",
@@ -118,7 +118,8 @@ def _write(
         (target / folder).mkdir(exist_ok=True)
         for name in config.shares:
             rows = np.flatnonzero(splits == name).tolist()
-            _write_lines(target / folder / csv_name(name), [header, *(own_texts[row] for row in rows)])
+            lines = "".join(f"{line}\n" for line in (header, *(own_texts[row] for row in rows)))
+            (target / folder / csv_name(name)).write_bytes(lines.encode("utf-8"))
         if config.phase_names:
             write_names(target / folder, config.phase_names)
     # In which split, or in the test set of which fold, every spelling of a patient's name is.
@@ -140,10 +141,6 @@ def _write(
         ),
         target / "split.png",
     )
-
-
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    path.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8"))
 
 
 def _link_images(folder: Path, to: str) -> bool:

@@ -89,6 +89,17 @@ class Table:
         """`parse_position`, with decimal commas where commas do not separate."""
         return parse_position(cell if self.separator == "," else cell.replace(",", "."))
 
+    def position(self, line: int, cell: str) -> Fraction:
+        """The number or time in a cell, or a message with the line."""
+        found = self.number(cell)
+        if found is None:
+            raise SpatialfeatError(f"{self.where(line)}: {cell[:80]!r} is no number and no time h:m:s; fix the line")
+        return found
+
+    def span(self, line: int, start: str, end: str, phase: str) -> Span:
+        """What a line with these cells says."""
+        return Span(self.position(line, start), self.position(line, end), phase, line)
+
 
 def read_table(path: Path, separator: str = "", header: Sequence[str] | bool | None = None) -> Table:
     """Read a table of at least one row.
@@ -110,21 +121,14 @@ def read_table(path: Path, separator: str = "", header: Sequence[str] | bool | N
     table = Table(path, separator, None, [(line, row) for line, row in enumerate(cells, 1) if any(row)])
     rows = table.rows
     first: list[str] | None = None
-    if rows and header is not False:
-        head = rows[0][1]
-        if header is None:
-            is_header = not any(table.number(cell) is not None for cell in head)
-        elif header is True:
-            is_header = True
-        else:
-            wanted = list(header)
-            is_header = [cell.casefold() for cell in head] == [cell.casefold() for cell in wanted]
-            if not is_header:
-                raise SpatialfeatError(
-                    f"{path} line {rows[0][0]}: {separator.join(head)[:80]!r} is not the header "
-                    f"{separator.join(wanted)!r} of these files; get the file again, or fix it"
-                )
-        if is_header:
+    if rows:
+        line, head = rows[0]
+        if isinstance(header, Sequence) and list(map(str.casefold, head)) != list(map(str.casefold, header)):
+            raise SpatialfeatError(
+                f"{path} line {line}: {separator.join(head)[:80]!r} is not the header {separator.join(header)!r} of "
+                "these files; get the file again, or fix it"
+            )
+        if header or (header is None and not any(table.number(cell) is not None for cell in head)):
             first, rows = head, rows[1:]
     if not rows:
         raise SpatialfeatError(f"{path}: has no rows; get the file again, or leave its video out with --leave-out")
@@ -158,14 +162,6 @@ def parse_position(cell: str) -> Fraction | None:
     if match is None or Fraction(match["s"]) >= 60 or (match["h"] and int(match["m"]) >= 60):
         return None
     return int(match["h"] or 0) * 3600 + int(match["m"]) * 60 + Fraction(match["s"])
-
-
-def position(table: Table, line: int, cell: str) -> Fraction:
-    """The number or time in a cell, or a message with the line."""
-    found = table.number(cell)
-    if found is None:
-        raise SpatialfeatError(f"{table.where(line)}: {cell[:80]!r} is no number and no time h:m:s; fix the line")
-    return found
 
 
 def rows_track(
@@ -208,14 +204,6 @@ def rows_track(
         else:
             spans.append(Span(number - first, end, phase, line))
     return Track(path=path, unit=unit, spans=tuple(spans), rows_end=spans[-1].end, gaps=gaps)
-
-
-def overlapping(spans: Sequence[Span], *, closed: bool = False) -> Iterator[tuple[Span, Span]]:
-    """Pairs of neighbours in time of which the second begins before the first has ended."""
-    ordered = sorted(spans, key=lambda span: span.start)
-    for earlier, later in pairwise(ordered):
-        if later.start < earlier.end or (closed and later.start == earlier.end):
-            yield earlier, later
 
 
 MOST_PHASES = 200
