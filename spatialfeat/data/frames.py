@@ -304,7 +304,7 @@ def _refuse_unsafe(rows: Rows, column: str, names: pd.Series[str], problem: str)
     for reason in found.dropna().unique():
         text = f"{problem} {_literal(str(reason))}"
         rows.refuse(column, (found == reason).to_numpy(dtype=bool), text, remedy, "bad-id")
-    return found.notna().to_numpy(dtype=bool)
+    return found.notna().to_numpy(dtype=bool, copy=True)
 
 
 def _literal(text: str) -> str:

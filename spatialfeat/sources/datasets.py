@@ -192,12 +192,14 @@ def _read_ophnet(files: Files) -> dict[str, Track]:
 
 @lru_cache(maxsize=1)
 def _ophnet_splits(path: Path) -> dict[str, str]:
-    return {video: split for _, (video, split) in _cells(read_table(path, ",", True), ("video_id", "split"))}
+    names = {"validation": "val", "valid": "val"}
+    rows = _cells(read_table(path, ",", True), ("video_id", "split"))
+    return {video: names.get(split, split) for _, (video, split) in rows}
 
 
 def _ophnet_split(files: Files, video: str) -> str | None:
     (path,) = matching(files, DATA_SETS["ophnet"].annotations).values()
-    return {"validation": "val", "valid": "val"}.get(split := _ophnet_splits(path).get(video, ""), split) or None
+    return _ophnet_splits(path).get(video) or None
 
 
 def _read_multibypass140(path: Path) -> Track:

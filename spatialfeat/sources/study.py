@@ -412,7 +412,7 @@ def _named(job: VideoJob, k: int, time: Fraction, frame: int) -> tuple[str, int,
     if job.track is None:
         return job.frame_id(k), UNLABELLED, ""
     position = {FRAME: Fraction(frame), MILLISECOND: time * 1000}.get(job.track.unit, time)
-    (span,) = job.track.phases_at([position])
+    span = job.track.phase_at(position)
     label = None if span is None else job.labels[span.phase]
     phase = "" if span is None else span.phase
     if label is None:
