@@ -339,12 +339,12 @@ def _prepare_all(config: PrepareConfig, plan: Plan) -> list[dict[str, Any]]:
             show(int(done + seconds) - int(done))
             done += seconds
 
-        for job, outcome in prepare_videos(out, todo, workers=workers, cores=cores, advance=advance):
-            if isinstance(outcome, SpatialfeatError):
-                errors[job.video] = outcome
-                logger.error("%s", outcome)
-            else:
+        for job, error in prepare_videos(out, todo, workers=workers, cores=cores, advance=advance):
+            if error is None:
                 _write_picture(out, job, plan)
+            else:
+                errors[job.video] = error
+                logger.error("%s", error)
     if errors:
         if len(errors) == 1 == len(plan.jobs):
             raise next(iter(errors.values()))

@@ -44,15 +44,8 @@ NO_LABELLED_FRAME = "has no labelled frame; training and scores need the true ph
 UNNAMED_SPLIT = "all"
 """The split of frames that come from a folder, without a CSV."""
 
-_SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
+_WORDS = {"train": "train training", "val": "val valid validation", "test": "test testing"}
+_SPLIT_WORDS = {word: split for split, words in _WORDS.items() for word in words.split()}
 """Words in a CSV's name that name its split."""
 
 _COLUMNS = ("ids", "labels", "videos", "patients", "segments", "frame_numbers")

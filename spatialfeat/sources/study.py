@@ -155,8 +155,8 @@ def images_of(out: Path, video: str) -> list[tuple[dict[str, str], Path]]:
     return [(row, out / IMAGES / f"{row['id']}{suffix}") for row in read_samples(out, video) if row["id"]]
 
 
-def prepare_video(out: Path, job: VideoJob, *, threads: int, advance: Callable[[float], None]) -> dict[str, Any]:
-    """Write one video's frames, rows and record. Returns the record.
+def prepare_video(out: Path, job: VideoJob, *, threads: int, advance: Callable[[float], None]) -> None:
+    """Write one video's frames, rows and record.
 
     Raises:
         SpatialfeatError: the video or its annotation is at fault; nothing of it is kept.
@@ -201,19 +201,14 @@ def prepare_video(out: Path, job: VideoJob, *, threads: int, advance: Callable[[
         }
         write_json(folder / RECORD, record)
     place_images(out, job.video)
-    return record
-
-
-Outcome = dict[str, Any] | SpatialfeatError
-"""A video's record, or why it could not be prepared."""
 
 
 def prepare_videos(
     out: Path, jobs: Sequence[VideoJob], *, workers: int, cores: int, advance: Callable[[float], None]
-) -> Iterator[tuple[VideoJob, Outcome]]:
-    """Prepare videos, `workers` at a time, each decoded by its share of the cores. Yields them as they are finished.
+) -> Iterator[tuple[VideoJob, SpatialfeatError | None]]:
+    """Prepare videos, `workers` at a time, each decoded by its share of the cores.
 
-    advance: called with seconds of video.
+    Yields each as it is finished, with the reason where it could not be prepared. advance: gets seconds of video.
 
     Raises:
         SpatialfeatError: a process was killed.
@@ -228,7 +223,7 @@ def prepare_videos(
     seconds = context.Value("d", 0.0)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(seconds, os.getpid()))
     try:
-        waiting: dict[Future[Outcome], VideoJob] = {pool.submit(_work, out, job, threads): job for job in jobs}
+        waiting = {pool.submit(_work, out, job, threads): job for job in jobs}
         reported = 0.0
         while waiting:
             done, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -274,11 +269,14 @@ def _add_seconds(seconds: float) -> None:
         _seconds.value += seconds
 
 
-def _work(out: Path, job: VideoJob, threads: int, advance: Callable[[float], None] = _add_seconds) -> Outcome:
+def _work(
+    out: Path, job: VideoJob, threads: int, advance: Callable[[float], None] = _add_seconds
+) -> SpatialfeatError | None:
     try:
-        return prepare_video(out, job, threads=threads, advance=advance)
+        prepare_video(out, job, threads=threads, advance=advance)
     except SpatialfeatError as error:
         return error
+    return None
 
 
 def remove_video(out: Path, video: str) -> None:
@@ -413,8 +411,7 @@ def _named(job: VideoJob, k: int, time: Fraction, frame: int) -> tuple[str, int,
         return job.frame_id(k), UNLABELLED, ""
     position = {FRAME: Fraction(frame), MILLISECOND: time * 1000}.get(job.track.unit, time)
     span = job.track.phase_at(position)
-    label = None if span is None else job.labels[span.phase]
-    phase = "" if span is None else span.phase
+    phase, label = (span.phase, job.labels[span.phase]) if span else ("", None)
     if label is None:
         return job.frame_id(k) if job.settings.keep_unlabelled else "", UNLABELLED, phase
     return job.frame_id(k), label, phase
