@@ -12,7 +12,7 @@ from spatialfeat.checks.estimate import estimate_study
 from spatialfeat.checks.findings import CODES, Finding
 from spatialfeat.checks.images import check_images
 from spatialfeat.checks.report import CheckReport, render
-from spatialfeat.checks.rows import check_labels, phase_counts, read_tables, split_facts
+from spatialfeat.checks.rows import check_labels, phase_counts, read_tables
 from spatialfeat.checks.videos import check_videos, video_facts
 from spatialfeat.config import CheckConfig
 from spatialfeat.data.frames import FrameTable
@@ -63,7 +63,17 @@ def examine(
         config=config,
         findings=sorted(findings, key=lambda finding: list(CODES).index(finding.code)),
         ids=ids_as_read(tables),
-        splits=[split_facts(table, own, config.fps) for table, own in zip(tables, videos_of_tables, strict=True)],
+        splits=[
+            {
+                "split": table.split,
+                "csv": str(table.source),
+                "num_rows": len(table),
+                "num_videos": len(own),
+                "num_patients": len({video.patient_id for video in own}),
+                "seconds": sum(video.num_frames * video.step for video in own) / config.fps,
+            }
+            for table, own in zip(tables, videos_of_tables, strict=True)
+        ],
         videos=videos,
         phase_counts=counts,
         scan=scan,

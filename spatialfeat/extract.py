@@ -33,7 +33,7 @@ from spatialfeat.data.frames import (
     read_frames,
     unlabelled_text,
 )
-from spatialfeat.data.ids import USUAL_RULE, IdRule
+from spatialfeat.data.ids import IdRule
 from spatialfeat.data.patients import show_reading
 from spatialfeat.data.pseudonyms import Pseudonyms, pseudonymized
 from spatialfeat.data.staging import require_jpeg_decoder
@@ -99,8 +99,7 @@ class _Extraction:
         require_jpeg_decoder(config.jpeg_decoder, group.device)
         csvs = named_csvs(config.csvs) if config.read_csvs else []
         self.csv_paths = [path for _, path in csvs]
-        given = IdRule.given(config.id_form, config.id_pattern)
-        self.id_rule = given or described_id_rule(config.weights) or USUAL_RULE
+        self.id_rule = IdRule.given(config.id_form, config.id_pattern, lambda: described_id_rule(config.weights))
         self.tables = [] if csvs else [self._all_images()]  # Before the weights, which take seconds.
         # ImageNet weights are downloaded once.
         with group.main_first() if config.weights == Path(IMAGENET) else nullcontext():

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from spatialfeat.config import SplitConfig, csv_name
 from spatialfeat.console import count_text, wrap
 from spatialfeat.data.frames import UNLABELLED, FrameTable, read_frames
-from spatialfeat.data.ids import USUAL_RULE, IdRule
+from spatialfeat.data.ids import IdRule
 from spatialfeat.data.patients import show_reading
 from spatialfeat.data.splits import Part, fold_rows, part_of, parts_text, split_rows
 from spatialfeat.data.tables import row_texts
@@ -57,9 +57,9 @@ def split(config: SplitConfig) -> list[Part]:
     else:
         found = fold_rows(table, config.folds, val=config.val, seed=config.seed)
         folders = {f"fold{number}": splits for number, splits in enumerate(found, start=1)}
-    num_phases = len(config.phase_names) if config.phase_names else int(table.labels.max()) + 1
+    phase_names = config.phase_names or default_phase_names(int(table.labels.max()) + 1)
     parts = [
-        part_of(table, splits == name, num_phases, split=name, folder=folder, asked=asked)
+        part_of(table, splits == name, len(phase_names), split=name, folder=folder, asked=asked)
         for folder, splits in folders.items()
         for name, asked in config.shares.items()
     ]
@@ -69,12 +69,12 @@ def split(config: SplitConfig) -> list[Part]:
         atomic_folder(out) as target,
         RunRecord(target, "split", config, [config.csv]) as record,
     ):
-        _write(config, table, folders, parts, target)
+        _write(config, table, folders, parts, phase_names, target)
         is_linked = images is not None and all(
             _link_images(target / folder, os.path.relpath(images, out / folder)) for folder in folders
         )
         record.finish(parts=[_facts(part) for part in parts])
-    _show(config, table, parts, "" if is_linked else str(images or UNKNOWN_FOLDER))
+    _show(config, table, parts, phase_names, "" if is_linked else str(images or UNKNOWN_FOLDER))
     return parts
 
 
@@ -83,7 +83,7 @@ def _read(config: SplitConfig) -> FrameTable:
         config.csv,
         config.csv.parent / IMAGES_NAME,
         split="all",
-        id_rule=IdRule.given(config.id_form, config.id_pattern) or USUAL_RULE,
+        id_rule=IdRule.given(config.id_form, config.id_pattern),
         num_classes=len(config.phase_names) if config.phase_names else HIGHEST_UNNAMED,
         phase_names=config.phase_names,
         more_classes="name more --phase-names",
@@ -108,6 +108,7 @@ def _write(
     table: FrameTable,
     folders: Mapping[str, NDArray[Any]],
     parts: Sequence[Part],
+    phase_names: Sequence[str],
     target: Path,
 ) -> None:
     """All but the links and the record."""
@@ -118,7 +119,8 @@ def _write(
         (target / folder).mkdir(exist_ok=True)
         for name in config.shares:
             rows = np.flatnonzero(splits == name).tolist()
-            _write_lines(target / folder / csv_name(name), [header, *(own_texts[row] for row in rows)])
+            lines = "".join(f"{line}\n" for line in (header, *(own_texts[row] for row in rows)))
+            (target / folder / csv_name(name)).write_bytes(lines.encode("utf-8"))
         if config.phase_names:
             write_names(target / folder, config.phase_names)
     # In which split, or in the test set of which fold, every spelling of a patient's name is.
@@ -136,14 +138,10 @@ def _write(
         split_figure(
             {name: [frames for frames in part.patient_frames.values() if frames] for name, part in shown.items()},
             {name: part.frames_per_phase.tolist() for name, part in shown.items()},
-            _phase_names(config, parts),
+            phase_names,
         ),
         target / "split.png",
     )
-
-
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    path.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8"))
 
 
 def _link_images(folder: Path, to: str) -> bool:
@@ -156,10 +154,6 @@ def _link_images(folder: Path, to: str) -> bool:
         logger.warning("%s: this disk has no links; pass --img-dir to finetune and extract", folder.name)
         return False
     return True
-
-
-def _phase_names(config: SplitConfig, parts: Sequence[Part]) -> tuple[str, ...]:
-    return config.phase_names or default_phase_names(len(parts[0].frames_per_phase))
 
 
 def _facts(part: Part) -> dict[str, Any]:
@@ -175,37 +169,37 @@ def _facts(part: Part) -> dict[str, Any]:
     }
 
 
-def _show(config: SplitConfig, table: FrameTable, parts: Sequence[Part], img_dir: str) -> None:
+def _show(
+    config: SplitConfig, table: FrameTable, parts: Sequence[Part], phase_names: Sequence[str], img_dir: str
+) -> None:
     """The tables, what is not as one would wish, and what to do next. img_dir: what its commands must name."""
-    logger.info("%s\n", parts_text(table, parts, _phase_names(config, parts)))
+    logger.info("%s\n", parts_text(table, parts, phase_names))
     num_unlabelled = int((table.labels == UNLABELLED).sum())
     if num_unlabelled:
         logger.info("%s without a label: kept, not counted for the balance", count_text(num_unlabelled, "row"))
-    for warning in _warnings(config, parts):
+    for warning in _warnings(parts, phase_names):
         logger.warning("%s", "\n".join(wrap(warning)))
     logger.info("%s: CSVs, split.png, %s", config.out, "patients.csv" if config.folds is None else "folds.csv")
     folder = shlex.quote(str(config.out / parts[0].folder))
-    num_phases = len(parts[0].frames_per_phase)
     # The names that stand in phase_names.txt there say how many phases there are.
-    is_many = num_phases > DEFAULT_NUM_PHASES and not config.phase_names
-    options = f" --num-classes {num_phases}" if is_many else ""
+    is_many = len(phase_names) > DEFAULT_NUM_PHASES and not config.phase_names
+    options = f" --num-classes {len(phase_names)}" if is_many else ""
     options += f" --id-form {config.id_form}" if config.id_form else ""
     options += f" --id-pattern {shlex.quote(config.id_pattern)}" if config.id_pattern else ""
     where = f" --img-dir {shlex.quote(img_dir)}" if img_dir else ""
-    options += where
     others = f"\nwith the whole path of the frames' folder for {UNKNOWN_FOLDER}" if img_dir == UNKNOWN_FOLDER else ""
     others += "\nand the same in the other folds (docs/training.md)" if config.folds else ""
     logger.info(
         "Next:\n  cd %s && spatialfeat check%s && spatialfeat finetune%s && spatialfeat extract%s%s",
-        folder, options, options, where, others,
+        folder, options + where, options + where, where, others,
     )  # fmt: skip
 
 
-def _warnings(config: SplitConfig, parts: Sequence[Part]) -> Iterator[str]:
-    names = _phase_names(config, parts)
+def _warnings(parts: Sequence[Part], phase_names: Sequence[str]) -> Iterator[str]:
     occurring = np.sum([part.frames_per_phase for part in parts], axis=0) > 0
     for part in parts:
-        absent = [f"{phase} ({names[phase]})" for phase in np.flatnonzero(occurring & (part.frames_per_phase == 0))]
+        missing = np.flatnonzero(occurring & (part.frames_per_phase == 0)).tolist()
+        absent = [f"{phase} ({phase_names[phase]})" for phase in missing]
         if absent:
             effect = "it cannot be learned there" if part.split == "train" else "scores there say nothing about it"
             yield f"{part.name}: no frame of phase {', '.join(absent)}: too few patients have it; {effect}"

@@ -160,7 +160,7 @@ def test_places_for_new_things_exist() -> None:
 
 # What other code imports, and what is a part of one command, format or page, but a whole idea of its own.
 ALONE = {
-    "features.windows", "exports.verify_mstcn", "network.resnet", "scores.results", "sources.own", "sources.study",
+    "checks.rows", "features.windows", "exports.verify_mstcn", "network.resnet", "scores.results", "sources.own",
     "training.methods",
 }  # fmt: skip
 

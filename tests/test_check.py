@@ -298,7 +298,7 @@ def test_operations_of_numbers_behind_a_word_are_patients_of_their_own(data: Dat
         data.add_video(split, f"video_{number:02d}", seed=4000 + 20 * number)
     report = data.report()
     assert not report.failed
-    assert sum(split.num_patients for split in report.splits) == 12
+    assert sum(split["num_patients"] for split in report.splits) == 12
     assert report.ids[0] == "video_01_0001: patient video_01, frame 1"
 
 

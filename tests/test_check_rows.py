@@ -130,7 +130,10 @@ def test_two_csvs_of_one_split_have_their_own_times(tmp_path: Path) -> None:
     data.rows = {"a": first, "b": second}
     csvs = (f"train={data.csv('a')}", f"train={data.csv('b')}")
     report = data.report(csvs=csvs, train_csv=CheckConfig.train_csv, val_csv=CheckConfig.val_csv, test_csv=None, fps=2)
-    assert [(split.num_rows, split.num_videos, split.seconds) for split in report.splits] == [(4, 1, 2.0), (5, 1, 2.5)]
+    assert [(split["num_rows"], split["num_videos"], split["seconds"]) for split in report.splits] == [
+        (4, 1, 2.0),
+        (5, 1, 2.5),
+    ]
     assert report.phase_counts == {"train": [3, 3, 3]}
 
 

@@ -323,6 +323,16 @@ def test_rows_that_are_missing_are_unlabelled_and_noted(videos: Path, tmp_path: 
     assert "lacks rows in 1 place" in result.output
 
 
+def test_videos_that_neither_file_nor_folder_tells_apart_are_refused(tmp_path: Path) -> None:
+    paths = [tmp_path / "in" / day / "left" / name for day, name in (("day1", "op1.mp4"), ("day2", "OP01.mp4"))]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    result = prepare("videos", tmp_path / "in", tmp_path / "out")
+    assert result.exit_code == 2
+    assert f"{paths[0]} and {paths[1]}: would be one video, OP01; rename one of them" in " ".join(result.output.split())
+
+
 def test_rows_of_frames_that_the_video_has_lost_are_refused(tmp_path: Path) -> None:
     """One lost frame shifts all rows behind it by one: too little for the length, too much for a label."""
     damage(draw_video(tmp_path / "data" / "op1.ts", NUM_FRAMES), 30)

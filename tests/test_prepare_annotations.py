@@ -26,7 +26,7 @@ def test_the_last_span_that_holds_counts(ends: list[list[Fraction]], positions: 
     for position in positions:
         holding = [s for s in spans if s.start <= position < s.end or (closed and s.start <= position == s.end)]
         expected.append(holding[-1] if holding else None)
-    assert track.phases_at(positions) == expected
+    assert [track.phase_at(position) for position in positions] == expected
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=30), st.sets(st.integers(0, 29)), st.integers(0, 1))
@@ -37,7 +37,7 @@ def test_a_row_holds_for_its_frame_alone(phases: list[str], left_out: set[int], 
         return  # No step between rows is known.
     rows = [(line, Fraction(number + first), phases[number]) for line, number in kept]
     track = rows_track(Path("a"), FRAME, rows, first=first)
-    found = [span.phase if span else None for span in track.phases_at([Fraction(n) for n in range(len(phases))])]
+    found = [span.phase if span else None for span in map(track.phase_at, map(Fraction, range(len(phases))))]
     assert found == [None if number in left_out else phase for number, phase in enumerate(phases)]
     assert track.rows_end == kept[-1][1] + 1
 
@@ -47,7 +47,7 @@ def test_rounded_times_leave_no_holes() -> None:
     rows = [(line, round(Fraction(1001 * line, 30000), 3), str(line)) for line in range(100)]
     track = rows_track(Path("a"), "second", rows)
     assert track.gaps == 0
-    found = [span.phase if span else None for span in track.phases_at([Fraction(k) for k in range(4)])]
+    found = [span.phase if span else None for span in map(track.phase_at, map(Fraction, range(4)))]
     assert found == ["0", "29", "59", "89"]  # The frames on display at 0, 1, 2 and 3 s.
 
 
@@ -82,6 +82,11 @@ def test_labels_of_numbers() -> None:
         name_phases([track_of("1", "2")], names=("a", "b", "c"))
     with pytest.raises(SpatialfeatError, match=r"a.csv line 3: phase 4 is outside 0..2 or 1..3"):
         name_phases([track_of("0", "4")], names=("a", "b", "c"))
+
+
+def test_tracks_without_any_phase_have_no_numbers() -> None:
+    unlabelled = name_phases([track_of("-1")], names=("a", "b"), first_phase=(1,), unlabelled=("-1",))
+    assert (unlabelled.names, unlabelled.labels) == (("a", "b"), {"-1": None})
 
 
 def test_names_and_numbers_together_are_names() -> None:

@@ -408,11 +408,11 @@ def test_the_help_lists_every_data_set_and_what_is_assumed_of_it() -> None:
     text = CliRunner().invoke(app, ["prepare", "--help"]).output
     one_line = " ".join(text.split())
     page = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
-    for data_set in DATA_SETS.values():
-        assert f"{data_set.name}: {data_set.title}" in text
+    for name, data_set in DATA_SETS.items():
+        assert f"{name}: {data_set.title}" in text
         assert data_set.layout.splitlines()[0] in text
         assert (f"assumed, not published: {data_set.assumed};" in one_line) == bool(data_set.assumed)
-        (row,) = [line for line in page.splitlines() if line.startswith(f"| {data_set.name} |")]
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| {name} |")]
         assert ("**Assumed:**" in row) == bool(data_set.assumed)
 
 

@@ -63,8 +63,8 @@ class Machine:
     free_disk_bytes: int
 
 
-def machine_for(workers: int | None, device: torch.device, disk: Path) -> Machine:
-    """The machine as a run would find it. workers: as `--workers`. disk: a folder on the disk of the results."""
+def machine_for(workers: int | None, device: torch.device) -> Machine:
+    """The machine as a run in this folder would find it. workers: as `--workers`."""
     on_gpu = device.type == "cuda"
     return Machine(
         device=describe_device(device),
@@ -72,7 +72,7 @@ def machine_for(workers: int | None, device: torch.device, disk: Path) -> Machin
         cores=usable_cores(),
         workers=choose_workers(workers, device),
         free_memory_bytes=free_memory(),
-        free_disk_bytes=shutil.disk_usage(disk).free,
+        free_disk_bytes=shutil.disk_usage(Path()).free,
     )
 
 
@@ -294,7 +294,7 @@ def estimate_study(
     logger.info("measuring how fast this machine trains: a few seconds")
     use_true_float32()
     prepare_processor()
-    study, machine = config.study(), machine_for(config.workers, device, Path())
+    study, machine = config.study(), machine_for(config.workers, device)
     sound = [table.take(np.isin(table.image_names, readable)) for table in tables]
     try:
         speeds = measure_speeds(study, [table for table in sound if len(table)], device)

@@ -125,7 +125,7 @@ def check_images(
         present = images.names({"", *folders_of(images, tables)})
     except SpatialfeatError as error:
         return None, [finding_of_error("no-image-folder", error)]
-    named = {name for table in tables for name in table.image_names.tolist()}
+    named = {name for _, _, name in _rows(tables)}
     found = [*_check_missing(images, tables, present)]
     if INCOMPLETE_IDS.isdisjoint(finding.code for finding in findings):
         found += _check_unused(images, sorted(present - named))
@@ -137,11 +137,8 @@ def check_images(
     readable = scan.readable
     files = {images.file_name(name): facts for name, facts in readable.items()}
     frames = [
-        _Frame(frame_id, video, table.split, name, readable[name])
-        for table in tables
-        for frame_id, video, name in zip(
-            table.ids.tolist(), table.videos.tolist(), table.image_names.tolist(), strict=True
-        )
+        _Frame(str(table.ids[row]), str(table.videos[row]), table.split, name, readable[name])
+        for table, row, name in _rows(tables)
         if name in readable
     ]
     found += [*_check_unreadable(tables, scan), *_check_kinds(files, scan.kinds)]
@@ -216,18 +213,18 @@ def look_at(images: ImageFolder, name: str, *, decode: bool) -> ImageFacts:
     return ImageFacts(width, height, kind, len(content), digest.hexdigest(), one_colour)
 
 
+def _rows(tables: Sequence[FrameTable]) -> Iterator[tuple[FrameTable, int, str]]:
+    """(table, row, name of its image) of all rows."""
+    return ((table, row, name) for table in tables for row, name in enumerate(table.image_names.tolist()))
+
+
 def _check_missing(images: ImageFolder, tables: Sequence[FrameTable], present: set[str]) -> Iterator[Finding]:
     """Rows without a file, and where their images may be instead. present: names of all images in the folder."""
-    rows = [
-        (table, row) for table in tables for row, name in enumerate(table.image_names.tolist()) if name not in present
-    ]
-    if rows:
-        missing = [str(table.image_names[row]) for table, row in rows]
-        places = [
-            f"{table.where(row)}: {images.shown(name)} does not exist"
-            for (table, row), name in zip(rows, missing, strict=True)
-        ]
-        remedy = images.where_else(missing) or "put the images there, pass --img-dir, or remove the rows"
+    missing = [(table, row, name) for table, row, name in _rows(tables) if name not in present]
+    if missing:
+        places = [f"{table.where(row)}: {images.shown(name)} does not exist" for table, row, name in missing]
+        elsewhere = images.where_else([name for _, _, name in missing])
+        remedy = elsewhere or "put the images there, pass --img-dir, or remove the rows"
         yield Finding("missing-image", places[0], remedy, places)
 
 
@@ -242,12 +239,7 @@ def _check_unused(images: ImageFolder, unused: Sequence[str]) -> Iterator[Findin
 def _check_unreadable(tables: Sequence[FrameTable], scan: ImageScan) -> Iterator[Finding]:
     """Rows whose image cannot be decoded."""
     reasons = {name: facts.reason for name, facts in scan.facts.items() if facts.reason}
-    places = [
-        describe_broken_image(table, row, reasons[name])
-        for table in tables
-        for row, name in enumerate(table.image_names.tolist())
-        if name in reasons
-    ]
+    places = [describe_broken_image(table, row, reasons[name]) for table, row, name in _rows(tables) if name in reasons]
     if places:
         yield Finding("unreadable-image", places[0], "export these frames again, or remove their rows", places)
 

@@ -8,7 +8,6 @@ from typing import Any
 from spatialfeat.checks.estimate import Estimate
 from spatialfeat.checks.findings import ERROR, LEVELS, NOTE, WARNING, Finding
 from spatialfeat.checks.images import ImageScan
-from spatialfeat.checks.rows import SplitFacts
 from spatialfeat.checks.videos import VideoFacts
 from spatialfeat.config import CheckConfig
 from spatialfeat.console import (
@@ -35,7 +34,9 @@ TITLES = {
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
-    """findings: errors first. ids: some, as they are read. phase_counts: {split: frames of each phase}.
+    """findings: errors first. ids: some, as they are read. splits: each CSV in numbers, with seconds at --fps.
+
+    phase_counts: {split: frames of each phase}.
 
     scan, estimate: None where not done.
     """
@@ -43,7 +44,7 @@ class CheckReport:
     config: CheckConfig
     findings: list[Finding]
     ids: list[str]
-    splits: list[SplitFacts]
+    splits: list[dict[str, Any]]
     videos: list[VideoFacts]
     phase_counts: dict[str, list[int]]
     scan: ImageScan | None
@@ -69,7 +70,7 @@ class CheckReport:
             "counts": {level: len(self.of_level(level)) for level in LEVELS},
             "findings": [finding.as_dict() for finding in self.findings],
             "ids": self.ids,
-            "splits": [asdict(split) for split in self.splits],
+            "splits": self.splits,
             "phases": {
                 split: dict(zip(self.phase_names, frames, strict=True)) for split, frames in self.phase_counts.items()
             },
@@ -93,8 +94,8 @@ def render(report: CheckReport) -> str:
 def _data_lines(report: CheckReport) -> list[str]:
     splits = [["split", "rows", "videos", "patients", "time", "CSV"]]
     for split in report.splits:
-        counts = map(str, (split.num_rows, split.num_videos, split.num_patients))
-        splits.append([split.split, *counts, clock_text(split.seconds), split.csv])
+        counts = (str(split[name]) for name in ("num_rows", "num_videos", "num_patients"))
+        splits.append([split["split"], *counts, clock_text(split["seconds"]), split["csv"]])
     lines = align(splits, left=(0, 5)) if report.splits else ["no CSV could be read"]
     if report.ids:
         lines += ["", "ids as they are read"]

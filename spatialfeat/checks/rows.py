@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
 from spatialfeat.checks.findings import Finding, finding_of_error, finding_of_problem
-from spatialfeat.checks.videos import VideoFacts
 from spatialfeat.config import TEST_CSV, CheckConfig
 from spatialfeat.console import count_text
 from spatialfeat.data.frames import (
@@ -17,15 +15,14 @@ from spatialfeat.data.frames import (
     UNLABELLED,
     FrameTable,
     named_csvs,
-    read_frames,
     two_spellings,
     unlabelled_text,
     unlabelled_videos,
 )
-from spatialfeat.data.ids import USUAL_RULE, IdRule
 from spatialfeat.data.patients import id_questions, shared_patients
 from spatialfeat.data.tables import RowProblem
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.training.data import read_split, study_csvs
 
 RARE = 0.01
 """A phase with a smaller share of the training frames is reported."""
@@ -41,28 +38,14 @@ def read_tables(config: CheckConfig) -> tuple[list[FrameTable], list[Finding]]:
     """
     tables: list[FrameTable] = []
     findings: list[Finding] = []
-    csvs = [("train", config.train_csv), ("val", config.val_csv)]
-    if config.csvs:
-        csvs = named_csvs(config.csvs)
-    elif config.test_csv or TEST_CSV.exists():
-        csvs.append(("test", config.test_csv or TEST_CSV))
-    else:
+    csvs = named_csvs(config.csvs) if config.csvs else list(study_csvs(config).items())
+    if not config.csvs and "test" not in dict(csvs):
         message = f"no {TEST_CSV} here: finetune ends without test results"
         findings.append(Finding("no-test-csv", message, "pass --test-csv if there is one"))
-    rule = IdRule.given(config.id_form, config.id_pattern) or USUAL_RULE
     for split, path in csvs:
         problems: list[RowProblem] = []
         try:
-            table = read_frames(
-                path,
-                config.img_dir,
-                split=split,
-                id_rule=rule,
-                num_classes=config.num_classes,
-                phase_names=config.phase_names,
-                labels_required=not config.csvs,
-                on_problem=problems.append,
-            )
+            table = read_split(config, split, path, labels_required=not config.csvs, on_problem=problems.append)
         except SpatialfeatError as error:
             findings.append(finding_of_error("unreadable-csv", error, "fix the file, or pass another one"))
             continue
@@ -72,7 +55,18 @@ def read_tables(config: CheckConfig) -> tuple[list[FrameTable], list[Finding]]:
             tables.append(table)
             findings += _unlabelled(table, problems, trains=not config.csvs)
     findings += [Finding(asked.code, asked.message, asked.remedy, asked.places) for asked in id_questions(tables)]
-    return tables, [*findings, *_two_spellings(tables), *_shared_frames(tables), *_shared_patients(tables)]
+    spellings = [finding_of_problem(problem) for problem in two_spellings(tables)]
+    if spellings:
+        places = [finding.message for finding in spellings]
+        findings.append(Finding("two-spellings", places[0], spellings[0].remedy, places))
+    findings += _shared_frames(tables)
+    places = [f"patient {patient}: {_frames_text(frames)}" for patient, frames in shared_patients(tables).items()]
+    if places:
+        message = f"{places[0]}; scores on patients that were trained on are too good"
+        findings.append(
+            Finding("patient-in-two-splits", message, "give each patient to one split, with all segments", places)
+        )
+    return tables, findings
 
 
 def _unlabelled(table: FrameTable, problems: Sequence[RowProblem], *, trains: bool) -> Iterator[Finding]:
@@ -93,19 +87,15 @@ def _unlabelled(table: FrameTable, problems: Sequence[RowProblem], *, trains: bo
         yield Finding("unlabelled-video", f"{table.source}: {places[0]}", remedy, places)
 
 
-def _two_spellings(tables: Sequence[FrameTable]) -> Iterator[Finding]:
-    found = [finding_of_problem(problem) for problem in two_spellings(tables)]
-    if found:
-        yield Finding("two-spellings", found[0].message, found[0].remedy, [finding.message for finding in found])
-
-
 def _shared_frames(tables: Sequence[FrameTable]) -> Iterator[Finding]:
     """Frames that are in two CSVs: extract refuses them, and scores on them are worthless."""
-    for other, table in combinations(tables, 2):
-        row_of = {frame: row for row, frame in enumerate(_frames(other))}
+    # However many zeros a number is written with, the frame is the same.
+    frames = [list(zip(table.videos.tolist(), table.frame_numbers.tolist(), strict=True)) for table in tables]
+    for (other, known), (table, own) in combinations(zip(tables, frames, strict=True), 2):
+        row_of = {frame: row for row, frame in enumerate(known)}
         places = [
             f"{table.where(row)}: id {table.ids[row]} is also in {other.where(row_of[frame])}"
-            for row, frame in enumerate(_frames(table))
+            for row, frame in enumerate(own)
             if frame in row_of
         ]
         if places:
@@ -113,46 +103,9 @@ def _shared_frames(tables: Sequence[FrameTable]) -> Iterator[Finding]:
             yield Finding("frame-in-two-splits", places[0], remedy, places)
 
 
-def _frames(table: FrameTable) -> Iterator[tuple[str, int]]:
-    """(video, frame number) of each row: equal for the same frame, however many zeros its number is written with."""
-    return zip(table.videos.tolist(), table.frame_numbers.tolist(), strict=True)
-
-
-def _shared_patients(tables: Sequence[FrameTable]) -> Iterator[Finding]:
-    shared = shared_patients(tables)
-    places = [f"patient {patient}: {_frames_text(frames)}" for patient, frames in shared.items()]
-    if places:
-        message = f"{places[0]}; scores on patients that were trained on are too good"
-        yield Finding("patient-in-two-splits", message, "give each patient to one split, with all segments", places)
-
-
 def _frames_text(frames: Mapping[str, int]) -> str:
     """`9 frames in train, 1 frame in val`. frames: {split: number of them}."""
     return ", ".join(f"{count_text(count, 'frame')} in {split}" for split, count in frames.items())
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitFacts:
-    """One CSV in numbers: sound rows, videos, patients, and seconds at --fps."""
-
-    split: str
-    csv: str
-    num_rows: int
-    num_videos: int
-    num_patients: int
-    seconds: float
-
-
-def split_facts(table: FrameTable, videos: Sequence[VideoFacts], fps: float) -> SplitFacts:
-    """The numbers of one table. videos: its own."""
-    return SplitFacts(
-        split=table.split,
-        csv=str(table.source),
-        num_rows=len(table),
-        num_videos=len(videos),
-        num_patients=len({video.patient_id for video in videos}),
-        seconds=sum(video.num_frames * video.step for video in videos) / fps,
-    )
 
 
 def phase_counts(tables: Sequence[FrameTable], num_classes: int) -> dict[str, list[int]]:

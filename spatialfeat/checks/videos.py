@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from spatialfeat.checks.findings import Finding
 from spatialfeat.console import count_text
-from spatialfeat.data.frames import UNLABELLED, FrameTable, Video, count_gaps, doubtful_fps, videos_of
+from spatialfeat.data.frames import UNLABELLED, FrameTable, Video, count_gaps, doubtful_fps, most_common_step, videos_of
 
 SHORT_RUN = 3
 """Fewer frames of a phase than this, between frames of one other phase, are called a flicker."""
@@ -125,15 +124,12 @@ def check_videos(
 
 def _check_steps(videos: Sequence[VideoFacts], fps: float) -> Iterator[Finding]:
     """A frame every 25 numbers means that the numbers count 25 per second, which `--fps` must say too."""
-    steps = Counter(video.step for video in videos)
-    if not steps:
-        return
-    usual = min(steps, key=lambda step: (-steps[step], step))
+    usual = most_common_step(video.step for video in videos)
     odd = [video for video in videos if video.step != usual]
     if odd:
         message = f"frame numbers of video {odd[0].video_id} advance by {odd[0].step}, of most videos by {usual}"
         remedy = "sample all videos at the same rate: temporal models take one frame as one unit of time"
-    elif doubt := doubtful_fps(steps.elements(), fps):
+    elif doubt := doubtful_fps((video.step for video in videos), fps):
         message, _, remedy = doubt.partition("; ")
     else:
         return

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,8 @@ NO_LABELLED_FRAME = "has no labelled frame; training and scores need the true ph
 UNNAMED_SPLIT = "all"
 """The split of frames that come from a folder, without a CSV."""
 
-_SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
+_WORDS = {"train": "train training", "val": "val valid validation", "test": "test testing"}
+_SPLIT_WORDS = {word: split for split, words in _WORDS.items() for word in words.split()}
 """Words in a CSV's name that name its split."""
 
 _COLUMNS = ("ids", "labels", "videos", "patients", "segments", "frame_numbers")
@@ -111,11 +104,10 @@ class FrameTable:
         """The rows where `keep` (N,)."""
         if keep.all():
             return self
-        numbers = self.origin.row_numbers
         columns = {name: getattr(self, name)[keep] for name in _COLUMNS}
         if self.own_image_names is not None:
             columns["own_image_names"] = self.own_image_names[keep]
-        return replace(self, origin=Origin(self.source, None if numbers is None else numbers[keep]), **columns)
+        return replace(self, origin=self.origin.take(keep), **columns)
 
 
 def read_frames(
@@ -283,13 +275,7 @@ def _parse_ids(rows: Rows, id_rule: IdRule) -> tuple[NDArray[np.bool_], pd.DataF
     parsed = id_rule.read(ids)
     faulty = _refuse_unsafe(rows, rows.id_column, ids, "id {value!r} cannot be a file name: it")
     unread: NDArray[np.bool_] = ~faulty & parsed["frame"].isna().to_numpy(dtype=bool)
-    rows.refuse(
-        rows.id_column,
-        unread,
-        "id {value!r} " + _literal(id_rule.problem),
-        id_rule.remedy,
-        "bad-id",
-    )
+    rows.refuse(rows.id_column, unread, "id {value!r} " + _literal(id_rule.problem), id_rule.remedy, "bad-id")
     faulty |= unread
     # `a _1`: the blank is inside the id, but at an end of the video, which names a file too.
     for name in ("video", "patient"):
@@ -305,15 +291,13 @@ def _parse_ids(rows: Rows, id_rule: IdRule) -> tuple[NDArray[np.bool_], pd.DataF
 
 def _refuse_unsafe(rows: Rows, column: str, names: pd.Series[str], problem: str) -> NDArray[np.bool_]:
     """(N,): which names cannot be used. Ids, videos and patients become file names; `problem` begins the message."""
-    unsafe: NDArray[np.bool_] = ~names.str.fullmatch(PLAIN_ID).to_numpy(dtype=bool)
-    reasons = {name: id_problem(name) for name in names[unsafe].unique()}
-    found = names.map(reasons)
-    unsafe[unsafe] = [reasons[name] is not None for name in names[unsafe]]
+    odd = names[~names.str.fullmatch(PLAIN_ID).to_numpy(dtype=bool)].unique()
+    found = names.map({name: id_problem(name) for name in odd})
     remedy = f"use at most {MAX_NAME_BYTES} letters, digits, - and _"
-    for reason in found[unsafe].unique():
+    for reason in found.dropna().unique():
         text = f"{problem} {_literal(str(reason))}"
         rows.refuse(column, (found == reason).to_numpy(dtype=bool), text, remedy, "bad-id")
-    return unsafe
+    return found.notna().to_numpy(dtype=bool, copy=True)
 
 
 def _literal(text: str) -> str:
@@ -389,24 +373,21 @@ def group_videos(tables: Sequence[FrameTable], group_by: str = "video") -> list[
         SpatialfeatError: a video (or, grouped so, a patient) occurs in two splits, or in two spellings.
     """
     refuse_two_spellings(tables)
-    found: dict[str, Video] = {}
-    for table in tables:
-        for video in videos_of(table, group_by):
-            if video.video_id in found:
-                other = found[video.video_id]
+    found: dict[tuple[object, ...], Video] = {}
+    for video in chain.from_iterable(videos_of(table, group_by) for table in tables):
+        other = found.setdefault(same_name_key(video.video_id), video)
+        if other is not video:
+            here, there = (one.table.where(int(one.rows[0])) for one in (video, other))
+            if video.video_id != other.video_id:
                 raise SpatialfeatError(
-                    f"{table.where(int(video.rows[0]))}: {group_by} {video.video_id} is listed here (split "
-                    f"{table.split}) and in {other.table.where(int(other.rows[0]))} (split {other.table.split}); "
-                    f"keep each {group_by} in one CSV"
+                    f"{here}: {group_by} {video.video_id} is the same as {other.video_id} in {there}, written "
+                    "differently; use one spelling"
                 )
-            found[video.video_id] = video
-    for before, video in pairwise(sorted(found.values(), key=lambda video: same_name_key(video.video_id))):
-        if same_name_key(before.video_id) == same_name_key(video.video_id):
             raise SpatialfeatError(
-                f"{video.table.where(int(video.rows[0]))}: {group_by} {video.video_id} is the same as "
-                f"{before.video_id} in {before.table.where(int(before.rows[0]))}, written differently; use one spelling"
+                f"{here}: {group_by} {video.video_id} is listed here (split {video.table.split}) and in {there} (split "
+                f"{other.table.split}); keep each {group_by} in one CSV"
             )
-    return [found[key] for key in sorted(found, key=natural_key)]
+    return sorted(found.values(), key=lambda video: natural_key(video.video_id))
 
 
 def videos_of(table: FrameTable, group_by: str = "video") -> Iterator[Video]:
@@ -428,15 +409,17 @@ def videos_of(table: FrameTable, group_by: str = "video") -> Iterator[Video]:
 def count_gaps(segments: NDArray[np.int64], frame_numbers: NDArray[np.int64]) -> tuple[int, int]:
     """(usual step, number of gaps) of the frame numbers (T,) of a video in time order.
 
-    The usual step is the most common difference of neighbours within a segment, the smallest of several, 1 where there
-    is none; a gap is a place where they differ by more.
+    The usual step is the most common difference of neighbours within a segment; a gap is where they differ by more.
     """
     steps = np.diff(frame_numbers)[np.diff(segments) == 0]
-    if len(steps) == 0:
-        return 1, 0
-    counts = Counter(steps.tolist())
-    usual = min(counts, key=lambda step: (-counts[step], step))
+    usual = most_common_step(steps.tolist())
     return usual, int((steps > usual).sum())
+
+
+def most_common_step(steps: Iterable[int]) -> int:
+    """The smallest of several; 1 where there is none."""
+    counts = Counter(steps)
+    return min(counts, key=lambda step: (-counts[step], step), default=1)
 
 
 def doubtful_fps(steps: Iterable[int], fps: float) -> str | None:
@@ -445,8 +428,7 @@ def doubtful_fps(steps: Iterable[int], fps: float) -> str | None:
     Args:
         steps: the usual step of each video, as `count_gaps` gives it. fps: frame numbers per second.
     """
-    counts = Counter(steps)
-    step = min(counts, key=lambda step: (-counts[step], step), default=1)
+    step = most_common_step(steps)
     if step == 1 or fps != 1:
         return None
     return (

@@ -17,6 +17,7 @@ A rule is a small text, in the weights' JSON and in feature files: `auto`, `vide
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -69,11 +70,13 @@ class IdRule:
     pattern: str = ""
 
     @classmethod
-    def given(cls, form: str | None, pattern: str | None) -> IdRule | None:
-        """The rule that `--id-form` or `--id-pattern` name, None if neither was given."""
+    def given(
+        cls, form: str | None, pattern: str | None, described: Callable[[], IdRule | None] = lambda: None
+    ) -> IdRule:
+        """The rule that `--id-form` or `--id-pattern` name, else the one that a file describes, else the usual one."""
         if pattern is not None:
             return cls(PATTERN, pattern)
-        return None if form is None else cls(form)
+        return cls(form) if form is not None else described() or USUAL_RULE
 
     @classmethod
     def parse(cls, text: object) -> IdRule:

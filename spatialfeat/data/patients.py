@@ -23,10 +23,10 @@ SINGLE_FRAMES = 3
 logger = logging.getLogger(__name__)
 
 
-def ids_as_read(tables: Sequence[FrameTable], count: int = 3) -> list[str]:
-    """`video_01_000031: patient video_01, frame 31` for ids of so many videos, spread over all."""
+def ids_as_read(tables: Sequence[FrameTable]) -> list[str]:
+    """`video_01_000031: patient video_01, frame 31` for an id of the first video, the middle one and the last."""
     firsts = [(table, int(row)) for table in tables for row in np.unique(table.videos, return_index=True)[1]]
-    chosen = sorted({index * (len(firsts) - 1) // max(1, count - 1) for index in range(count)}) if firsts else []
+    chosen = sorted({0, (len(firsts) - 1) // 2, len(firsts) - 1}) if firsts else []
     return [_as_read(*firsts[index]) for index in chosen]
 
 

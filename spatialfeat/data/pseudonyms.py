@@ -43,9 +43,6 @@ class Pseudonyms:
     path: Path
     of_patient: Mapping[str, str]
 
-    def patient(self, patient_id: str) -> str:
-        return self.of_patient[patient_id]
-
     def video(self, video_id: str, patient_id: str) -> str:
         """A video's id with the pseudonym in the patient's place."""
         rest = _behind_patient(video_id, patient_id)

@@ -146,14 +146,14 @@ def _balance(
             np.full((num_patients, 1), np.sqrt(PATIENT_WEIGHT) / num_patients),
         ]
     )
-    found = []
+    found: list[NDArray[np.int64]] = []
     for _ in range(min(MOST_STARTS, max(1, 2000 // num_patients))):
         anywhere = rng.choice(num_parts, num_patients - least * num_parts, p=shares)
         parts = rng.permutation(np.concatenate([np.repeat(np.arange(num_parts), least), anywhere]))
         _improve(values, shares, parts, least)
-        found.append((_cost(values, shares, parts), parts))
-    best: NDArray[np.int64] = found[_lowest(np.array([cost for cost, _ in found]))][1]
-    return best
+        found.append(parts)
+    costs = [((_sums(values, num_parts, parts) ** 2).sum(axis=1) / shares).sum() for parts in found]
+    return found[_lowest(np.array(costs))]
 
 
 def _improve(values: NDArray[np.float64], shares: NDArray[np.float64], parts: NDArray[np.int64], least: int) -> None:
@@ -190,10 +190,6 @@ def _sums(values: NDArray[np.float64], num_parts: int, parts: NDArray[np.int64])
     sums = np.zeros((num_parts, values.shape[1]))
     np.add.at(sums, parts, values)
     return sums
-
-
-def _cost(values: NDArray[np.float64], shares: NDArray[np.float64], parts: NDArray[np.int64]) -> float:
-    return float(((_sums(values, len(shares), parts) ** 2).sum(axis=1) / shares).sum())
 
 
 def _lowest(costs: NDArray[np.float64]) -> int:

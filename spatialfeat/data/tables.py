@@ -32,58 +32,27 @@ _WHOLE_NUMBER = re.compile(r"([+-]?[0-9]+)(\.0*)?")
 _TOO_LARGE = 10**18
 
 
-def read_csv_text(csv_path: Path, header: str) -> pd.DataFrame:
-    """Every cell as text, the index counting rows from 0; blank lines stay, so that row numbers are right.
-
-    Cells are separated by commas, or by the semicolons or tabs that the file's own header is written with.
-
-    header: the columns as a message shows them, e.g. "id,label".
-
-    Raises:
-        SpatialfeatError: with the row and the remedy, if the file cannot be read as a CSV.
-    """
-    text = _read_text(csv_path)
-    separator = _separator(text.partition("\n")[0], header.split(","))
-    names, *rows = _parse(csv_path, text, separator) or [[]]
-    if not names:
-        raise SpatialfeatError(f"{csv_path}: is empty; the first line must be `{header}`")
-    for number, fields in enumerate(rows, FIRST_ROW):
-        _refuse_other_separator(f"{csv_path} row {number}", fields, names, separator)
-        if len(fields) > len(names):
-            raise SpatialfeatError(
-                f"{csv_path} row {number}: has {len(fields)} fields, the header {len(names)}; remove surplus "
-                f"{SEPARATORS[separator]}"
-            )
-    padded = [fields + [""] * (len(names) - len(fields)) for fields in rows]
-    table: pd.DataFrame = pd.DataFrame(padded, columns=[name.strip() for name in names], dtype=str)
-    return table
-
-
 def row_texts(csv_path: Path) -> list[str]:
     """Of a CSV that can be read, each row's own text without its line end: row n is item n - 1, the header row 1."""
-    text = _read_text(csv_path)
+    text, separator = _read_text(csv_path, ("id", "label"))
     lines = list(io.StringIO(text, newline=""))
     # A quoted cell may hold line ends.
-    separator = _separator(text.partition("\n")[0], ("id", "label"))
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
     ends = [0, *(reader.line_num for _ in reader)]
     return ["".join(lines[start:end]).rstrip("\r\n") for start, end in pairwise(ends)]
 
 
-def _read_text(csv_path: Path) -> str:
+def _read_text(csv_path: Path, names: Sequence[str]) -> tuple[str, str]:
+    """(text, what separates the cells of its header: of several signs in it, the one that gives most of `names`)."""
     text = read_text(csv_path)
     # Python 3.10's reader gives up on NUL, later ones let it pass; no CSV needs it.
     if "\0" in text:
         row = text.count("\n", 0, text.index("\0")) + 1
         raise SpatialfeatError(f"{csv_path} row {row}: holds a NUL character; save it as plain UTF-8 text")
-    return text
-
-
-def _separator(first_line: str, names: Sequence[str]) -> str:
-    """What separates the cells of the header: the sign that it holds, of several the one that gives most of `names`."""
+    first_line = text.partition("\n")[0]
     there = [sign for sign in SEPARATORS if sign in first_line]
     cells = {sign: [cell.strip(' \r"') for cell in first_line.split(sign)] for sign in there}
-    return max(there, key=lambda sign: sum(name in cells[sign] for name in names), default=",")
+    return text, max(there, key=lambda sign: sum(name in cells[sign] for name in names), default=",")
 
 
 def _refuse_other_separator(where: str, fields: Sequence[str], names: Sequence[str], separator: str) -> None:
@@ -136,6 +105,10 @@ class Origin:
     path: Path
     row_numbers: NDArray[np.int64] | None
 
+    def take(self, keep: NDArray[np.bool_]) -> Origin:
+        """Of the rows where `keep` (N,)."""
+        return Origin(self.path, None if self.row_numbers is None else self.row_numbers[keep])
+
     def where(self, row: int, frame_id: str) -> str:
         if self.row_numbers is None:
             return f"{self.path}: {frame_id}"
@@ -184,9 +157,7 @@ class Rows:
         """The rows where `keep` (N,)."""
         if keep.all():
             return self
-        numbers = self.origin.row_numbers
-        origin = Origin(self.origin.path, None if numbers is None else numbers[keep])
-        return replace(self, origin=origin, columns=self.columns[keep])
+        return replace(self, origin=self.origin.take(keep), columns=self.columns[keep])
 
     def refuse(self, column: str, wrong: NDArray[np.bool_], problem: str, remedy: str, kind: str = "row") -> None:
         """Report to `on_problem`, which raises unless another was given, the rows where `wrong` (N,), if there are any.
@@ -288,6 +259,8 @@ def read_rows(
 ) -> Rows:
     """Read a CSV as text; blank lines are dropped.
 
+    Cells are separated by commas, or by the semicolons or tabs that the file's own header is written with.
+
     Args:
         header: the columns as a message shows them, e.g. "id,label"; none may be there twice.
         required: columns that must be there.
@@ -297,9 +270,23 @@ def read_rows(
     Raises:
         SpatialfeatError: no such file, not a CSV, columns missing or repeated, or no rows.
     """
-    csv = read_csv_text(csv_path, header)
-    require_columns(csv_path, csv, required, header)
-    csv = csv[~(csv == "").all(axis="columns")]  # A blank line is harmless, and dropping it keeps the row numbers.
-    if csv.empty:
+    text, separator = _read_text(csv_path, header.split(","))
+    names, *cells = _parse(csv_path, text, separator) or [[]]
+    if not names:
+        raise SpatialfeatError(f"{csv_path}: is empty; the first line must be `{header}`")
+    for number, fields in enumerate(cells, FIRST_ROW):
+        _refuse_other_separator(f"{csv_path} row {number}", fields, names, separator)
+        if len(fields) > len(names):
+            raise SpatialfeatError(
+                f"{csv_path} row {number}: has {len(fields)} fields, the header {len(names)}; remove surplus "
+                f"{SEPARATORS[separator]}"
+            )
+    padded = [fields + [""] * (len(names) - len(fields)) for fields in cells]
+    table: pd.DataFrame = pd.DataFrame(padded, columns=[name.strip() for name in names], dtype=str)
+    require_columns(csv_path, table, required, header)
+    table = table[
+        ~(table == "").all(axis="columns")
+    ]  # A blank line is harmless, and dropping it keeps the row numbers.
+    if table.empty:
         raise SpatialfeatError(f"{csv_path}: has no rows; add one row `{header}` per {unit}")
-    return Rows(Origin(csv_path, csv.index.to_numpy(dtype=np.int64) + FIRST_ROW), csv, on_problem=on_problem)
+    return Rows(Origin(csv_path, table.index.to_numpy(dtype=np.int64) + FIRST_ROW), table, on_problem=on_problem)

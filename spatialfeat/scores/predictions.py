@@ -35,7 +35,7 @@ from spatialfeat.data.frames import (
     make_table,
     read_frames,
 )
-from spatialfeat.data.ids import USUAL_RULE, IdRule
+from spatialfeat.data.ids import IdRule
 from spatialfeat.data.patients import show_reading
 from spatialfeat.data.tables import Origin, Rows, read_rows, refuse_repeated_columns
 from spatialfeat.encoders import RESNET50_NAME
@@ -202,8 +202,7 @@ def open_weights(
     Raises:
         SpatialfeatError: weights, CSV, device, cache or an image at fault.
     """
-    given = IdRule.given(source.id_form, source.id_pattern)
-    id_rule = given or described_id_rule(source.weights) or USUAL_RULE
+    id_rule = IdRule.given(source.id_form, source.id_pattern, lambda: described_id_rule(source.weights))
     # Before the weights, which take seconds.
     table = None if source.csv else list_frames(source.img_dir, split=UNNAMED_SPLIT, id_rule=id_rule)
     checkpoint = checkpoint_of(source, num_classes=num_classes, phase_names=phase_names, csv=source.csv)
@@ -372,7 +371,7 @@ def read_prediction_files(
                 f"--predictions {name}={path}: is a folder; result files, one per video, are matched with feature "
                 "files: pass --features, the folder of these (of a cross-validation one per fold: repeat it)"
             )
-    rule = IdRule.given(source.id_form, source.id_pattern) or USUAL_RULE
+    rule = IdRule.given(source.id_form, source.id_pattern)
     files = {name: PredictionFile.read(path, num_classes, phase_names, rule) for name, path in paths.items()}
     truth = _ground_truth(source.csv, list(files.values()), num_classes, phase_names, rule)
     rows = {name: file.rows_of(truth) for name, file in files.items()}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher, get_close_matches
@@ -63,14 +62,12 @@ class Track:
         """Where the last phase ends."""
         return self.rows_end or max((span.end for span in self.spans), default=Fraction(0))
 
-    def phases_at(self, positions: Sequence[Fraction]) -> list[Span | None]:
-        """What holds at each of these positions, which ascend; None where nothing does."""
-        found: list[Span | None] = [None] * len(positions)
-        after = bisect_right if self.closed else bisect_left
-        for span in self.spans:
-            for index in range(bisect_left(positions, span.start), after(positions, span.end)):
-                found[index] = span
-        return found
+    def phase_at(self, position: Fraction) -> Span | None:
+        """What holds at a position; None where nothing does."""
+        for span in reversed(self.spans):
+            if span.start <= position and (position < span.end or (self.closed and position == span.end)):
+                return span
+        return None
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,17 @@ class Table:
     def number(self, cell: str) -> Fraction | None:
         """`parse_position`, with decimal commas where commas do not separate."""
         return parse_position(cell if self.separator == "," else cell.replace(",", "."))
+
+    def position(self, line: int, cell: str) -> Fraction:
+        """The number or time in a cell, or a message with the line."""
+        found = self.number(cell)
+        if found is None:
+            raise SpatialfeatError(f"{self.where(line)}: {cell[:80]!r} is no number and no time h:m:s; fix the line")
+        return found
+
+    def span(self, line: int, start: str, end: str, phase: str) -> Span:
+        """What a line with these cells says."""
+        return Span(self.position(line, start), self.position(line, end), phase, line)
 
 
 def read_table(path: Path, separator: str = "", header: Sequence[str] | bool | None = None) -> Table:
@@ -110,21 +118,14 @@ def read_table(path: Path, separator: str = "", header: Sequence[str] | bool | N
     table = Table(path, separator, None, [(line, row) for line, row in enumerate(cells, 1) if any(row)])
     rows = table.rows
     first: list[str] | None = None
-    if rows and header is not False:
-        head = rows[0][1]
-        if header is None:
-            is_header = not any(table.number(cell) is not None for cell in head)
-        elif header is True:
-            is_header = True
-        else:
-            wanted = list(header)
-            is_header = [cell.casefold() for cell in head] == [cell.casefold() for cell in wanted]
-            if not is_header:
-                raise SpatialfeatError(
-                    f"{path} line {rows[0][0]}: {separator.join(head)[:80]!r} is not the header "
-                    f"{separator.join(wanted)!r} of these files; get the file again, or fix it"
-                )
-        if is_header:
+    if rows:
+        line, head = rows[0]
+        if isinstance(header, Sequence) and list(map(str.casefold, head)) != list(map(str.casefold, header)):
+            raise SpatialfeatError(
+                f"{path} line {line}: {separator.join(head)[:80]!r} is not the header {separator.join(header)!r} of "
+                "these files; get the file again, or fix it"
+            )
+        if header or (header is None and not any(table.number(cell) is not None for cell in head)):
             first, rows = head, rows[1:]
     if not rows:
         raise SpatialfeatError(f"{path}: has no rows; get the file again, or leave its video out with --leave-out")
@@ -158,14 +159,6 @@ def parse_position(cell: str) -> Fraction | None:
     if match is None or Fraction(match["s"]) >= 60 or (match["h"] and int(match["m"]) >= 60):
         return None
     return int(match["h"] or 0) * 3600 + int(match["m"]) * 60 + Fraction(match["s"])
-
-
-def position(table: Table, line: int, cell: str) -> Fraction:
-    """The number or time in a cell, or a message with the line."""
-    found = table.number(cell)
-    if found is None:
-        raise SpatialfeatError(f"{table.where(line)}: {cell[:80]!r} is no number and no time h:m:s; fix the line")
-    return found
 
 
 def rows_track(
@@ -210,14 +203,6 @@ def rows_track(
     return Track(path=path, unit=unit, spans=tuple(spans), rows_end=spans[-1].end, gaps=gaps)
 
 
-def overlapping(spans: Sequence[Span], *, closed: bool = False) -> Iterator[tuple[Span, Span]]:
-    """Pairs of neighbours in time of which the second begins before the first has ended."""
-    ordered = sorted(spans, key=lambda span: span.start)
-    for earlier, later in pairwise(ordered):
-        if later.start < earlier.end or (closed and later.start == earlier.end):
-            yield earlier, later
-
-
 MOST_PHASES = 200
 """More names than this are whole lines, whose columns were not recognized."""
 
@@ -259,11 +244,9 @@ def name_phases(
         for span in track.spans:
             if span.phase not in unlabelled:
                 places.setdefault(span.phase, f"{track.path} line {span.line}")
-    numbers = {text: parse_position(text) for text in places}
-    is_numbered = bool(first_phase) or (
-        first_phase is None and bool(places) and all(n is not None and n.denominator == 1 for n in numbers.values())
-    )
-    if is_numbered:
+    numbers = {text: _whole_number(text) for text in places}
+    is_numbered = first_phase is None and bool(places) and None not in numbers.values()
+    if first_phase or is_numbered:
         labels, names = _number_labels(numbers, places, names, first_phase, has_map=phase_map is not None)
     else:
         names = names or tuple(dict.fromkeys(places))
@@ -331,8 +314,13 @@ def _are_alike(one: str, other: str, *, is_rare: bool) -> bool:
     return one == other or (is_rare and SequenceMatcher(None, one, other, autojunk=False).ratio() >= NEAR)
 
 
+def _whole_number(text: str) -> int | None:
+    number = parse_position(text)
+    return int(number) if number is not None and number.denominator == 1 else None
+
+
 def _number_labels(
-    numbers: Mapping[str, Fraction | None],
+    numbers: Mapping[str, int | None],
     places: Mapping[str, str],
     names: tuple[str, ...] | None,
     first_phase: Sequence[int] | None,
@@ -341,35 +329,34 @@ def _number_labels(
 ) -> tuple[dict[str, int], tuple[str, ...]]:
     values = {text: number for text, number in numbers.items() if number is not None}
     for text, where in places.items():
-        if text not in values or values[text].denominator != 1:
+        if text not in values:
             raise SpatialfeatError(f"{where}: the phase {text[:80]!r} is no number, as all others are; fix the line")
+    ordered = sorted(values, key=values.__getitem__)
     if has_map and not first_phase:
         # The map says what each number means.
-        ordered = sorted(values, key=lambda text: values[text])
         return {text: index for index, text in enumerate(ordered)}, tuple(ordered)
-    low = min(values.values(), default=Fraction(0))
-    high = max(values.values(), default=Fraction(0))
+    if not ordered:
+        return {}, names or ()
+    low, high = values[ordered[0]], values[ordered[-1]]
     readings = [0, 1] if first_phase is None else list(first_phase)
     fitting = [first for first in sorted(readings) if low >= first and (names is None or high < first + len(names))]
     if low == 0 and 0 in fitting:
         fitting = [0]
     if not fitting:
-        bad = max(values, key=values.__getitem__) if low >= min(readings) else min(values, key=values.__getitem__)
+        bad = ordered[-1] if low >= min(readings) else ordered[0]
         allowed = " or ".join(f"{first}..{first + len(names or ()) - 1 if names else ''}" for first in readings)
         raise SpatialfeatError(
-            f"{places[bad]}: phase {bad} is outside {allowed} (the phases run from {int(low)} to {int(high)}); fix "
-            "the file, or say what it means with --phase-map"
+            f"{places[bad]}: phase {bad} is outside {allowed} (the phases run from {low} to {high}); fix the file, or "
+            "say what it means with --phase-map"
         )
     if len(fitting) > 1:
-        where = places[min(values, key=lambda text: values[text])]
         raise SpatialfeatError(
-            f"{where}: the phases run from {int(low)} to {int(high)}. Either they are counted from 1 (pass "
+            f"{places[ordered[0]]}: the phases run from {low} to {high}. Either they are counted from 1 (pass "
             "--first-phase 1), or from 0 and phase 0 does not occur (pass --first-phase 0)"
         )
     first = fitting[0]
-    count = int(high) - first + 1 if names is None else len(names)
-    names = names or tuple(f"phase_{number}" for number in range(first, first + count))
-    return {text: int(number) - first for text, number in values.items()}, names
+    names = names or tuple(f"phase_{number}" for number in range(first, high + 1))
+    return {text: number - first for text, number in values.items()}, names
 
 
 def _mapped(

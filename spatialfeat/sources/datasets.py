@@ -11,7 +11,7 @@ import json
 import pickletools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -19,22 +19,18 @@ from textwrap import indent, wrap
 
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import read_text
-from spatialfeat.names import same_name_key
+from spatialfeat.names import natural_key, same_name_key
 from spatialfeat.phases import CHOLEC80_PHASES
-from spatialfeat.sources.annotations import (
-    FRAME,
-    MILLISECOND,
-    SECOND,
-    Span,
-    Table,
-    Track,
-    position,
-    read_table,
-    rows_track,
-)
+from spatialfeat.sources.annotations import FRAME, MILLISECOND, SECOND, Span, Table, Track, read_table, rows_track
 
 Files = Mapping[str, Path]
 """{path below the data set's folder, with slashes: path}."""
+
+
+def files_in(folder: Path) -> Files:
+    """The files below a folder, hidden ones aside, in natural order."""
+    inside = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: inside[name] for name in sorted(inside, key=natural_key) if not re.search(r"(^|/)\.", name)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +54,6 @@ class DataSet:
         assumed: what is taken to be so, though it is not published, or only one source says so.
     """
 
-    name: str
     title: str
     layout: str
     videos: str
@@ -86,12 +81,14 @@ def matching(files: Files, pattern: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for name, path in files.items():
         match = re.fullmatch(f"(?:.*/)?{pattern}", name, re.IGNORECASE)
-        if match is None:
-            continue
-        if match[1] in found:
+        if match and found.setdefault(match[1], path) != path:
             raise SpatialfeatError(f"{found[match[1]]} and {path} both belong to {match[1]}; keep one of them")
-        found[match[1]] = path
     return found
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Of phases, in the order of the labels."""
+    return tuple(text.split(", "))
 
 
 def _each(read: Callable[[Path], Track]) -> Callable[[Files], dict[str, Track]]:
@@ -108,7 +105,7 @@ def _dense(
         table = read_table(path, separator, header)
         number, phase = columns
         return rows_track(
-            path, unit, ((line, position(table, line, row[number]), row[phase]) for line, row in table.rows), **more
+            path, unit, ((line, table.position(line, row[number]), row[phase]) for line, row in table.rows), **more
         )
 
     return _each(read)
@@ -145,11 +142,11 @@ def _read_cataract101(files: Files) -> dict[str, Track]:
     if set(by_name) != {"annotations.csv", "videos.csv"}:
         raise SpatialfeatError("annotations.csv and videos.csv of Cataract-101 are both needed; put them into DIR")
     lengths = read_table(by_name["videos.csv"], ";", True)
-    num_frames = {row[0]: position(lengths, line, row[1]) for line, row in _cells(lengths, ("VideoID", "Frames"))}
+    num_frames = {row[0]: lengths.position(line, row[1]) for line, row in _cells(lengths, ("VideoID", "Frames"))}
     starts = read_table(by_name["annotations.csv"], ";", ("VideoID", "FrameNo", "Phase"))
     rows: dict[str, list[tuple[Fraction, str, int]]] = {}
     for line, (case, frame, phase) in starts.rows:
-        rows.setdefault(case, []).append((position(starts, line, frame), phase, line))
+        rows.setdefault(case, []).append((starts.position(line, frame), phase, line))
     tracks = {}
     for case, own in rows.items():
         ends = [start for start, _, _ in own[1:]]
@@ -175,10 +172,7 @@ def _read_cataract101(files: Files) -> dict[str, Track]:
 def _read_cataract1k(path: Path) -> Track:
     # The frame rates behind the columns frame and endFrame are wrong for some cases.
     table = read_table(path, ",", True)
-    spans = [
-        Span(position(table, line, start), position(table, line, end), phase, line)
-        for line, (phase, start, end) in _cells(table, ("comment", "sec", "endSec"))
-    ]
+    spans = [table.span(line, *cells) for line, cells in _cells(table, ("sec", "endSec", "comment"))]
     return Track(path=path, unit=SECOND, spans=_by_start(spans))
 
 
@@ -191,40 +185,34 @@ def _read_ophnet(files: Files) -> dict[str, Track]:
     (path,) = files.values()
     table = read_table(path, ",", True)
     spans: dict[str, list[Span]] = {}
-    for line, (video, start, end, phase) in _cells(table, ("video_id", "start", "end", "phase_id")):
-        span = Span(position(table, line, start), position(table, line, end), phase, line)
-        spans.setdefault(video, []).append(span)
+    for line, (video, *cells) in _cells(table, ("video_id", "start", "end", "phase_id")):
+        spans.setdefault(video, []).append(table.span(line, *cells))
     return {video: Track(path=path, unit=SECOND, spans=_by_start(own)) for video, own in spans.items()}
 
 
 @lru_cache(maxsize=1)
 def _ophnet_splits(path: Path) -> dict[str, str]:
-    return {video: split for _, (video, split) in _cells(read_table(path, ",", True), ("video_id", "split"))}
+    names = {"validation": "val", "valid": "val"}
+    rows = _cells(read_table(path, ",", True), ("video_id", "split"))
+    return {video: names.get(split, split) for _, (video, split) in rows}
 
 
 def _ophnet_split(files: Files, video: str) -> str | None:
     (path,) = matching(files, DATA_SETS["ophnet"].annotations).values()
-    return {"validation": "val", "valid": "val"}.get(split := _ophnet_splits(path).get(video, ""), split) or None
+    return _ophnet_splits(path).get(video) or None
 
 
 def _read_multibypass140(path: Path) -> Track:
     """Both ends of an interval belong to it, and of two the later start counts. 12 and 13 lie over the phases."""
-    intervals = _json(path, "phases")
-    spans = [
-        Span(Fraction(entry["start"]), Fraction(entry["end"]), str(entry["label_id"]), 1)
-        for entry in intervals
-        if entry["label_id"] not in (12, 13)
-    ]
-    return Track(path=path, unit=MILLISECOND, spans=_by_start(spans), closed=True)
-
-
-def _json(path: Path, key: str) -> list[dict[str, int]]:
     try:
-        content = json.loads(read_text(path))
-        found: list[dict[str, int]] = content[key]
+        spans = [
+            Span(Fraction(entry["start"]), Fraction(entry["end"]), str(entry["label_id"]), 1)
+            for entry in json.loads(read_text(path))["phases"]
+            if entry["label_id"] not in (12, 13)
+        ]
     except (ValueError, KeyError, TypeError) as error:
-        raise SpatialfeatError(f"{path}: is no JSON with a list {key!r}; get the file again") from error
-    return found
+        raise SpatialfeatError(f"{path}: is no JSON with a list 'phases'; get the file again") from error
+    return Track(path=path, unit=MILLISECOND, spans=_by_start(spans), closed=True)
 
 
 def _multibypass140_fold(fold: int) -> Callable[[Files, str], str | None]:
@@ -285,18 +273,14 @@ def _read_ydgpzm(files: Files) -> dict[str, Track]:
 def _read_jigsaws(path: Path) -> Track:
     """`1 80 G1`: frames counted from 1, the end belongs to the gesture."""
     table = read_table(path, " ", False)
-    spans = [
-        Span(position(table, line, start) - 1, position(table, line, end), gesture, line)
-        for line, (start, end, gesture) in table.rows
-    ]
-    return Track(path=path, unit=FRAME, spans=tuple(spans))
+    spans = [table.span(line, *cells) for line, cells in table.rows]
+    return Track(path=path, unit=FRAME, spans=tuple(replace(span, start=span.start - 1) for span in spans))
 
 
 _VIDEO = r"\.(?:mp4|avi|mkv|mov)"
 
-_DATA_SETS = (
-    DataSet(
-        name="cholec80",
+DATA_SETS = {
+    "cholec80": DataSet(
         title="Cholec80, 80 cholecystectomies",
         layout="videos/video01.mp4 ...\nphase_annotations/video01-phase.txt ...",
         videos=rf"(video\d+){_VIDEO}",
@@ -310,8 +294,7 @@ _DATA_SETS = (
         },
         note="CholecT50 and Endoscapes show videos of Cholec80: a model trained on those has seen test videos of this",
     ),
-    DataSet(
-        name="m2cai16",
+    "m2cai16": DataSet(
         title="M2CAI16-workflow, 41 cholecystectomies",
         layout="workflow_video_01.mp4 ... test_workflow_video_01.mp4 ...\nworkflow_video_01.txt ...",
         videos=rf"((?:test_)?workflow_video_\d+){_VIDEO}",
@@ -322,8 +305,7 @@ _DATA_SETS = (
         may_end_early=True,
         assumed="the annotations of test videos are named like these: test_workflow_video_01.txt",
     ),
-    DataSet(
-        name="heichole",
+    "heichole": DataSet(
         title="HeiChole, 24 public cholecystectomies",
         layout="Hei-Chole1.mp4 ...\nHei-Chole1_Annotation_Phase.csv ...",
         videos=rf"(hei-chole\d+){_VIDEO}",
@@ -333,27 +315,20 @@ _DATA_SETS = (
         first_phase=(0,),
         note="white frames are censored ones, and keep their labels; its test labels are not public",
     ),
-    DataSet(
-        name="autolaparo",
+    "autolaparo": DataSet(
         title="AutoLaparo, 21 hysterectomies",
         layout="videos/01.mp4 ...\nlabels/label_01.txt ...",
         videos=rf"(\d{{2}}){_VIDEO}",
         annotations=r"label_(\d{2})\.txt",
         read=_dense(SECOND, "\t", True, first=1),
-        phases=(
-            "Preparation",
-            "Dividing Ligament and Peritoneum",
-            "Dividing Uterine Vessels and Ligament",
-            "Transecting the Vagina",
-            "Specimen Removal",
-            "Suturing",
-            "Washing",
+        phases=_names(
+            "Preparation, Dividing Ligament and Peritoneum, Dividing Uterine Vessels and Ligament, "
+            "Transecting the Vagina, Specimen Removal, Suturing, Washing"
         ),
         first_phase=(1, 0),
         splits={"10/4/7": _by_number(train=range(1, 11), val=range(11, 15), test=range(15, 22))},
     ),
-    DataSet(
-        name="pitvis",
+    "pitvis": DataSet(
         title="PitVis-2023, 25 pituitary operations",
         layout="video_01.mp4 ...\nannotations_01.csv ...",
         videos=rf"(video_\d+){_VIDEO}",
@@ -364,21 +339,10 @@ _DATA_SETS = (
             ("int_video", "int_time", "int_step", "int_instrument1", "int_instrument2"),
             columns=(1, 2),
         )({name.replace("annotations", "video"): path for name, path in files.items()}),
-        phases=(
-            "nasal_corridor_creation",
-            "anterior_sphenoidotomy",
-            "septum_displacement",
-            "sphenoid_sinus_clearance",
-            "sellotomy",
-            "durotomy",
-            "tumour_excision",
-            "haemostasis",
-            "synthetic_graft_placement",
-            "fat_graft_placement",
-            "gasket_seal_construct",
-            "dural_sealant",
-            "nasal_packing",
-            "debris_clearance",
+        phases=_names(
+            "nasal_corridor_creation, anterior_sphenoidotomy, septum_displacement, sphenoid_sinus_clearance, "
+            "sellotomy, durotomy, tumour_excision, haemostasis, synthetic_graft_placement, fat_graft_placement, "
+            "gasket_seal_construct, dural_sealant, nasal_packing, debris_clearance"
         ),
         first_phase=(1,),
         unlabelled=("-1",),
@@ -386,33 +350,17 @@ _DATA_SETS = (
             "20/5": lambda _, video: "val" if int(video.rpartition("_")[2]) in (1, 12, 21, 24, 25) else "train",
         },
     ),
-    DataSet(
-        name="cataracts",
+    "cataracts": DataSet(
         title="CATARACTS (steps of 2020), 50 cataract operations",
         layout="train01.mp4 ... test01.mp4 ...\nground_truth/CATARACTS_2020/{train,dev,test}_gt/train01.csv ...",
         videos=rf"((?:train|test)\d+){_VIDEO}",
         annotations=r"(?:train|dev|test)_gt/((?:train|test)\d+)\.csv",
         read=_dense(FRAME, ",", ("Frame", "Steps"), first=1),
-        phases=(
-            "Idle",
-            "Toric Marking",
-            "Implant Ejection",
-            "Incision",
-            "Viscodilatation",
-            "Capsulorhexis",
-            "Hydrodissection",
-            "Nucleus Breaking",
-            "Phacoemulsification",
-            "Vitrectomy",
-            "Irrigation and Aspiration",
-            "Preparing Implant",
-            "Manual Aspiration",
-            "Implantation",
-            "Positioning",
-            "OVD Aspiration",
-            "Suturing",
-            "Sealing Control",
-            "Wound Hydratation",
+        phases=_names(
+            "Idle, Toric Marking, Implant Ejection, Incision, Viscodilatation, Capsulorhexis, Hydrodissection, "
+            "Nucleus Breaking, Phacoemulsification, Vitrectomy, Irrigation and Aspiration, Preparing Implant, "
+            "Manual Aspiration, Implantation, Positioning, OVD Aspiration, Suturing, Sealing Control, "
+            "Wound Hydratation"
         ),
         first_phase=(0,),
         splits={
@@ -423,53 +371,34 @@ _DATA_SETS = (
             ),
         },
     ),
-    DataSet(
-        name="cataract101",
+    "cataract101": DataSet(
         title="Cataract-101, 101 cataract operations",
         layout="videos/case_269.mp4 ...\nannotations.csv\nvideos.csv",
         videos=rf"(case_\d+){_VIDEO}",
         annotations=r"((?:annotations|videos)\.csv)",
         read=_read_cataract101,
-        phases=(
-            "Incision",
-            "Viscous Agent Injection",
-            "Rhexis",
-            "Hydrodissection",
-            "Phacoemulsification",
-            "Irrigation and Aspiration",
-            "Capsule Polishing",
-            "Lens Implant Setting-Up",
-            "Viscous Agent Removal",
-            "Tonifying and Antibiotics",
+        phases=_names(
+            "Incision, Viscous Agent Injection, Rhexis, Hydrodissection, Phacoemulsification, "
+            "Irrigation and Aspiration, Capsule Polishing, Lens Implant Setting-Up, Viscous Agent Removal, "
+            "Tonifying and Antibiotics"
         ),
         first_phase=(1,),
         assumed="its frames are counted from 0, and the part before the first phase has none",
     ),
-    DataSet(
-        name="cataract1k",
+    "cataract1k": DataSet(
         title="Cataract-1K, 56 cataract operations with phases",
         layout="videos/case_5013.mp4 ...\nannotations/case_5013/case_5013_annotations_phases.csv ...",
         videos=rf"(case_\d+){_VIDEO}",
         annotations=r"(case_\d+)_annotations_phases\.csv",
         read=_each(_read_cataract1k),
-        phases=(
-            "Incision",
-            "Viscoelastic",
-            "Capsulorhexis",
-            "Hydrodissection",
-            "Phacoemulsification",
-            "Irrigation/Aspiration",
-            "Capsule Polishing",
-            "Lens Implantation",
-            "Lens Positioning",
-            "Viscoelastic Suction",
-            "Anterior Chamber Flushing",
-            "Tonifying/Antibiotics",
+        phases=_names(
+            "Incision, Viscoelastic, Capsulorhexis, Hydrodissection, Phacoemulsification, Irrigation/Aspiration, "
+            "Capsule Polishing, Lens Implantation, Lens Positioning, Viscoelastic Suction, "
+            "Anterior Chamber Flushing, Tonifying/Antibiotics"
         ),
         spelling=lambda name: re.sub("[^a-z]", "", name.lower()).replace("pulishing", "polishing"),
     ),
-    DataSet(
-        name="ophnet",
+    "ophnet": DataSet(
         title="OphNet2024, eye operations",
         layout="videos/{video_id}.mp4 ...\nOphNet2024_loca_all.csv",
         videos=rf"([^/]+){_VIDEO}",
@@ -479,32 +408,21 @@ _DATA_SETS = (
         splits={"as the file says": _ophnet_split},
         assumed="videos are named by video_id, phases count from 0, and of two that overlap the later start counts",
     ),
-    DataSet(
-        name="multibypass140",
+    "multibypass140": DataSet(
         title="MultiBypass140, 140 gastric bypasses of two centres",
         layout="BBP01.mp4 ... SBP01.mp4 ...\nlabels_by70/BBP01.mp4.json ...",
         videos=rf"([BS]BP\d+){_VIDEO}",
         annotations=r"([BS]BP\d+)\.mp4\.json",
         read=_each(_read_multibypass140),
-        phases=(
-            "preparation",
-            "gastric_pouch_creation",
-            "omentum_division",
-            "gastrojejunal_anastomosis",
-            "anastomosis_test",
-            "jejunal_separation",
-            "petersen_space_closure",
-            "jejunojejunal_anastomosis",
-            "mesenteric_defect_closure",
-            "cleaning_coagulation",
-            "disassembling",
-            "other_intervention",
+        phases=_names(
+            "preparation, gastric_pouch_creation, omentum_division, gastrojejunal_anastomosis, anastomosis_test, "
+            "jejunal_separation, petersen_space_closure, jejunojejunal_anastomosis, mesenteric_defect_closure, "
+            "cleaning_coagulation, disassembling, other_intervention"
         ),
         first_phase=(0,),
         splits={"all": lambda *_: None} | {f"fold{fold}": _multibypass140_fold(fold) for fold in range(5)},
     ),
-    DataSet(
-        name="ydgpzm",
+    "ydgpzm": DataSet(
         title="YDGPZM, pituitary operations of 44 patients",
         layout="1050/1050_1.mp4 ...\n1050/*.json, one per patient",
         videos=rf"(\d{{4}}_\d+){_VIDEO}",
@@ -515,8 +433,7 @@ _DATA_SETS = (
         note="the 7 phases of the spatial study are a mapping of that project: pass it with --phase-map",
         assumed="the JSON names each video by a text that ends in 1050_1.mp4",
     ),
-    DataSet(
-        name="jigsaws",
+    "jigsaws": DataSet(
         title="JIGSAWS, gestures of a surgical robot",
         layout="Suturing/video/Suturing_B001_capture1.avi ...\nSuturing/transcriptions/Suturing_B001.txt ...",
         videos=r"(\w+_[A-Z]\d+)_capture1\.avi",
@@ -526,31 +443,22 @@ _DATA_SETS = (
         patient=lambda video: video.rpartition("_")[2].rstrip("0123456789"),
         note="its patients are surgeons, as in its leave-one-user-out splits",
     ),
-    DataSet(
-        name="sarrarp50",
+    "sarrarp50": DataSet(
         title="SAR-RARP50, gestures in prostatectomies",
         layout="{train,test}*/video_1/video_left.avi ...\n{train,test}*/video_1/action_discrete.txt ...",
         videos=r"(video_\w+)/video_left\.avi",
         annotations=r"(video_\w+)/action_discrete\.txt",
         read=_dense(FRAME, ",", False, step=6),
-        phases=(
-            "Other",
-            "Picking-up the needle",
-            "Positioning the needle tip",
-            "Pushing the needle through the tissue",
-            "Pulling the needle out of the tissue",
-            "Tying a knot",
-            "Cutting the suture",
-            "Returning or dropping the needle",
+        phases=_names(
+            "Other, Picking-up the needle, Positioning the needle tip, Pushing the needle through the tissue, "
+            "Pulling the needle out of the tissue, Tying a knot, Cutting the suture, Returning or dropping the needle"
         ),
         first_phase=(0,),
         splits={"by folder": _by_folder},
         assumed="folders of its parts begin with train and test, and video_17_1 is a part of operation video_17",
         patient=lambda video: "_".join(video.split("_")[:2]),
     ),
-)
-
-DATA_SETS = {data_set.name: data_set for data_set in _DATA_SETS}
+}
 
 
 def tracks_of(data_set: DataSet, files: Files) -> dict[tuple[object, ...], Track]:
@@ -564,11 +472,11 @@ def tracks_of(data_set: DataSet, files: Files) -> dict[tuple[object, ...], Track
 def prepare_help() -> str:
     """The text of `spatialfeat prepare --help`. The mark \\b keeps Typer from wrapping the lines below it."""
     entries = []
-    for data_set in _DATA_SETS:
-        splits = [name for name in data_set.splits if name != "all"]
+    for name, data_set in DATA_SETS.items():
+        splits = [split for split in data_set.splits if split != "all"]
         known = f"\n--split {', '.join(splits)}" if len(splits) > 1 else ""
         remarks = "".join(f"\n{line}" for text in data_set.remarks for line in wrap(text, 74))
-        entries.append(f"\b\n{data_set.name}: {data_set.title}\n{indent(data_set.layout + known + remarks, '  ')}")
+        entries.append(f"\b\n{name}: {data_set.title}\n{indent(data_set.layout + known + remarks, '  ')}")
     return (
         "From videos or frames, and their annotations, to a folder for all other commands.\n\nSOURCE is the name of a "
         "data set (below), videos or frames. DIR holds its files; folders may lie otherwise, the ends of the paths "

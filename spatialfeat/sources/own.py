@@ -1,33 +1,27 @@
-"""A person's own annotation tables: which column is what, and what positions mean. What is ambiguous is refused.
+"""A person's own videos or frames, and their annotation tables: which column is what, and what positions mean.
 
-Only the standard library.
+What is ambiguous is refused.
 """
 
 from __future__ import annotations
 
 import glob
+import logging
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
+from spatialfeat.config import PrepareConfig
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.names import natural_key, same_name_key
-from spatialfeat.sources.annotations import (
-    FRAME,
-    MILLISECOND,
-    SECOND,
-    Span,
-    Table,
-    Track,
-    overlapping,
-    position,
-    read_table,
-    rows_track,
-)
+from spatialfeat.names import name_problem, natural_key, same_name_key
+from spatialfeat.sources.annotations import FRAME, MILLISECOND, SECOND, Span, Table, Track, read_table, rows_track
+from spatialfeat.sources.datasets import Files
+from spatialfeat.sources.study import Pictures, Source
+from spatialfeat.sources.video import header_length
 
 VIDEO, START, END, POSITION, PHASE = "video", "start", "end", "position", "phase"
 
@@ -48,6 +42,8 @@ _PLURALS = {FRAME: "frames", MILLISECOND: "milliseconds"}
 
 _EXTENSIONS = (".csv", ".tsv", ".txt")
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
 VIDEO_SUFFIX = re.compile(
     r"\.(mp4|m4v|mov|avi|mkv|webm|mpe?g|m2v|m?ts|m2ts|wmv|asf|flv|vob|3gp|ogv|mxf|h264|264)", re.IGNORECASE
 )
@@ -58,28 +54,7 @@ FORM = (
     "per video)"
 )
 
-Length = Callable[[str], tuple[int | None, float | None]]
-"""From a video to (frames, seconds) as its header says: for messages."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """What the options say of annotation tables; None: as the tables do.
-
-    unit: of positions. first: the number of the video's first frame (or second). first_file: that of the first existing
-    frame, where rows count these. first_flag: what `first` is called. interval_end: inclusive or exclusive. overlap:
-    which of two phases counts, earlier or later.
-    """
-
-    unit: str | None = None
-    first: int | None = None
-    first_file: int | None = None
-    first_flag: str = "--first-frame"
-    interval_end: str | None = None
-    overlap: str | None = None
-
-    def first_of(self, unit: str) -> int | None:
-        return self.first_file if self.first is None and unit == FRAME else self.first
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,6 +65,85 @@ class _Rows:
     rows: list[tuple[int, str, str, str]]
     unit: str | None
     is_dense: bool
+
+
+def find_own(config: PrepareConfig, files: Files) -> dict[str, Source]:
+    """{video: where it is}. Raises SpatialfeatError where a file's name does not say its video, or two are one."""
+    found = _find_pictures(config, files) if config.source == "frames" else _find_videos(config, files)
+    for video, source in found.items():
+        problem = name_problem(video)
+        if problem is not None:
+            raise SpatialfeatError(f"{source.path}: {video!r} cannot be the name of a video: it {problem}; rename it")
+    return found
+
+
+def _find_videos(config: PrepareConfig, files: Files) -> dict[str, Source]:
+    """Named by the file; by the folder where several folders have a file of the same name."""
+    paths = [path for path in files.values() if VIDEO_SUFFIX.fullmatch(path.suffix)]
+    if not paths:
+        raise SpatialfeatError(
+            f"DIR {config.data_dir}: holds no video (such as .mp4, .avi, .mkv); pass the right folder"
+        )
+    for names in ([path.stem for path in paths], [path.parent.name for path in paths]):
+        if len(set(map(same_name_key, names))) == len(paths):
+            return {name: Source(path) for name, path in zip(names, paths, strict=True)}
+    seen: dict[tuple[object, ...], Path] = {}
+    other, path = next(
+        (other, path) for path in paths if (other := seen.setdefault(same_name_key(path.stem), path)) != path
+    )
+    raise SpatialfeatError(f"{other} and {path}: would be one video, {path.stem}; rename one of them")
+
+
+def _find_pictures(config: PrepareConfig, files: Files) -> dict[str, Source]:
+    """Frames as VIDEO/NUMBER.png, VIDEO/anything_NUMBER.png or VIDEO_NUMBER.png, also .jpg."""
+    numbers: dict[str, dict[int, Path]] = {}
+    for name, path in files.items():
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        match = re.fullmatch(r"(?P<before>.*?)_?(?P<number>[0-9]{1,18})", path.stem)
+        if match is None:
+            raise SpatialfeatError(f"{path}: its name does not end in a frame number; rename it, or take it away")
+        video = path.parent.name if "/" in name else match["before"]
+        if not video:
+            raise SpatialfeatError(
+                f"{path}: does not say its video; put frames into a folder per video, or name them VIDEO_NUMBER"
+            )
+        other = numbers.setdefault(video, {}).setdefault(int(match["number"]), path)
+        if other != path:
+            raise SpatialfeatError(f"{other} and {path}: are both frame {match['number']} of {video}; keep one of them")
+    if not numbers:
+        raise SpatialfeatError(f"DIR {config.data_dir}: holds no .png or .jpg file; pass the folder of the frames")
+    source_fps = Fraction(str(config.source_fps or config.fps))
+    if config.annotations is not None:
+        lowest, where = min((min(own), str(own[min(own)])) for own in numbers.values())
+        if config.first_frame is None and lowest > 0:
+            raise SpatialfeatError(
+                f"{where}: the lowest frame is {lowest}: are frames numbered from 0 or from 1? Pass --first-frame 1 "
+                "(ffmpeg and most others) or --first-frame 0"
+            )
+        if config.source_fps is None:
+            raise SpatialfeatError(
+                f"DIR {config.data_dir}: how many of these frames make a second? Pass --source-fps, e.g. --source-fps 1"
+            )
+        if config.first_frame == 1 and config.taken_at == "start":
+            logger.info(
+                "note: frames are taken to lie at the start of each 1/%s s; if ffmpeg's filter fps made them, pass "
+                "--taken-at middle",
+                source_fps,
+            )
+    return {
+        video: Source(
+            next(iter(own.values())).parent,
+            Pictures(
+                files=tuple(sorted(own.items())),
+                first=config.first_frame or 0,
+                fps=str(source_fps),
+                offset_s=str(1 / (2 * source_fps) if config.taken_at == "middle" else 0),
+                annotation_fps=None if config.annotation_fps is None else str(Fraction(str(config.annotation_fps))),
+            ),
+        )
+        for video, own in sorted(numbers.items(), key=lambda item: natural_key(item[0]))
+    }
 
 
 def annotation_files(text: str, data_dir: Path) -> list[Path]:
@@ -120,18 +174,18 @@ def annotation_files(text: str, data_dir: Path) -> list[Path]:
 
 
 def read_own_tracks(
-    text: str, data_dir: Path, videos: Sequence[str], reading: Reading, length: Length
-) -> tuple[dict[tuple[object, ...], Track], list[str]]:
-    """({same_name_key(video): its track} of the videos that have rows, what else rows are about).
+    config: PrepareConfig, text: str, sources: Mapping[str, Source]
+) -> tuple[dict[str, Track], list[str]]:
+    """({video: its track} of the videos that have rows, what else rows are about). text: --annotations.
 
     Raises:
         SpatialfeatError: tables that cannot be read or understood, or may be understood in two ways.
     """
-    files = annotation_files(text, data_dir)
+    files = annotation_files(text, config.data_dir)
     found: dict[str, _Rows] = {}
     foreign: list[str] = []
     for path in files:
-        of_video, others = _rows_of(path, text, videos, alone=len(files) == 1)
+        of_video, others = _rows_of(path, text, list(sources), alone=len(files) == 1)
         foreign += others
         for video, rows in of_video.items():
             if video in found:
@@ -141,13 +195,9 @@ def read_own_tracks(
             found[video] = rows
     if not found:
         return {}, foreign
-    unit = _unit(found, reading, length)
-    if next(iter(found.values())).is_dense:
-        first = _first_row(found, unit, reading)
-        tracks = {video: _dense_track(own, unit, first) for video, own in found.items()}
-    else:
-        tracks = _interval_tracks(found, unit, reading)
-    return {same_name_key(video): track for video, track in tracks.items()}, foreign
+    unit = _unit(config, found, sources)
+    is_dense = next(iter(found.values())).is_dense
+    return (_dense_tracks if is_dense else _interval_tracks)(config, found, unit), foreign
 
 
 def _rows_of(path: Path, text: str, videos: Sequence[str], *, alone: bool) -> tuple[dict[str, _Rows], list[str]]:
@@ -251,13 +301,13 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFKC", name).casefold()
 
 
-def _unit(found: Mapping[str, _Rows], reading: Reading, length: Length) -> str:
+def _unit(config: PrepareConfig, found: Mapping[str, _Rows], sources: Mapping[str, Source]) -> str:
     """What positions count."""
     kinds = {own.is_dense for own in found.values()}
     if len(kinds) > 1:
         raise SpatialfeatError("--annotations: some tables have intervals, others a row per frame; prepare them apart")
     units = {own.unit for own in found.values()}
-    unit = reading.unit or (units.pop() if len(units) == 1 else None)
+    unit = config.unit or (units.pop() if len(units) == 1 else None)
     if unit is not None:
         _refuse_times(found, unit)
         return unit
@@ -267,16 +317,13 @@ def _unit(found: Mapping[str, _Rows], reading: Reading, length: Length) -> str:
         return SECOND
     numbers = [own.table.number(cell) for _, start, end, _ in own.rows for cell in (start, end)]
     last = max((number for number in numbers if number is not None), default=Fraction(len(own.rows)))
-    frames, seconds = length(video)
-    as_frames = f"the annotation ends at frame {int(last)}"
-    if frames is not None:
-        as_frames += f" of {frames}"
-    as_seconds = f"at {int(last)} s"
-    if seconds is not None:
-        as_seconds += f" of {seconds:.0f} s"
+    pictures = sources[video].pictures
+    frames, seconds = header_length(sources[video].path) if pictures is None else (len(pictures.files), None)
+    of_frames = "" if frames is None else f" of {frames}"
+    of_seconds = "" if seconds is None else f" of {seconds:.0f} s"
     raise SpatialfeatError(
-        f"{own.table.path}: does not say whether its positions are frames or seconds: of {video}, {as_frames}, or "
-        f"{as_seconds}; pass --unit frame or --unit second"
+        f"{own.table.path}: does not say whether its positions are frames or seconds: of {video}, the annotation ends "
+        f"at frame {int(last)}{of_frames}, or at {int(last)} s{of_seconds}; pass --unit frame or --unit second"
     )
 
 
@@ -298,84 +345,90 @@ def _is_time(table: Table, cell: str) -> bool:
     return ":" in cell or "." in cell or (table.separator != "," and "," in cell)
 
 
-def _first_row(found: Mapping[str, _Rows], unit: str, reading: Reading) -> int:
-    """The number of a video's first frame or second in dense tables."""
-    given = reading.first_of(unit)
-    if given is not None:
-        return given
-    starts = [(own.table, own.rows[0][0], own.rows[0][1]) for own in found.values() if own.rows[0][1]]
-    if not starts:
-        return 0
-    numbers = [(position(*start), start[0].where(start[1])) for start in starts]
-    lowest, where = min(numbers)
-    if lowest == 0 or (unit != FRAME and any(_is_time(table, text) for table, _, text in starts)):
-        return 0
-    raise SpatialfeatError(
-        f"{where}: the first row is {unit} {float(lowest):g}. Either they are counted from 1 (pass "
-        f"{reading.first_flag} 1), or from 0 and the first rows are missing (pass {reading.first_flag} 0)"
-    )
+def _first_given(config: PrepareConfig, unit: str) -> int | None:
+    """The number of a video's first frame or second, as the options say."""
+    if config.source != "frames":
+        return config.first_frame
+    counts_files = unit == FRAME and config.annotation_fps is None
+    return config.first_frame if config.first_row is None and counts_files else config.first_row
 
 
-def _dense_track(own: _Rows, unit: str, first: int) -> Track:
-    table = own.table
-    return rows_track(
-        table.path,
-        unit,
-        (
-            (line, position(table, line, start) if start else Fraction(index + first), phase)
-            for index, (line, start, _, phase) in enumerate(own.rows)
-        ),
-        first=first,
-    )
+def _first_flag(config: PrepareConfig) -> str:
+    return "--first-row" if config.source == "frames" else "--first-frame"
 
 
-def _interval_tracks(found: Mapping[str, _Rows], unit: str, reading: Reading) -> dict[str, Track]:
-    spans = {video: _spans(own) for video, own in found.items()}
-    inclusive = _ends_are_inclusive(found, spans, unit, reading)
+def _dense_tracks(config: PrepareConfig, found: Mapping[str, _Rows], unit: str) -> dict[str, Track]:
+    first = _first_given(config, unit)
+    starts = [(own.table, *own.rows[0][:2]) for own in found.values() if own.rows[0][1]]
+    if first is None and starts:
+        lowest, where = min((table.position(line, start), table.where(line)) for table, line, start in starts)
+        if lowest and (unit == FRAME or not any(_is_time(table, start) for table, _, start in starts)):
+            flag = _first_flag(config)
+            raise SpatialfeatError(
+                f"{where}: the first row is {unit} {float(lowest):g}. Either they are counted from 1 (pass {flag} 1), "
+                f"or from 0 and the first rows are missing (pass {flag} 0)"
+            )
+    first = first or 0
+    return {
+        video: rows_track(
+            own.table.path,
+            unit,
+            (
+                (line, own.table.position(line, start) if start else Fraction(index), phase)
+                for index, (line, start, _, phase) in enumerate(own.rows, first)
+            ),
+            first=first,
+        )
+        for video, own in found.items()
+    }
+
+
+def _interval_tracks(config: PrepareConfig, found: Mapping[str, _Rows], unit: str) -> dict[str, Track]:
+    spans: dict[str, list[Span]] = {}
+    for video, rows in found.items():
+        spans[video] = [rows.table.span(line, start, end, phase) for line, start, end, phase in rows.rows]
+        for span in spans[video]:
+            if span.end < span.start:
+                raise SpatialfeatError(
+                    f"{rows.table.where(span.line)}: ends at {float(span.end):g}, before its start "
+                    f"{float(span.start):g}; fix the line"
+                )
+    after_end = 1 if _ends_are_inclusive(config, found, spans, unit) else 0
     first = 0
     if unit == FRAME:
-        given = reading.first_of(unit)
-        first = _first_of_intervals(found, spans, reading) if given is None else given
+        given, flag = _first_given(config, unit), _first_flag(config)
+        lowest, video, line = min((span.start, video, span.line) for video, own in spans.items() for span in own)
+        if given is None and lowest != 0:
+            raise SpatialfeatError(
+                f"{found[video].table.where(line)}: the lowest frame is {int(lowest)}: are a video's frames counted "
+                f"from 0 or from 1? Pass {flag} 0 or {flag} 1"
+            )
+        first = given or 0
     tracks = {}
     for video, own in spans.items():
         table = found[video].table
-        shifted = [
-            Span(span.start - first, span.end - first + (1 if inclusive else 0), span.phase, span.line) for span in own
-        ]
-        if any(span.start < 0 for span in shifted):
-            raise SpatialfeatError(f"{table.path}: {unit} 0 of {video}, but {reading.first_flag} says {first}")
-        for earlier, later in overlapping(shifted):
-            if reading.overlap is None:
+        shifted = [replace(span, start=span.start - first, end=span.end - first + after_end) for span in own]
+        by_start = sorted(shifted, key=lambda span: span.start)
+        if by_start[0].start < 0:
+            raise SpatialfeatError(f"{table.path}: {unit} 0 of {video}, but {_first_flag(config)} says {first}")
+        for earlier, later in pairwise(by_start):
+            if later.start < earlier.end and config.overlap is None:
                 raise SpatialfeatError(
                     f"{table.where(later.line)}: {later.phase} of {video} begins before {earlier.phase} of line "
                     f"{earlier.line} has ended; fix it, or pass --overlap later (the one that starts later counts) or "
                     "--overlap earlier"
                 )
-        ordered = sorted(shifted, key=lambda span: span.start, reverse=reading.overlap == "earlier")
+        ordered = sorted(shifted, key=lambda span: span.start, reverse=config.overlap == "earlier")
         tracks[video] = Track(path=table.path, unit=unit, spans=tuple(ordered))
     return tracks
 
 
-def _spans(own: _Rows) -> list[Span]:
-    spans = [
-        Span(position(own.table, line, start), position(own.table, line, end), phase, line)
-        for line, start, end, phase in own.rows
-    ]
-    for span in spans:
-        if span.end < span.start:
-            raise SpatialfeatError(
-                f"{own.table.where(span.line)}: ends at {float(span.end):g}, before its start {float(span.start):g}; "
-                "fix the line"
-            )
-    return spans
-
-
 def _ends_are_inclusive(
-    found: Mapping[str, _Rows], spans: Mapping[str, list[Span]], unit: str, reading: Reading
+    config: PrepareConfig, found: Mapping[str, _Rows], spans: Mapping[str, list[Span]], unit: str
 ) -> bool:
     """Whether `end` is the last frame of the phase, or the first one behind it."""
-    if reading.interval_end is not None:
-        return reading.interval_end == "inclusive"
+    if config.interval_end is not None:
+        return config.interval_end == "inclusive"
     steps = set()
     for own in spans.values():
         ordered = sorted(own, key=lambda span: span.start)
@@ -392,14 +445,4 @@ def _ends_are_inclusive(
     raise SpatialfeatError(
         f"{found[video].table.where(own[0].line)}: does {own[0].phase} include {unit} {float(last):g}, its end, or "
         "stop before it? The rows do not say; pass --interval-end inclusive or --interval-end exclusive"
-    )
-
-
-def _first_of_intervals(found: Mapping[str, _Rows], spans: Mapping[str, list[Span]], reading: Reading) -> int:
-    lowest, video, line = min((span.start, video, span.line) for video, own in spans.items() for span in own)
-    if lowest == 0:
-        return 0
-    raise SpatialfeatError(
-        f"{found[video].table.where(line)}: the lowest frame is {int(lowest)}: are a video's frames counted from 0 or "
-        f"from 1? Pass {reading.first_flag} 0 or {reading.first_flag} 1"
     )

@@ -85,6 +85,14 @@ class Pictures:
     annotation_fps: str | None
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where a video is. pictures: its frames, where they are files already, in the folder `path`."""
+
+    path: Path
+    pictures: Pictures | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class VideoJob:
     """One video to prepare. track: None without annotations. labels: what the annotation writes -> label.
@@ -94,8 +102,7 @@ class VideoJob:
 
     video: str
     patient: str
-    source: Path
-    pictures: Pictures | None
+    source: Source
     track: Track | None
     labels: dict[str, int | None]
     may_end_early: bool
@@ -106,18 +113,18 @@ class VideoJob:
 
     def inputs(self) -> dict[str, Any]:
         """All that the video's frames and labels depend on, to find out whether they are as a run before made them."""
-        files = [self.source] if self.pictures is None else [path for _, path in self.pictures.files]
+        path, pictures, track = self.source.path, self.source.pictures, self.track
+        files = [path] if pictures is None else [file for _, file in pictures.files]
         status = [file.stat() for file in files]
+        read_as = track and [track.unit, track.closed, *(f"{s.start} {s.end} {s.phase}" for s in track.spans[:2])]
         return {
-            "source": str(self.source),
+            "source": str(path),
             "bytes": sum(entry.st_size for entry in status),
             "modified_ns": max(entry.st_mtime_ns for entry in status),
-            "pictures": None if self.pictures is None else asdict(self.pictures) | {"files": len(files)},
-            "annotation": None if self.track is None else str(self.track.path),
-            "annotation_sha256": None if self.track is None else file_sha256(self.track.path),
-            "annotation_read_as": None
-            if self.track is None
-            else [self.track.unit, self.track.closed, *[f"{s.start} {s.end} {s.phase}" for s in self.track.spans[:2]]],
+            "pictures": pictures and asdict(pictures) | {"files": len(files)},
+            "annotation": track and str(track.path),
+            "annotation_sha256": track and file_sha256(track.path),
+            "annotation_read_as": read_as,
             "labels": dict(sorted(self.labels.items())),
             "settings": asdict(self.settings),
         }
@@ -125,12 +132,15 @@ class VideoJob:
 
 def is_done(out: Path, job: VideoJob) -> bool:
     """Whether the video's frames are there as this job would make them; finishes what a kill left undone."""
-    record = read_json_object(out / RECORDS / job.video / RECORD)
-    if record.get("inputs") != job.inputs():
+    if read_record(out, job.video).get("inputs") != job.inputs():
         return False
     place_images(out, job.video)
-    suffix = record["suffix"]
-    return all((out / IMAGES / f"{row['id']}{suffix}").exists() for row in read_rows(out, job.video))
+    return all(image.exists() for _, image in images_of(out, job.video))
+
+
+def read_record(out: Path, video: str) -> dict[str, Any]:
+    """What `prepare_video` has recorded of a video; nothing where it is not finished."""
+    return read_json_object(out / RECORDS / video / RECORD)
 
 
 def read_samples(out: Path, video: str) -> list[dict[str, str]]:
@@ -139,13 +149,14 @@ def read_samples(out: Path, video: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def read_rows(out: Path, video: str) -> list[dict[str, str]]:
-    """The samples of a finished video that belong into a CSV."""
-    return [row for row in read_samples(out, video) if row["id"]]
+def images_of(out: Path, video: str) -> list[tuple[dict[str, str], Path]]:
+    """(row, image) of the samples of a finished video that belong into a CSV."""
+    suffix = read_record(out, video).get("suffix", "")
+    return [(row, out / IMAGES / f"{row['id']}{suffix}") for row in read_samples(out, video) if row["id"]]
 
 
-def prepare_video(out: Path, job: VideoJob, *, threads: int, advance: Callable[[float], None]) -> dict[str, Any]:
-    """Write one video's frames, rows and record. Returns the record.
+def prepare_video(out: Path, job: VideoJob, *, threads: int, advance: Callable[[float], None]) -> None:
+    """Write one video's frames, rows and record.
 
     Raises:
         SpatialfeatError: the video or its annotation is at fault; nothing of it is kept.
@@ -156,50 +167,48 @@ def prepare_video(out: Path, job: VideoJob, *, threads: int, advance: Callable[[
         (folder / IMAGES).mkdir()
         rows: list[tuple[object, ...]] = []
         box = None
-        if job.pictures is None:
+        pictures = job.source.pictures
+        if pictures is None:
             if job.settings.crop_border:
-                box = find_box(job.source, folder / "border.png")
+                box = find_box(job.source.path, folder / "border.png")
             facts, suffix = _decode(job, folder / IMAGES, rows, box, threads, advance)
         else:
-            facts, suffix = _look_at_pictures(job, rows, advance)
-        notes = [*facts.notes, *_check_length(job, facts)]
-        kept = [row for row in rows if row[0]]
+            facts, suffix = _look_at_pictures(job, pictures, rows, advance)
+        surplus, notes = None, facts.notes
+        if job.track is not None:
+            surplus = _annotated_s(job.track, _frame_rate(job, facts)) - facts.end
+            notes = [*notes, *_check_length(job, job.track, facts, surplus)]
         with open_csv_text(folder / ROWS) as text:
             CsvTable(text, COLUMNS).add(rows)
         record = {
             "video": job.video,
             "patient": job.patient,
-            "source": str(job.source),
-            "annotation": None if job.track is None else str(job.track.path),
+            "source": str(job.source.path),
+            "annotation": job.track and str(job.track.path),
             "source_frames": facts.num_frames,
-            "annotation_length": _length_text(job.track),
-            "difference_s": None if job.track is None else round(float(_surplus(job, job.track, facts)), 3),
+            "annotation_length": _length_text(job.track) if job.track else "",
+            "difference_s": None if surplus is None else round(float(surplus), 3),
             "seconds": round(float(facts.end), 6),
             "size": facts.size,
             "size_written": facts.size_written,
-            "crop_box": None if box is None else asdict(box),
+            "crop_box": box and asdict(box),
             "samples": len(rows),
-            "rows": len(kept),
-            "unlabelled": sum(row[1] == UNLABELLED for row in rows) if job.track is not None else 0,
+            "rows": sum(bool(row[0]) for row in rows),
+            "unlabelled": sum(row[1] == UNLABELLED for row in rows) if job.track else 0,
             "notes": notes,
             "suffix": suffix,
             "inputs": inputs,
         }
         write_json(folder / RECORD, record)
     place_images(out, job.video)
-    return record
-
-
-Outcome = dict[str, Any] | SpatialfeatError
-"""A video's record, or why it could not be prepared."""
 
 
 def prepare_videos(
     out: Path, jobs: Sequence[VideoJob], *, workers: int, cores: int, advance: Callable[[float], None]
-) -> Iterator[tuple[VideoJob, Outcome]]:
-    """Prepare videos, `workers` at a time, each decoded by its share of the cores. Yields them as they are finished.
+) -> Iterator[tuple[VideoJob, SpatialfeatError | None]]:
+    """Prepare videos, `workers` at a time, each decoded by its share of the cores.
 
-    advance: called with seconds of video.
+    Yields each as it is finished, with the reason where it could not be prepared. advance: gets seconds of video.
 
     Raises:
         SpatialfeatError: a process was killed.
@@ -207,14 +216,14 @@ def prepare_videos(
     threads = THREADS_PER_CORE * max(1, cores // workers)
     if workers == 1:
         for job in jobs:
-            yield job, _outcome(out, job, threads, advance)
+            yield job, _work(out, job, threads, advance)
         return
     # A forked process could inherit locks of threads that it does not have; a new one takes half a second.
     context = get_context("spawn")
     seconds = context.Value("d", 0.0)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(seconds, os.getpid()))
     try:
-        waiting: dict[Future[Outcome], VideoJob] = {pool.submit(_work, out, job, threads): job for job in jobs}
+        waiting = {pool.submit(_work, out, job, threads): job for job in jobs}
         reported = 0.0
         while waiting:
             done, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -255,19 +264,19 @@ def _end_with(main_process: int) -> None:
     os._exit(1)
 
 
-def _work(out: Path, job: VideoJob, threads: int) -> Outcome:
-    def advance(seconds: float) -> None:
-        with _seconds.get_lock():
-            _seconds.value += seconds
-
-    return _outcome(out, job, threads, advance)
+def _add_seconds(seconds: float) -> None:
+    with _seconds.get_lock():
+        _seconds.value += seconds
 
 
-def _outcome(out: Path, job: VideoJob, threads: int, advance: Callable[[float], None]) -> Outcome:
+def _work(
+    out: Path, job: VideoJob, threads: int, advance: Callable[[float], None] = _add_seconds
+) -> SpatialfeatError | None:
     try:
-        return prepare_video(out, job, threads=threads, advance=advance)
+        prepare_video(out, job, threads=threads, advance=advance)
     except SpatialfeatError as error:
         return error
+    return None
 
 
 def remove_video(out: Path, video: str) -> None:
@@ -275,25 +284,21 @@ def remove_video(out: Path, video: str) -> None:
     record_dir = out / RECORDS / video
     if not record_dir.exists():
         return
-    suffix = read_json_object(record_dir / RECORD).get("suffix", "")
-    for row in read_rows(out, video):
-        (out / IMAGES / f"{row['id']}{suffix}").unlink(missing_ok=True)
+    for _, image in images_of(out, video):
+        image.unlink(missing_ok=True)
     shutil.rmtree(record_dir)
 
 
 def place_images(out: Path, video: str) -> None:
     """Move a finished video's frames to images/, or link those that exist elsewhere; done again, it does nothing."""
-    record_dir, images_dir = out / RECORDS / video, out / IMAGES
-    own_dir = record_dir / IMAGES
+    own_dir = out / RECORDS / video / IMAGES
     if own_dir.exists():
         for path in sorted(own_dir.iterdir()):
-            path.replace(images_dir / path.name)
+            path.replace(out / IMAGES / path.name)
         own_dir.rmdir()
-    suffix = read_json_object(record_dir / RECORD)["suffix"]
-    for row in read_rows(out, video):
-        target = images_dir / f"{row['id']}{suffix}"
-        if row["source_file"] and not target.exists():
-            _link(Path(row["source_file"]), target)
+    for row, image in images_of(out, video):
+        if row["source_file"] and not image.exists():
+            _link(Path(row["source_file"]), image)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -341,7 +346,7 @@ def _decode(
                 unwritten.popleft().result()
 
         facts = sample_video(
-            job.source,
+            job.source.path,
             fps=fps,
             short_side=settings.short_side,
             box=box,
@@ -354,9 +359,9 @@ def _decode(
             written.result()
     if facts.cut and not settings.allow_cut:
         raise SpatialfeatError(
-            f"{job.source}: ends too early, or is damaged: {facts.cut}; {count_text(facts.num_frames, 'frame')} until "
-            f"{clock_text(float(facts.end))} can be read. Get the file again, pass --allow-cut to take what is there, "
-            "or leave it out with --leave-out"
+            f"{job.source.path}: ends too early, or is damaged: {facts.cut}; "
+            f"{count_text(facts.num_frames, 'frame')} until {clock_text(float(facts.end))} can be read. Get the file "
+            "again, pass --allow-cut to take what is there, or leave it out with --leave-out"
         )
     if facts.cut:
         facts.notes.append(f"cut: {facts.cut}")
@@ -364,16 +369,16 @@ def _decode(
 
 
 def _look_at_pictures(
-    job: VideoJob, rows: list[tuple[object, ...]], advance: Callable[[float], None]
+    job: VideoJob, pictures: Pictures, rows: list[tuple[object, ...]], advance: Callable[[float], None]
 ) -> tuple[Facts, str]:
     """Choose among frames that exist; appends a row per sample. A frame is on display until the next number is due."""
-    assert job.pictures is not None
-    pictures = job.pictures
     fps, source_fps = Fraction(job.settings.fps), Fraction(pictures.fps)
     files = {number - pictures.first: path for number, path in pictures.files}
     suffixes = {path.suffix for path in files.values()}
     if len(suffixes) > 1:
-        raise SpatialfeatError(f"{job.source}: holds {' and '.join(sorted(suffixes))} files; keep frames of one kind")
+        raise SpatialfeatError(
+            f"{job.source.path}: holds {' and '.join(sorted(suffixes))} files; keep frames of one kind"
+        )
     if min(files) < 0:
         raise SpatialfeatError(
             f"{files[min(files)]}: is frame {min(files) + pictures.first}, but --first-frame says that they count from "
@@ -405,21 +410,19 @@ def _named(job: VideoJob, k: int, time: Fraction, frame: int) -> tuple[str, int,
     if job.track is None:
         return job.frame_id(k), UNLABELLED, ""
     position = {FRAME: Fraction(frame), MILLISECOND: time * 1000}.get(job.track.unit, time)
-    (span,) = job.track.phases_at([position])
-    label = None if span is None else job.labels[span.phase]
-    phase = "" if span is None else span.phase
+    span = job.track.phase_at(position)
+    phase, label = (span.phase, job.labels[span.phase]) if span else ("", None)
     if label is None:
         return job.frame_id(k) if job.settings.keep_unlabelled else "", UNLABELLED, phase
     return job.frame_id(k), label, phase
 
 
-def _check_length(job: VideoJob, facts: Facts) -> Iterator[str]:
-    """Notes about annotation and video of different length; more than a sample is refused, where it may not be."""
-    track = job.track
-    if track is None:
-        return
+def _check_length(job: VideoJob, track: Track, facts: Facts, surplus: Fraction) -> Iterator[str]:
+    """Notes about annotation and video of different length; more than a sample is refused, where it may not be.
+
+    surplus: seconds by which the annotation ends after the video.
+    """
     rate = _frame_rate(job, facts)
-    surplus = _surplus(job, track, facts)
     sample = 1 / Fraction(job.settings.fps)
     is_short = surplus < 0 and (track.rows_end is not None or 0 < TINY_PART * (facts.end + surplus) < facts.end)
     own = f"{round(facts.end * rate)}" if track.unit == FRAME else f"{float(facts.end):.2f} s"
@@ -429,10 +432,10 @@ def _check_length(job: VideoJob, facts: Facts) -> Iterator[str]:
     if surplus > sample or (is_short and -surplus > sample) or is_shifted:
         allowed = job.settings.allow_length_difference or (is_short and job.may_end_early)
         if not allowed:
-            last = max((span for span in track.spans), key=lambda span: span.end, default=None)
+            last = max(track.spans, key=lambda span: span.end, default=None)
             where = f" line {last.line}" if last is not None and track.rows_end is None and surplus > 0 else ""
             raise SpatialfeatError(
-                f"{track.path}{where}: {lengths} ({job.source}), {float(abs(surplus)):.1f} s "
+                f"{track.path}{where}: {lengths} ({job.source.path}), {float(abs(surplus)):.1f} s "
                 f"{'more' if surplus > 0 else 'less'}; most likely {_cause(track, facts, rate)}. "
                 "Fix it, pass --allow-length-difference if the annotation is right as far as it goes, or leave the "
                 "video out with --leave-out"
@@ -446,10 +449,8 @@ def _check_length(job: VideoJob, facts: Facts) -> Iterator[str]:
         yield f"the annotation lacks rows in {count_text(track.gaps, 'place')}"
 
 
-def _length_text(track: Track | None) -> str:
+def _length_text(track: Track) -> str:
     """How far an annotation goes, in its unit."""
-    if track is None:
-        return ""
     if track.unit == FRAME:
         return count_text(int(track.end), "frame")
     return f"{float(_annotated_s(track, Fraction(1))):.2f} s"
@@ -461,16 +462,11 @@ def _annotated_s(track: Track, rate: Fraction) -> Fraction:
     return track.end * unit_s
 
 
-def _surplus(job: VideoJob, track: Track, facts: Facts) -> Fraction:
-    """Seconds by which the annotation ends after the video."""
-    return _annotated_s(track, _frame_rate(job, facts)) - facts.end
-
-
 def _frame_rate(job: VideoJob, facts: Facts) -> Fraction:
     """Positions of unit frame per second."""
-    if job.pictures is None:
+    if job.source.pictures is None:
         return facts.num_frames / facts.end
-    return Fraction(job.pictures.annotation_fps or job.pictures.fps)
+    return Fraction(job.source.pictures.annotation_fps or job.source.pictures.fps)
 
 
 def _cause(track: Track, facts: Facts, rate: Fraction) -> str:
@@ -490,16 +486,3 @@ def _cause(track: Track, facts: Facts, rate: Fraction) -> str:
         if ratio > 1
         else ("the annotation is cut, or that of another video")
     )
-
-
-def thumbnails_at(rows: Sequence[dict[str, str]]) -> list[tuple[int, dict[str, str]]]:
-    """(label, row) of one frame per phase: the middle of its longest run, in order of time."""
-    best: dict[int, tuple[int, int]] = {}
-    start = 0
-    for index in range(1, len(rows) + 1):
-        if index == len(rows) or rows[index]["label"] != rows[start]["label"]:
-            label, length = int(rows[start]["label"]), index - start
-            if length > best.get(label, (0, 0))[0]:
-                best[label] = (length, start + length // 2)
-            start = index
-    return [(label, rows[middle]) for label, (_, middle) in sorted(best.items(), key=lambda item: item[1][1])]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from spatialfeat.console import clock_text, count_text
 from spatialfeat.errors import SpatialfeatError
@@ -338,7 +338,8 @@ def find_box(path: Path, picture_path: Path) -> Box | None:
     Writes a picture to `picture_path`: the brightest that was seen of each pixel, with the box.
     """
     with _opened(path) as (container, stream):
-        brightest, full = _brightest(path, container, stream)
+        brightest = _brightest(path, container, stream)
+    height, width, _ = brightest.shape
     lit = brightest.max(axis=2) > BLACK
     columns = np.flatnonzero(lit.mean(axis=0) > LIT_FRACTION)
     rows = np.flatnonzero(lit.mean(axis=1) > LIT_FRACTION)
@@ -346,27 +347,20 @@ def find_box(path: Path, picture_path: Path) -> Box | None:
     if len(columns) and len(rows):
         found = Box(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
         area = (found.right - found.left) * (found.bottom - found.top)
-        margins = (found.left, found.top, full[0] - found.right, full[1] - found.bottom)
-        if area >= SMALLEST_BOX * full[0] * full[1] and max(margins) > 0.01 * max(full):
+        margins = (found.left, found.top, width - found.right, height - found.bottom)
+        if area >= SMALLEST_BOX * width * height and max(margins) > 0.01 * max(width, height):
             box = found
-    shown = brightest.copy()
+    picture = Image.fromarray(brightest)
     if box is not None:
-        width = max(1, min(full) // 100)
-        for edge in (
-            np.s_[box.top : box.top + width, box.left : box.right],
-            np.s_[box.bottom - width : box.bottom, box.left : box.right],
-            np.s_[box.top : box.bottom, box.left : box.left + width],
-            np.s_[box.top : box.bottom, box.right - width : box.right],
-        ):
-            shown[edge] = (255, 220, 0)
-    picture = Image.fromarray(shown)
+        corners = (box.left, box.top, box.right - 1, box.bottom - 1)
+        ImageDraw.Draw(picture).rectangle(corners, outline=(255, 220, 0), width=max(1, min(width, height) // 100))
     picture.thumbnail((320, 320))
     picture.save(picture_path)
     return box
 
 
-def _brightest(path: Path, container: Any, stream: Any) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], tuple[int, int]]:
-    """((H, W, 3) uint8, the brightest seen of every pixel; (W, H)), at LOOKS places, or in the first frames."""
+def _brightest(path: Path, container: Any, stream: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """(H, W, 3) uint8: the brightest seen of every pixel, at LOOKS places, or in the first frames."""
     av = load_av()
     brightest: np.ndarray[Any, np.dtype[np.uint8]] | None = None
     promised = _promised(container, stream)
@@ -382,4 +376,4 @@ def _brightest(path: Path, container: Any, stream: Any) -> tuple[np.ndarray[Any,
         brightest = pixels if brightest is None else np.maximum(brightest, pixels)
     if brightest is None:
         raise SpatialfeatError(f"{path}: no frame can be decoded; get it again, or leave it out with --leave-out")
-    return brightest, (brightest.shape[1], brightest.shape[0])
+    return brightest

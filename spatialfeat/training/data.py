@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from spatialfeat.config import TEST_CSV, FinetuneConfig
+from spatialfeat.config import TEST_CSV, FinetuneConfig, StudyOptions
 from spatialfeat.data.frames import FrameTable, labelled_frames, read_frames
-from spatialfeat.data.ids import USUAL_RULE, IdRule
+from spatialfeat.data.ids import IdRule
 from spatialfeat.data.patients import shared_patients, show_reading
 
 SHOWN_PATIENTS = 5
@@ -35,31 +36,32 @@ class StudyData:
         return [table for table in (self.train, self.val, self.test) if table is not None]
 
 
+def study_csvs(config: StudyOptions) -> dict[str, Path]:
+    """{split: its CSV}; without a test where none is named and the specification's is not here."""
+    test_csv = config.test_csv or (TEST_CSV if TEST_CSV.exists() else None)
+    return {"train": config.train_csv, "val": config.val_csv} | ({"test": test_csv} if test_csv else {})
+
+
+def read_split(config: StudyOptions, split: str, path: Path, **more: Any) -> FrameTable:
+    """One CSV of a study. more: see `read_frames`."""
+    return read_frames(
+        path,
+        config.img_dir,
+        split=split,
+        id_rule=IdRule.given(config.id_form, config.id_pattern),
+        num_classes=config.num_classes,
+        phase_names=config.phase_names,
+        **more,
+    )
+
+
 def read_study(config: FinetuneConfig) -> StudyData:
     """Read the CSVs, and warn of what makes scores worthless: patients in two splits, phases never trained on."""
-    test_csv = config.test_csv
-    if test_csv is None and not TEST_CSV.exists():
+    csvs = study_csvs(config)
+    if "test" not in csvs:
         logger.info("no %s here: training without a test at the end", TEST_CSV)
-    elif test_csv is None:
-        test_csv = TEST_CSV
-
-    rule = IdRule.given(config.id_form, config.id_pattern) or USUAL_RULE
-
-    def read(path: Path, split: str) -> FrameTable:
-        return read_frames(
-            path,
-            config.img_dir,
-            split=split,
-            id_rule=rule,
-            num_classes=config.num_classes,
-            phase_names=config.phase_names,
-        )
-
-    data = StudyData(
-        labelled_frames(read(config.train_csv, "train")),
-        labelled_frames(read(config.val_csv, "val")),
-        read(test_csv, "test") if test_csv else None,
-    )
+    train, val = (labelled_frames(read_split(config, split, csvs[split])) for split in ("train", "val"))
+    data = StudyData(train, val, read_split(config, "test", csvs["test"]) if "test" in csvs else None)
     if data.test is not None:
         labelled_frames(data.test, "predicted, but counted in no score")
     show_reading(data.tables)

@@ -19,7 +19,7 @@ import torch
 
 from spatialfeat.config import CPU_DECODER, WEIGHTS_NAME, FinetuneConfig
 from spatialfeat.console import count_text
-from spatialfeat.data.ids import USUAL_RULE, IdRule
+from spatialfeat.data.ids import IdRule
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import ASIDE_NAME, file_sha256, read_json_object, text_sha256s, write_atomically
 from spatialfeat.names import natural_key
@@ -179,7 +179,7 @@ class StudyFiles:
     def _write_weights(self, state: TrainingState) -> None:
         config, best = self._config, state.history[best_epoch(state.history) - 1]
         training: dict[str, Any] = {
-            "id_rule": str(IdRule.given(config.id_form, config.id_pattern) or USUAL_RULE),
+            "id_rule": str(IdRule.given(config.id_form, config.id_pattern)),
             "epoch": best.epoch,
             "val_accuracy": best.val_acc,
             "initial_weights": config.weights,
