@@ -121,9 +121,9 @@ class FrameSample(NamedTuple):
     image: torch.Tensor | None
     label: int
     position: int
-    digest: bytes
-    failure: str | None
-    left_to_do: list[float]
+    digest: bytes = b""
+    failure: str | None = None
+    left_to_do: Sequence[float] = ()
     piece: tuple[int, ...] = ()
 
 
@@ -223,11 +223,11 @@ class FrameDataset(Dataset[FrameSample]):
                 return self._undecoded(table.images, str(table.image_names[row]), label, position)
             frame = self._fixed_part(table.images, str(table.image_names[row]))
         except ImageError as error:
-            return FrameSample(None, label, position, b"", str(error), [])
+            return FrameSample(None, label, position, failure=str(error))
         except OSError as error:
-            return FrameSample(None, label, position, b"", error.strerror or str(error), [])
+            return FrameSample(None, label, position, failure=error.strerror or str(error))
         pixels, left_to_do = self._transform.finish(frame.pixels)
-        return FrameSample(pixels, label, position, frame.digest, None, left_to_do)
+        return FrameSample(pixels, label, position, frame.digest, left_to_do=left_to_do)
 
     def _undecoded(self, images: ImageFolder, name: str, label: int, position: int) -> FrameSample:
         """A JPEG as its bytes, if the device can decode it; else pixels."""
