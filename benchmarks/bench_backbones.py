@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from bench_frames import NUM_PHASES
-from bench_setup import machine_facts, machine_line, markdown_table, run_benchmark, say, write_results
+from bench_setup import machine_facts, markdown_table, run_benchmark, say, write_results
 from ceilings import batches_in_memory, rate_of, wait_for
 from torch import nn
 
@@ -113,8 +113,7 @@ def main() -> int:
          f"{row['first_batch_seconds']:.1f}"]
         for row in rows
     ]  # fmt: skip
-    text = f"## bench_backbones\n\n{machine_line(facts)}\n\n{markdown_table(HEADER, cells)}"
-    write_results(options.out, text, {"benchmark": "backbones", "machine": facts, "rows": rows})
+    write_results(options.out, "backbones", facts, [markdown_table(HEADER, cells)], {"rows": rows})
     return 0
 
 
