@@ -273,10 +273,9 @@ def require_room(out_dir: Path, num_bytes: int, what: str, option: str = "--out"
 class CsvTable:
     """Rows written one after the other to an open text file (`open_csv_text`)."""
 
-    def __init__(self, text: TextIO, header: Sequence[str] | None = None) -> None:
+    def __init__(self, text: TextIO, header: Sequence[str]) -> None:
         self._writer = csv.writer(text, lineterminator="\n")
-        if header is not None:
-            self.add([header])
+        self.add([header])
 
     def add(self, rows: Iterable[Sequence[object]]) -> None:
         """Write rows of as many values as the header has."""
