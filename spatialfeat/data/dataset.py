@@ -49,7 +49,6 @@ def check_image_files(
     *,
     rows: Sequence[RowNumbers] | None = None,
     is_kept: Callable[[FrameTable, str], bool] | None = None,
-    progress: bool = True,
 ) -> list[tuple[FrameTable, int, str]]:
     """Find rows whose image is missing or not a whole PNG or JPEG, without decoding: seconds for 200,000 frames.
 
@@ -69,7 +68,7 @@ def check_image_files(
         there = [index for index, name in enumerate(names) if name in present[table.images]]
         reasons = dict.fromkeys(set(range(len(names))) - set(there), MISSING)
         known = partial(is_kept, table) if is_kept else None
-        found = table.images.find_broken([names[index] for index in there], is_known=known, progress=progress)
+        found = table.images.find_broken([names[index] for index in there], is_known=known)
         reasons |= {there[index]: reason for index, reason in found.items()}
         broken += [(table, int(chosen[index]), reasons[index]) for index in sorted(reasons)]
     return broken

@@ -429,9 +429,7 @@ class ImageFolder:
             decode_rgb(self.read(name))
         return header
 
-    def find_broken(
-        self, names: Sequence[str], *, is_known: Callable[[str], bool] | None = None, progress: bool = True
-    ) -> dict[int, str]:
+    def find_broken(self, names: Sequence[str], *, is_known: Callable[[str], bool] | None = None) -> dict[int, str]:
         """`look` at many images. Returns {index in `names`: reason} for those that are unreadable.
 
         Warns of 16-bit grey images. Those of which `is_known` says so are not opened.
@@ -449,10 +447,9 @@ class ImageFolder:
         chunks = [names[start : start + LOOKED_AT_TOGETHER] for start in range(0, len(names), LOOKED_AT_TOGETHER)]
         found: list[tuple[str | None, str]] = []
         with ThreadPoolExecutor(max_workers=8) as pool:
-            disable = None if progress else True  # None: shown on a terminal only.
-            bar = new_bar(total=len(names), desc="checking images", unit=" files", disable=disable)
             try:
-                with bar:
+                # disable None: shown on a terminal only.
+                with new_bar(total=len(names), desc="checking images", unit=" files", disable=None) as bar:
                     for of_chunk in pool.map(lambda chunk: [look(name) for name in chunk], chunks):
                         found += of_chunk
                         bar.update(len(of_chunk))
