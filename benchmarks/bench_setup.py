@@ -55,19 +55,19 @@ class Study(NamedTuple):
 
 @dataclass(frozen=True)
 class Setup:
-    """What a benchmark was asked for."""
+    """What a benchmark was asked for: its options, and the machine's facts from before it began."""
 
     work: Path
     device: str
-    sizes: tuple[tuple[int, int], ...]
+    sizes: list[tuple[int, int]]
     frames: int
     max_drawn: int | None
-    precisions: tuple[str, ...]
+    precisions: list[str]
     repeats: int
     batch_size: int
-    worker_choices: tuple[int, ...]
+    worker_choices: list[int]
     ceiling_seconds: float
-    extra_options: tuple[str, ...]
+    extra_options: list[str]
     quick: bool
     backbone: str
     out: Path | None
@@ -164,12 +164,19 @@ def parsed_setup(parser: argparse.ArgumentParser, *, default_frames: int) -> Ite
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--batch-size", type=int, default=32, help="of both ways (default: %(default)s)")
     parser.add_argument(
-        "--plain-workers", nargs="+", type=int, default=[0, 1, 2], help="the plain way gets the best (default: 0 1 2)"
-    )
+        "--plain-workers", dest="worker_choices", metavar="N", nargs="+", type=int, default=[0, 1, 2],
+        help="the plain way gets the best (default: 0 1 2)",
+    )  # fmt: skip
     parser.add_argument(
         "--backbone", default="resnet50", help="a network of torchvision, for bench_extract (default: %(default)s)"
     )
-    parser.add_argument("--options", default="", help="more options for spatialfeat, as one text")
+    parser.add_argument(
+        "--options",
+        dest="extra_options",
+        type=shlex.split,
+        default=[],
+        help="more options for spatialfeat, as one text",
+    )
     parser.add_argument("--work", type=Path, help="keep frames and outputs here (default: a temporary folder)")
     parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json")
     parser.add_argument("--quick", action="store_true", help="one repeat of few small frames: does it all run?")
@@ -178,24 +185,10 @@ def parsed_setup(parser: argparse.ArgumentParser, *, default_frames: int) -> Ite
         options.frames, options.repeats, options.sizes = QUICK_FRAMES, 1, options.sizes[:1]
     _check(parser, options)
     with _work_folder(options.work) as work:
-        setup = Setup(
-            work=work,
-            device=options.device,
-            sizes=tuple(options.sizes),
-            frames=options.frames,
-            max_drawn=options.max_drawn,
-            precisions=tuple(options.precisions),
-            repeats=options.repeats,
-            batch_size=options.batch_size,
-            worker_choices=tuple(options.plain_workers),
-            ceiling_seconds=1.0 if options.quick else 8.0 if options.device == "cpu" else 4.0,
-            extra_options=tuple(shlex.split(options.options)),
-            quick=options.quick,
-            backbone=options.backbone,
-            out=options.out,
-            facts=machine_facts(options.device),
-        )
-        yield setup, options
+        ceiling_seconds = 1.0 if options.quick else 8.0 if options.device == "cpu" else 4.0
+        of_options = {name: value for name, value in vars(options).items() if name in Setup.__dataclass_fields__}
+        of_options |= {"work": work, "ceiling_seconds": ceiling_seconds, "facts": machine_facts(options.device)}
+        yield Setup(**of_options), options
 
 
 def run_benchmark(main: Callable[[], int]) -> int:
