@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
 from bench_frames import NUM_PHASES
-from bench_setup import machine_facts, machine_line, markdown_table, run_benchmark, say, write_results
+from bench_setup import machine_facts, markdown_table, run_benchmark, say, write_results
 from ceilings import batches_in_memory, rate_of, wait_for
 from torch import nn
 
@@ -29,56 +28,44 @@ USUAL = ("resnet50", "convnext_tiny", "vit_b_16")
 HEADER = ("backbone", "what", "batch", "frames/s", "first batch, s")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is measured of each encoder."""
-
-    device: torch.device
-    precision: str
-    batch_sizes: tuple[int, ...]
-    seconds: float
-    compiled: bool
-    training: bool
-
-
-def rows_of(name: str, plan: Plan) -> list[dict[str, Any]]:
+def rows_of(name: str, device: torch.device, precision: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row per batch size: the evaluation form, the same compiled, and the training step."""
     backbone, rows = find_backbone(name), []
     torch.manual_seed(0)
-    model = backbone.build(NUM_PHASES).to(plan.device)
+    model = backbone.build(NUM_PHASES).to(device)
     preprocessing = backbone.usual_preprocessing
 
     def measure(what: str, batch_size: int, call: Any) -> None:
-        batches = cycle(batches_in_memory(plan.device, batch_size, preprocessing.crop_px))
+        batches = cycle(batches_in_memory(device, batch_size, preprocessing.crop_px))
         start = time.perf_counter()
         call(*next(batches))
-        wait_for(plan.device)
+        wait_for(device)
         first = time.perf_counter() - start
-        rate = rate_of(lambda: call(*next(batches)), batch_size, plan.device, plan.seconds)
+        rate = rate_of(lambda: call(*next(batches)), batch_size, device, options.seconds)
         say(f"   {name}, {what}, batch {batch_size}: {rate:.1f} frames/s, first batch {first:.1f} s")
-        rows.append({"backbone": name, "what": f"{what} {plan.precision}", "batch_size": batch_size,
+        rows.append({"backbone": name, "what": f"{what} {precision}", "batch_size": batch_size,
                      "frames_per_second": rate, "first_batch_seconds": first})  # fmt: skip
 
-    for batch_size in plan.batch_sizes:
-        network = InferenceNetwork(model, preprocessing, plan.precision, batch_size)
+    for batch_size in options.batch_sizes:
+        network = InferenceNetwork(model, preprocessing, precision, batch_size)
         measure("extract", batch_size, lambda images, _, network=network: network(images))
-        if plan.compiled:
+        if options.compiled:
             # Recorded by the compiler's own means where that is a CUDA device.
-            graphs: dict[str, Any] | None = {"triton.cudagraphs": True} if plan.device.type == "cuda" else None
-            evaluate = torch.compile(model.evaluation(preprocessing, plan.precision), dynamic=False, options=graphs)
+            graphs: dict[str, Any] | None = {"triton.cudagraphs": True} if device.type == "cuda" else None
+            evaluate = torch.compile(model.evaluation(preprocessing, precision), dynamic=False, options=graphs)
             with torch.inference_mode():
                 measure("extract compiled", batch_size, lambda images, _, run=evaluate: run(images))
-    if plan.training:
+    if not options.no_training:
         model.freeze(backbone.usual_frozen)
         step = TrainingStep(
             model,
             make_optimizer(model, 1e-4),
             nn.CrossEntropyLoss(),
             preprocessing=preprocessing,
-            precision=plan.precision,
+            precision=precision,
         )
         step.start_epoch()
-        measure("training step", plan.batch_sizes[0], step)
+        measure("training step", options.batch_sizes[0], step)
     return rows
 
 
@@ -96,25 +83,17 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json")
     options = parser.parse_args()
     device = select_device(options.device)
-    plan = Plan(
-        device=device,
-        precision=choose_precision(options.precision, device),
-        batch_sizes=tuple(options.batch_sizes),
-        seconds=options.seconds,
-        compiled=options.compiled,
-        training=not options.no_training,
-    )
+    precision = choose_precision(options.precision, device)
     use_true_float32()
     prepare_processor()
     facts = machine_facts(options.device)
-    rows = [row for name in options.backbones for row in rows_of(name, plan)]
+    rows = [row for name in options.backbones for row in rows_of(name, device, precision, options)]
     cells = [
         [row["backbone"], row["what"], str(row["batch_size"]), f"{row['frames_per_second']:,.1f}",
          f"{row['first_batch_seconds']:.1f}"]
         for row in rows
     ]  # fmt: skip
-    text = f"## bench_backbones\n\n{machine_line(facts)}\n\n{markdown_table(HEADER, cells)}"
-    write_results(options.out, text, {"benchmark": "backbones", "machine": facts, "rows": rows})
+    write_results(options.out, "backbones", facts, [markdown_table(HEADER, cells)], {"rows": rows})
     return 0
 
 

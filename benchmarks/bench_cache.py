@@ -11,24 +11,14 @@ import argparse
 import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from bench_frames import FrameSet
-from bench_setup import (
-    Setup,
-    machine_facts,
-    machine_line,
-    markdown_table,
-    parsed_setup,
-    run_benchmark,
-    say,
-    write_results,
-)
+from bench_setup import Setup, markdown_table, parsed_setup, run_benchmark, say
 from bench_weights import make_weights
-from comparing import read_history
-from measuring import Spread, run_measured
+from measuring import Spread, paired_ratios
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional
 
@@ -75,13 +65,9 @@ def measure(setup: Setup, frames: FrameSet) -> SizeResult:
 
 def two_epochs(setup: Setup, frames: FrameSet, weights: Path, *options: str | Path) -> tuple[float, float]:
     """Seconds of the first and the second epoch of a study, from its history.csv; a cache starts empty."""
-    out = setup.work / "study"
-    for path in (out, setup.work / "cache"):
-        shutil.rmtree(path, ignore_errors=True)
-    data = ("--train-csv", frames.train_csv, "--val-csv", frames.val_csv, "--img-dir", frames.img_dir)
-    study = ("--weights", weights, "--epochs", "2", "--precision", setup.precisions[0], "--out", out)
-    run_measured(setup.spatialfeat("finetune", *data, *study, *options), cwd=setup.work)
-    first, second = read_history(out / "history.csv")
+    shutil.rmtree(setup.work / "cache", ignore_errors=True)
+    options = ("--epochs", "2", "--precision", setup.precisions[0], *options)
+    first, second = setup.study(frames, weights, *options).epochs
     return first.seconds, second.seconds
 
 
@@ -137,42 +123,37 @@ def crop_difference(frames: FrameSet, size_px: int) -> tuple[float, float]:
     return sum(every) / len(every), sum(small) / max(1, len(small))
 
 
-def report(setup: Setup, results: list[SizeResult], facts: str) -> str:
-    """The tables."""
+def tables(results: list[SizeResult]) -> list[str]:
+    """Epochs, loading alone, and what shrinking changes."""
     epochs, loading, crops = [], [], []
     for result in results:
         for name, pairs in (("without", result.plain), ("--cache", result.cached)):
-            first, second = (Spread.of(column) for column in zip(*pairs, strict=True))
-            ratio = Spread.of([one / two for one, two in pairs])
-            epochs.append([result.size, name, first.text(), second.text(), ratio.text()])
-        seconds = {name: Spread.of(values) for name, values in result.loading.items()}
-        ratio = Spread.of([a / b for a, b in zip(result.loading["decode"], result.loading["read"], strict=True)])
-        loading.append([result.size, *(seconds[name].text() for name in ("decode", "fill", "read")), ratio.text()])
+            first, second = zip(*pairs, strict=True)
+            ratio = paired_ratios(first, second).text()
+            epochs.append([result.size, name, Spread.of(first).text(), Spread.of(second).text(), ratio])
+        ratio = paired_ratios(result.loading["decode"], result.loading["read"]).text()
+        loading.append([result.size, *(Spread.of(values).text() for values in result.loading.values()), ratio])
         crops += [
             [result.size, str(size), f"{mean:.2f}", f"{small:.2f}"]
             for size, (mean, small) in result.crop_difference.items()
         ]
     header = ["frames", "--cache-size", "difference of crops, levels", "of crops < 20 %"]
-    crop_table = [markdown_table(header, crops)] if crops else []  # Small frames are not shrunk.
-    return "\n\n".join(
-        [
-            f"## bench_cache\n\n{facts}",
-            f"{setup.frames} frames of each size; seconds, medians of {setup.repeats} repeats (smallest to largest); "
-            f"{setup.precisions[0]}.",
-            markdown_table(["frames", "finetune", "epoch 1", "epoch 2", "epoch 1 / epoch 2"], epochs),
-            markdown_table(["frames", "decode all", "fill the cache", "read it", "decode / read"], loading),
-            *crop_table,
-        ]
-    )
+    return [
+        markdown_table(["frames", "finetune", "epoch 1", "epoch 2", "epoch 1 / epoch 2"], epochs),
+        markdown_table(["frames", "decode all", "fill the cache", "read it", "decode / read"], loading),
+        *([markdown_table(header, crops)] if crops else []),  # Small frames are not shrunk.
+    ]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    with parsed_setup(parser, default_frames=400) as (setup, options):
-        facts = machine_facts(setup.device)
+    with parsed_setup(parser, default_frames=400) as (setup, _):
         results = [measure(setup, frames) for frames in setup.frame_sets()]
-        text = report(setup, results, machine_line(facts))
-        write_results(options.out, text, {"machine": facts, "results": [asdict(result) for result in results]})
+        how = (
+            f"{setup.frames} frames of each size; seconds, medians of {setup.repeats} repeats (smallest to largest); "
+            f"{setup.precisions[0]}."
+        )
+        setup.report("cache", [how, *tables(results)], {"results": results})
     return 0
 
 

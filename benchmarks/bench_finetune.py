@@ -6,147 +6,100 @@ See README.md beside this file for what is measured and how to read it.
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench_frames import FrameSet
-from bench_setup import (
-    Setup,
-    machine_facts,
-    machine_line,
-    markdown_table,
-    parsed_setup,
-    run_benchmark,
-    say,
-    write_results,
-)
+from bench_setup import Setup, Study, markdown_table, parsed_setup, run_benchmark, say
 from bench_weights import make_weights
-from comparing import Epoch, compare_curves, read_history
-from measuring import MEGABYTE, Measured, Spread, both_share_cores, megabytes, paired_ratios, run_measured
+from comparing import compare_curves
+from measuring import MEGABYTE, Spread, megabytes, paired_ratios, together
 
 TARGETS = {"cpu": 2.5}
 """How many times faster an epoch is to be than the plain way's; on a CPU: one of 2 cores with AVX-512-BF16."""
 CURVES = ("train_loss", "val_loss", "val_acc")
-
-
-@dataclass
-class Run:
-    """One training: the whole command, and its epochs."""
-
-    measured: Measured
-    epochs: list[Epoch]
-
-    @property
-    def all_epochs_seconds(self) -> float:
-        return sum(epoch.seconds for epoch in self.epochs)
-
-    @property
-    def later_epoch_seconds(self) -> float:
-        """A typical epoch after the first, which fills caches and starts workers; of a single epoch, that one."""
-        return statistics.median(epoch.seconds for epoch in self.epochs[1:] or self.epochs)
+LISTS: Any = partial(defaultdict, list)
 
 
 @dataclass
 class SizeResult:
     """Everything that was measured at one frame size; lists hold one value per repeat, each with its own seed."""
 
-    frames: FrameSet
-    candidates: dict[int, float] = field(default_factory=dict)
+    size: str
+    train_frames: int
+    frames: int
+    mean_png_bytes: int
+    plain_epoch_seconds_by_workers: dict[int, float] = field(default_factory=dict)
     plain_workers: int = 0
-    plain: list[Run] = field(default_factory=list)
-    fast: dict[str, list[Run]] = field(default_factory=dict)
-    training: dict[str, list[float]] = field(default_factory=dict)
-    network: dict[str, list[float]] = field(default_factory=dict)
-    decode_augmented: list[float] = field(default_factory=list)
-    decode: list[float] = field(default_factory=list)
+    plain: list[Study] = field(default_factory=list)
+    spatialfeat: dict[str, list[Study]] = field(default_factory=LISTS)
+    training_frames_per_second: dict[str, list[float]] = field(default_factory=LISTS)
+    network_frames_per_second: dict[str, list[float]] = field(default_factory=LISTS)
+    decode_augmented_frames_per_second: list[float] = field(default_factory=list)
+    decode_frames_per_second: list[float] = field(default_factory=list)
 
 
-class Training:
-    """Runs both ways from the same initial weights."""
-
-    def __init__(self, setup: Setup, weights: Path, epochs: int) -> None:
-        self._setup, self._weights, self._epochs = setup, weights, epochs
-        self._empty = setup.work / "elsewhere"  # Without the test CSV that `finetune` would take by itself.
-        self._empty.mkdir(exist_ok=True)
-
-    def plain(self, frames: FrameSet, workers: int, seed: int, epochs: int | None = None) -> Run:
-        out = self._setup.work / "plain_study"
-        command = self._setup.plain("plain_finetune.py", workers, *self._arguments(frames, out, seed, epochs))
-        return self._run(command, out)
-
-    def fast(self, frames: FrameSet, precision: str, seed: int) -> Run:
-        out = self._setup.work / "study"
-        arguments = self._arguments(frames, out, seed, None)
-        patience = ("--patience", str(self._epochs))
-        return self._run(self._setup.spatialfeat("finetune", *arguments, *patience, "--precision", precision), out)
-
-    def ceilings(self, frames: FrameSet, precisions: Sequence[str], result: SizeResult) -> None:
-        """Measure all four ceilings once and append them to `result`."""
-        for precision in precisions:
-            options = ("--weights", self._weights, "--precision", precision)
-            result.training.setdefault(precision, []).append(self._setup.ceiling("training", *options))
-            result.network.setdefault(precision, []).append(self._setup.ceiling("network", *options))
-        train = ("--csv", frames.train_csv, "--img-dir", frames.img_dir)
-        val = ("--csv", frames.val_csv, "--img-dir", frames.img_dir)
-        result.decode_augmented.append(self._setup.ceiling("decode-augmented", *train))
-        result.decode.append(self._setup.ceiling("decode", *val))
-
-    def _arguments(self, frames: FrameSet, out: Path, seed: int, epochs: int | None) -> list[str | Path]:
-        data: list[str | Path] = ["--train-csv", frames.train_csv, "--val-csv", frames.val_csv]
-        data += ["--img-dir", frames.img_dir, "--weights", self._weights, "--out", out]
-        return [*data, "--epochs", str(epochs or self._epochs), "--seed", str(seed)]
-
-    def _run(self, command: list[str], out: Path) -> Run:
-        shutil.rmtree(out, ignore_errors=True)
-        measured = run_measured(command, cwd=self._empty)
-        return Run(measured, read_history(out / "history.csv"))
-
-
-def measure_size(setup: Setup, training: Training, frames: FrameSet) -> SizeResult:
+def measure_size(setup: Setup, weights: Path, frames: FrameSet, epochs: int) -> SizeResult:
     """Measure everything at one frame size, the ways taking turns, so that a drifting machine slows all alike."""
-    result = SizeResult(frames)
+    result = SizeResult(frames.size_text, frames.num_train, frames.count, frames.mean_png_bytes)
+
+    def plain(workers: int, *options: str) -> Study:
+        return setup.study(frames, weights, *options, script=setup.plain("plain_finetune.py", workers))
+
     say(f"{frames.size_text}: choosing the plain way's workers")
+    candidates = result.plain_epoch_seconds_by_workers
     for workers in setup.worker_choices:
-        result.candidates[workers] = training.plain(frames, workers, seed=0, epochs=1).all_epochs_seconds
-    result.plain_workers = min(result.candidates, key=lambda workers: result.candidates[workers])
+        candidates[workers] = plain(workers, "--epochs", "1", "--seed", "0").all_epochs_seconds
+    result.plain_workers = min(candidates, key=lambda workers: candidates[workers])
+    of_all = ("--epochs", str(epochs))
     for repeat in range(setup.repeats):
         say(f"{frames.size_text}: repeat {repeat + 1} of {setup.repeats}")
-        result.plain.append(training.plain(frames, result.plain_workers, seed=repeat))
+        options = (*of_all, "--seed", str(repeat))
+        result.plain.append(plain(result.plain_workers, *options))
         for precision in setup.precisions:
-            result.fast.setdefault(precision, []).append(training.fast(frames, precision, seed=repeat))
-        training.ceilings(frames, setup.precisions, result)
+            more = ("--patience", str(epochs), "--precision", precision)
+            result.spatialfeat[precision].append(setup.study(frames, weights, *options, *more))
+        for precision in setup.precisions:
+            network = ("--weights", weights, "--precision", precision)
+            result.training_frames_per_second[precision].append(setup.ceiling("training", *network))
+            result.network_frames_per_second[precision].append(setup.ceiling("network", *network))
+        images = ("--img-dir", frames.img_dir)
+        augmented = setup.ceiling("decode-augmented", "--csv", frames.train_csv, *images)
+        result.decode_augmented_frames_per_second.append(augmented)
+        result.decode_frames_per_second.append(setup.ceiling("decode", "--csv", frames.val_csv, *images))
     return result
 
 
 def epoch_ceiling_seconds(
-    frames: FrameSet, *, training: float, network: float, decode_augmented: float, decode: float, device: str
+    num_train: int,
+    num_val: int,
+    device: str,
+    *,
+    training: float,
+    network: float,
+    decode_augmented: float,
+    decode: float,
 ) -> float:
-    """The shortest epoch that the ceilings (frames/s) allow together, in which every frame is decoded anew.
-
-    On a CPU network and decoding share the cores; on a GPU they run side by side and the slower one sets the pace.
-    """
-    num_val = frames.count - frames.num_train
-    if device.startswith("cpu"):
-        train_rate, val_rate = both_share_cores(training, decode_augmented), both_share_cores(network, decode)
-    else:
-        train_rate, val_rate = min(training, decode_augmented), min(network, decode)
-    return frames.num_train / train_rate + num_val / val_rate
+    """The shortest epoch that the ceilings (frames/s) allow together, in which every frame is decoded anew."""
+    train_rate = together(training, decode_augmented, device=device)
+    return num_train / train_rate + num_val / together(network, decode, device=device)
 
 
 def speed_table(result: SizeResult, device: str) -> str:
     """Both ways: seconds per epoch and how many times faster than the plain way."""
     rows = [[f"(a) plain, {result.plain_workers} workers", *_columns(result.plain), "1", "1", ""]]
-    for precision, runs in result.fast.items():
-        mean = paired_ratios([run.all_epochs_seconds for run in result.plain], [run.all_epochs_seconds for run in runs])
-        later = paired_ratios(
-            [run.later_epoch_seconds for run in result.plain], [run.later_epoch_seconds for run in runs]
+    for precision, runs in result.spatialfeat.items():
+        mean, later = (
+            paired_ratios([getattr(run, name) for run in result.plain], [getattr(run, name) for run in runs])
+            for name in ("all_epochs_seconds", "later_epoch_seconds")
         )
-        target = TARGETS.get(device.partition(":")[0])
+        target = TARGETS.get(device)
         aim = f"{target}: {'met' if mean.median >= target else 'MISSED'}" if target else ""
         rows.append([f"(b) spatialfeat {precision}", *_columns(runs), mean.text(), later.text(), aim])
     header = ["", "mean epoch, s", "first epoch, s", "later epochs, s", "whole command, s", "peak MB",
@@ -157,15 +110,16 @@ def speed_table(result: SizeResult, device: str) -> str:
 def ceiling_table(result: SizeResult, device: str) -> str:
     """The ceilings in frames/s, the epoch that they allow together, and which part of its pace is reached."""
     rows = []
-    for precision, runs in result.fast.items():
+    counts = (result.train_frames, result.frames - result.train_frames)
+    for precision, runs in result.spatialfeat.items():
         rates = {
-            "training": result.training[precision],
-            "network": result.network[precision],
-            "decode_augmented": result.decode_augmented,
-            "decode": result.decode,
+            "training": result.training_frames_per_second[precision],
+            "network": result.network_frames_per_second[precision],
+            "decode_augmented": result.decode_augmented_frames_per_second,
+            "decode": result.decode_frames_per_second,
         }
         allowed = [
-            epoch_ceiling_seconds(result.frames, **dict(zip(rates, values, strict=True)), device=device)
+            epoch_ceiling_seconds(*counts, device, **dict(zip(rates, values, strict=True)))
             for values in zip(*rates.values(), strict=True)
         ]
         mean = paired_ratios(allowed, [run.all_epochs_seconds / len(run.epochs) for run in runs])
@@ -181,7 +135,7 @@ def curve_table(result: SizeResult) -> str:
     """Learning curves side by side, epoch by epoch: means over the seeds, and the plain way's range over them."""
     rows = []
     plain = [run.epochs for run in result.plain]
-    for precision, runs in result.fast.items():
+    for precision, runs in result.spatialfeat.items():
         for name in CURVES:
             for epoch, gap in enumerate(compare_curves(plain, [run.epochs for run in runs], name), start=1):
                 verdict = "one seed only" if len(runs) == 1 else "yes" if gap.within_noise else "no"
@@ -191,71 +145,25 @@ def curve_table(result: SizeResult) -> str:
     return markdown_table(header, rows)
 
 
-def report(setup: Setup, facts: dict[str, Any], results: list[SizeResult], epochs: int) -> str:
-    """The whole result as Markdown."""
-    extra = f" spatialfeat with {' '.join(setup.extra_options)}." if setup.extra_options else ""
-    how = (
-        f"Medians of {setup.repeats} repeats in turn (smallest to largest), repeat r with seed r, {epochs} epochs; "
-        f"batches of {setup.batch_size}; files in the page cache; an epoch is training and validation; peak memory is "
-        f"PSS summed over all processes, the largest of the repeats.{extra}"
-    )
-    parts = [f"## bench_finetune\n\n{machine_line(facts)}", how]
-    for result in results:
-        frames = result.frames
-        chosen = ", ".join(f"{workers}: {seconds:.1f} s" for workers, seconds in result.candidates.items())
-        counts = f"{frames.num_train} training and {frames.count - frames.num_train} validation frames"
-        parts += [
-            f"### {frames.size_text}, {counts} of {frames.mean_png_bytes / MEGABYTE:.2f} MB",
-            f"Plain way by workers, one epoch each: {chosen}.",
-            speed_table(result, setup.device),
-            ceiling_table(result, setup.device),
-            curve_table(result),
-        ]
-    return "\n\n".join(parts)
-
-
-def as_data(setup: Setup, facts: dict[str, Any], results: list[SizeResult]) -> dict[str, Any]:
-    """Every single measurement, for later questions."""
-    sizes = [
-        {
-            "size": result.frames.size_text,
-            "train_frames": result.frames.num_train,
-            "frames": result.frames.count,
-            "mean_png_bytes": result.frames.mean_png_bytes,
-            "plain_workers": result.plain_workers,
-            "plain_epoch_seconds_by_workers": result.candidates,
-            "plain": _numbers(result.plain),
-            "spatialfeat": {precision: _numbers(runs) for precision, runs in result.fast.items()},
-            "training_frames_per_second": result.training,
-            "network_frames_per_second": result.network,
-            "decode_augmented_frames_per_second": result.decode_augmented,
-            "decode_frames_per_second": result.decode,
-        }
-        for result in results
-    ]
-    options = {"device": setup.device, "repeats": setup.repeats, "batch_size": setup.batch_size,
-               "extra_options": setup.extra_options}  # fmt: skip
-    return {"benchmark": "finetune", "machine": facts, "options": options, "sizes": sizes}
-
-
-def _columns(runs: list[Run]) -> list[str]:
-    mean = Spread.of([run.all_epochs_seconds / len(run.epochs) for run in runs])
-    first = Spread.of([run.epochs[0].seconds for run in runs])
-    later = Spread.of([run.later_epoch_seconds for run in runs])
-    whole = Spread.of([run.measured.seconds for run in runs])
-    peak = megabytes([run.measured.peak_bytes for run in runs])
-    return [*(spread.text(1) for spread in (mean, first, later, whole)), peak]
-
-
-def _numbers(runs: list[Run]) -> list[dict[str, Any]]:
+def sections(result: SizeResult, device: str) -> list[str]:
+    """The result of one frame size as Markdown."""
+    chosen = ", ".join(f"{workers}: {s:.1f} s" for workers, s in result.plain_epoch_seconds_by_workers.items())
+    counts = f"{result.train_frames} training and {result.frames - result.train_frames} validation frames"
     return [
-        {
-            "seconds": run.measured.seconds,
-            "peak_bytes": run.measured.peak_bytes,
-            "epochs": [epoch._asdict() for epoch in run.epochs],
-        }
-        for run in runs
+        f"### {result.size}, {counts} of {result.mean_png_bytes / MEGABYTE:.2f} MB",
+        f"Plain way by workers, one epoch each: {chosen}.",
+        speed_table(result, device),
+        ceiling_table(result, device),
+        curve_table(result),
     ]
+
+
+def _columns(runs: Sequence[Study]) -> list[str]:
+    mean = [run.all_epochs_seconds / len(run.epochs) for run in runs]
+    first, later = [run.epochs[0].seconds for run in runs], [run.later_epoch_seconds for run in runs]
+    whole = [run.seconds for run in runs]
+    peak = megabytes([run.peak_bytes for run in runs])
+    return [*(Spread.of(values).text(1) for values in (mean, first, later, whole)), peak]
 
 
 def main() -> int:
@@ -263,11 +171,11 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=3, help="epochs per training (default: %(default)s)")
     with parsed_setup(parser, default_frames=250) as (setup, options):
         epochs = 1 if setup.quick else options.epochs
-        facts = machine_facts(setup.device)
-        training = Training(setup, make_weights(setup.work / "weights.pth"), epochs)
-        results = [measure_size(setup, training, frames) for frames in setup.frame_sets()]
-        text = report(setup, facts, results, epochs)
-        write_results(options.out, text, as_data(setup, facts, results))
+        weights = make_weights(setup.work / "weights.pth")
+        results = [measure_size(setup, weights, frames, epochs) for frames in setup.frame_sets()]
+        how = setup.how(f", repeat r with seed r, {epochs} epochs, of training and validation")
+        parts = [part for result in results for part in sections(result, setup.device)]
+        setup.report("finetune", [how, *parts], {"options": setup.recorded, "sizes": results})
     return 0
 
 

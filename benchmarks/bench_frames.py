@@ -76,6 +76,15 @@ class FrameSet:
         """`1280x720`."""
         return f"{self.width}x{self.height}"
 
+    @property
+    def num_val(self) -> int:
+        return self.count - self.num_train
+
+    @property
+    def study_options(self) -> list[str | Path]:
+        """Options by which a training is told to use these frames."""
+        return ["--train-csv", self.train_csv, "--val-csv", self.val_csv, "--img-dir", self.img_dir]
+
 
 class _Row(NamedTuple):
     frame_id: str

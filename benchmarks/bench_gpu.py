@@ -26,18 +26,20 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import ceilings
 import torch
 from bench_frames import NUM_PHASES, FrameSet, as_jpeg, make_frames
-from bench_setup import BENCHMARKS_DIR, machine_facts, machine_line, markdown_table, run_benchmark, say
+from bench_setup import BENCHMARKS_DIR, machine_facts, markdown_table, run_benchmark, say, write_results
 from bench_weights import make_weights
 from comparing import read_history
 from measuring import UNTOLD, Rate, run_measured
 from tqdm import tqdm
 
+from spatialfeat import console
 from spatialfeat.config import CPU_DECODER, JPEG_DECODERS, WEIGHTS_NAME, ExtractConfig, FinetuneConfig
 from spatialfeat.data import images
 from spatialfeat.data.transforms import Preprocessing
@@ -114,15 +116,8 @@ class Results:
         self.rows.append({"what": what, "size": size, "frames_per_second": rate, **more})
         say(f"   {what}, {size}: {UNTOLD if rate is None else f'{rate:.0f} frames/s'} {more or ''}")
 
-    def write(self) -> None:
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        data = {"benchmark": "gpu", "machine": self.facts, "rows": self.rows, "not_measured": self.missing,
-                "failed": self.failed}  # fmt: skip
-        Path(f"{self.out}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        Path(f"{self.out}.md").write_text(self.text() + "\n", encoding="utf-8")
-
-    def text(self) -> str:
-        """The results as Markdown."""
+    def write(self) -> str:
+        """Write what there is; returned as Markdown."""
         known = ("what", "size", "frames_per_second")
         rows = [
             [
@@ -134,7 +129,6 @@ class Results:
             for row in self.rows
         ]
         parts = [
-            f"## bench_gpu\n\n{machine_line(self.facts)}",
             "One run of each, files in the page cache, most frames hard links to a few hundred drawn ones. An epoch is "
             "training and validation; `later` epochs come after the first, which starts workers and fills the cache. "
             "A steady rate is that of the last two thirds of the batches, until the last has come back from the "
@@ -147,7 +141,8 @@ class Results:
             parts.append(f"**FAILED**: {'; '.join(self.failed)}.")
         if self.missing:
             parts.append(f"Not measured: {'; '.join(self.missing)}.")
-        return "\n\n".join(parts)
+        data = {"rows": self.rows, "not_measured": self.missing, "failed": self.failed}
+        return write_results(self.out, "gpu", self.facts, parts, data, shown=False)
 
 
 class Bench:
@@ -238,14 +233,14 @@ class Bench:
             gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        with _environment(switches), _parts_timed() as seconds:
+        with mock.patch.dict(os.environ, switches), _parts_timed() as seconds:
             history = finetune(config).history
-        count, num_val = frames.count, frames.count - frames.num_train
+        count = frames.count
         rates: dict[str, Any] = {
             "decoder": images.decoder_name(),
             "first_epoch": round(count / history[0].seconds),
             "training": round(frames.num_train / seconds["train_one_epoch"][-1]),
-            "validation": round(num_val / seconds["validate"][-1]),
+            "validation": round(frames.num_val / seconds["validate"][-1]),
             "train_loss": round(history[-1].train_loss, 4),
         }
         if on_gpu:
@@ -308,7 +303,7 @@ class Bench:
                 rate = ceilings.network_rate(self.weights, precision, device, batch, plan.ceiling_seconds)
                 self.results.add(f"network alone, inference {precision}", f"batch {batch}", rate)
             for switch in ("1", "0"):
-                with _environment({"SPATIALFEAT_CUDA_GRAPHS": switch}):
+                with mock.patch.dict(os.environ, SPATIALFEAT_CUDA_GRAPHS=switch):
                     rate = ceilings.training_rate(
                         self.weights, precision, device, plan.batch_size, 6, plan.ceiling_seconds
                     )
@@ -334,31 +329,15 @@ class Bench:
 
     def start_up(self) -> None:
         """Where the seconds before the first frame go."""
-        frames, csv = self.sets[0], self._first_rows(self.sets[0].train_csv, self.plan.batch_size)
-        device = self.plan.device
-        out: list[str | Path] = [
-            "--out",
-            self.work / "few_features",
-            "--device",
-            device,
-            "--precision",
-            self.plan.precision,
-        ]
-        common: list[str | Path] = [
-            "--csv",
-            csv,
-            "--img-dir",
-            frames.img_dir,
-            "--weights",
-            self.work / "study" / WEIGHTS_NAME,
-        ]
+        frames, device = self.sets[0], self.plan.device
+        kernel = f"import torch, torchvision; torch.ones(1, device={device!r}).add_(1).item()"
+        extraction: list[str | Path] = ["-m", "spatialfeat", "extract", "--out", self.work / "few_features"]
+        extraction += ["--csv", self._first_rows(frames.train_csv, self.plan.batch_size), "--img-dir", frames.img_dir]
+        extraction += ["--weights", self.work / "study" / WEIGHTS_NAME]
         programs: dict[str, list[str | Path]] = {
             "import torch, torchvision": ["-c", "import torch, torchvision"],
-            "import, first kernel": [
-                "-c",
-                f"import torch, torchvision; torch.ones(1, device={device!r}).add_(1).item()",
-            ],
-            "spatialfeat extract, one batch": ["-m", "spatialfeat", "extract", *common, *out],
+            "import, first kernel": ["-c", kernel],
+            "spatialfeat extract, one batch": [*extraction, "--device", device, "--precision", self.plan.precision],
         }
         for name, arguments in programs.items():
             seconds = run_measured([sys.executable, *map(str, arguments)], cwd=self.work).seconds
@@ -366,12 +345,8 @@ class Bench:
 
     def _by_pillow(self, part: Callable[[FrameSet], None], frames: FrameSet) -> None:
         """Run a part without the faster decoder; workers are forked, so they do without it too."""
-        usual = images._fast_decoder
-        images._fast_decoder = lambda: None  # type: ignore[assignment]
-        try:
+        with mock.patch.object(images, "_fast_decoder", return_value=None):
             part(frames)
-        finally:
-            images._fast_decoder = usual
 
     def _plain(self, script: str, workers: int, frames: FrameSet, out: Path, *arguments: str | Path) -> float:
         shutil.rmtree(out, ignore_errors=True)
@@ -395,38 +370,24 @@ class Bench:
 
 
 @contextmanager
-def _environment(switches: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in switches}
-    os.environ.update(switches)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-@contextmanager
 def _parts_timed() -> Iterator[dict[str, list[float]]]:
     """Seconds of training and of validation, per epoch: the trainer itself keeps their sum only."""
     seconds: dict[str, list[float]] = {"train_one_epoch": [], "validate": []}
-    before = {name: getattr(trainer, name) for name in seconds}
 
     def timed(name: str) -> Callable[..., Any]:
+        usual = getattr(trainer, name)
+
         def call(*arguments: Any, **options: Any) -> Any:
             start = time.perf_counter()
-            result = before[name](*arguments, **options)
+            result = usual(*arguments, **options)
             seconds[name].append(time.perf_counter() - start)
             return result
 
         return call
 
-    for name in seconds:
-        setattr(trainer, name, timed(name))
-    try:
+    instead: dict[str, Any] = {name: timed(name) for name in seconds}
+    with mock.patch.multiple(trainer, **instead):
         yield seconds
-    finally:
-        for name, function in before.items():
-            setattr(trainer, name, function)
 
 
 @dataclass
@@ -446,39 +407,28 @@ class Timeline:
 @contextmanager
 def _extraction_timed() -> Iterator[Timeline]:
     module: Any = importlib.import_module("spatialfeat.extract")  # Whose name in the package is the function's.
-    before, timeline = (module.run_inference, module.check_image_files), Timeline()
+    usual_run, usual_look, timeline = module.run_inference, module.check_image_files, Timeline()
 
     def run_inference(*arguments: Any) -> Iterable[FrameOutputs]:
-        for outputs in before[0](*arguments):
+        for outputs in usual_run(*arguments):
             timeline.batches.append((time.perf_counter(), len(outputs.positions)))
             yield outputs
 
     def check_image_files(*arguments: Any, **options: Any) -> Any:
         start = time.perf_counter()
-        found = before[1](*arguments, **options)
+        found = usual_look(*arguments, **options)
         timeline.look_seconds = time.perf_counter() - start
         return found
 
-    module.run_inference, module.check_image_files = run_inference, check_image_files
-    try:
+    with mock.patch.multiple(module, run_inference=run_inference, check_image_files=check_image_files):
         yield timeline
-    finally:
-        module.run_inference, module.check_image_files = before
 
 
-@contextmanager
-def _no_bars() -> Iterator[None]:
+class _NoBar(tqdm):  # type: ignore[type-arg]
     """Progress bars would fill a log with empty lines."""
-    usual: Any = tqdm.__init__
 
-    def disabled(bar: Any, *arguments: Any, **options: Any) -> None:
-        usual(bar, *arguments, **{**options, "disable": True})
-
-    tqdm.__init__ = disabled  # type: ignore[assignment, method-assign]
-    try:
-        yield
-    finally:
-        tqdm.__init__ = usual  # type: ignore[method-assign]
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{**options, "disable": True})
 
 
 def measure(plan: Plan, work: Path, out: Path, minutes: float, only: Sequence[str] = ()) -> Results:
@@ -498,7 +448,7 @@ def measure(plan: Plan, work: Path, out: Path, minutes: float, only: Sequence[st
             continue
         say(f"{time.monotonic() - start:4.0f} s: {name}")
         try:
-            with _no_bars():
+            with mock.patch.object(console, "tqdm", _NoBar):
                 part()
         except Exception as error:  # noqa: BLE001  # The time of the other parts is worth more.
             traceback.print_exc()
@@ -523,7 +473,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         results = measure(plan, work, options.out, options.minutes, options.only)
-    print(results.text())
+    print(results.write())
     return 1 if results.failed else 0
 
 

@@ -6,28 +6,16 @@ See README.md beside this file for what is measured and how to read it.
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import torch
 from bench_frames import FrameSet, link_frames
-from bench_setup import (
-    Setup,
-    machine_facts,
-    machine_line,
-    markdown_table,
-    parsed_setup,
-    run_benchmark,
-    say,
-    write_results,
-)
+from bench_setup import Setup, markdown_table, parsed_setup, run_benchmark, say
 from bench_weights import make_weights
-from comparing import read_history
-from measuring import BenchmarkError, Measured, Rate, Spread, megabytes, paired_ratios, run_measured
+from measuring import BenchmarkError, Measured, Rate, Spread, megabytes, paired_ratios
 
 from spatialfeat.device import usable_cores
 
@@ -73,53 +61,31 @@ def arrangements(device: str, several: list[int]) -> Iterator[Arrangement]:
         yield Arrangement(f"{count} jobs, a shard each: the slowest", shards=count)
 
 
-class Scaling:
-    """Runs both commands on one set of frames; every run starts from nothing."""
-
-    def __init__(self, setup: Setup, frames: FrameSet) -> None:
-        self._setup, self._frames = setup, frames
-        self._few = link_frames(frames, setup.work / f"few_{frames.size_text}", setup.batch_size)
-        self._weights = make_weights(setup.work / "weights.pth")
-
-    def measure(self, arrangement: Arrangement, result: Result) -> None:
-        """One repeat."""
-        extractions = self._extract(arrangement, self._frames)
-        result.extract.append(max(run.seconds for run in extractions))
-        result.extract_peak_bytes += [run.peak_bytes for run in extractions]
-        if arrangement.shards == 1:
-            result.extract_few.append(self._extract(arrangement, self._few)[0].seconds)
-            result.later_epoch.append(self._later_epoch(arrangement))
-
-    def _extract(self, arrangement: Arrangement, frames: FrameSet) -> list[Measured]:
-        """The training videos, which can be shared out evenly. Shards run one after the other, each alone."""
-        out = self._setup.work / "features"
-        shutil.rmtree(out, ignore_errors=True)
-        places = ("--csv", frames.train_csv, "--img-dir", frames.img_dir, "--weights", self._weights, "--out", out)
-        count = arrangement.shards
-        shards = [("--shard", f"{index}/{count}") for index in range(1, count + 1)] if count > 1 else [()]
-        return [self._run(arrangement, "extract", *places, *shard) for shard in shards]
-
-    def _later_epoch(self, arrangement: Arrangement) -> float:
-        """Seconds of the last epoch: training and validation."""
-        frames, out = self._frames, self._setup.work / "study"
-        shutil.rmtree(out, ignore_errors=True)
-        data = ("--train-csv", frames.train_csv, "--val-csv", frames.val_csv, "--img-dir", frames.img_dir)
-        self._run(arrangement, "finetune", *data, "--weights", self._weights, "--epochs", str(EPOCHS), "--out", out)
-        return read_history(out / "history.csv")[-1].seconds
-
-    def _run(self, arrangement: Arrangement, *arguments: str | Path) -> Measured:
-        line = self._setup.spatialfeat(*arguments, "--precision", self._setup.precisions[0])
-        return run_measured(arrangement.started(line), cwd=self._setup.work)
-
-
 def measure_size(setup: Setup, frames: FrameSet, chosen: list[Arrangement]) -> dict[Arrangement, Result]:
     """Measure every arrangement, in turn."""
-    scaling = Scaling(setup, frames)
+    few = link_frames(frames, setup.work / f"few_{frames.size_text}", setup.batch_size)
+    weights = make_weights(setup.work / "weights.pth")
+    precision = ("--precision", setup.precisions[0])
     results = {arrangement: Result() for arrangement in chosen}
+
+    def extract(arrangement: Arrangement, some: FrameSet, *shard: str) -> Measured:
+        """The training videos, which can be shared out evenly."""
+        options, started = (*precision, *shard), arrangement.started
+        return setup.extraction([some.train_csv], some.img_dir, weights, *options, started=started)
+
     for repeat in range(setup.repeats):
         for arrangement, result in results.items():
             say(f"{frames.size_text}: repeat {repeat + 1} of {setup.repeats}: {arrangement.name}")
-            scaling.measure(arrangement, result)
+            if (count := arrangement.shards) > 1:  # One after the other, each alone.
+                runs = [extract(arrangement, frames, "--shard", f"{index}/{count}") for index in range(1, count + 1)]
+            else:
+                runs = [extract(arrangement, frames)]
+                result.extract_few.append(extract(arrangement, few).seconds)
+                options = ("--epochs", str(EPOCHS), *precision)
+                study = setup.study(frames, weights, *options, started=arrangement.started)
+                result.later_epoch.append(study.epochs[-1].seconds)
+            result.extract.append(max(run.seconds for run in runs))
+            result.extract_peak_bytes += [run.peak_bytes for run in runs]
     return results
 
 
@@ -158,18 +124,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", nargs="+", type=int, help="how many (default: 2 on a CPU, else 2, 4, ... GPUs)")
     with parsed_setup(parser, default_frames=500) as (setup, options):
-        facts = machine_facts(setup.device)
         chosen = list(arrangements(setup.device, options.processes or _several(setup.device)))
         how = f"Medians of {setup.repeats} repeats in turn (smallest to largest); {setup.precisions[0]}."
-        parts, runs = [f"## bench_scaling\n\n{machine_line(facts)}", how], []
+        parts, runs = [how], []
         for frames in setup.frame_sets():
             results = measure_size(setup, frames, chosen)
             trained = frames.num_train
-            used = f"{trained} frames extracted; {trained} to train on and {frames.count - trained} to validate"
+            used = f"{trained} frames extracted; {trained} to train on and {frames.num_val} to validate"
             table = scaling_table(results, trained, setup.batch_size)
             parts += [f"### {frames.size_text}: {used}", table]
             runs += [{"size": frames.size_text, **asdict(key), **asdict(value)} for key, value in results.items()]
-        write_results(options.out, "\n\n".join(parts), {"benchmark": "scaling", "machine": facts, "runs": runs})
+        setup.report("scaling", parts, {"runs": runs})
     return 0
 
 

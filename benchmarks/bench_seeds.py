@@ -18,12 +18,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import plain_finetune
 from bench_frames import FrameSet, make_frames
-from bench_setup import machine_facts, machine_line, markdown_table, run_benchmark, say
+from bench_setup import machine_facts, markdown_table, run_benchmark, say, write_results
 from bench_weights import make_weights
 from comparing import Epoch, read_history
 
@@ -66,9 +67,12 @@ class Study(NamedTuple):
         """The history of one study."""
         shutil.rmtree(out, ignore_errors=True)
         if way == PLAIN:
-            self._run_plainly(seed, out)
+            options = {"--train-csv": self.frames.train_csv, "--val-csv": self.frames.val_csv, "--out": out,
+                       "--img-dir": self.frames.img_dir, "--weights": self.weights, "--epochs": self.epochs,
+                       "--seed": seed, "--workers": 0, "--image-size": IMAGE_SIZE_PX, "--batch-size": self.batch_size,
+                       "--device": self.device}  # fmt: skip
+            plain_finetune.main([str(part) for pair in options.items() for part in pair])
         else:
-            os.environ["SPATIALFEAT_AUGMENT"] = SWITCHES[way]
             config = FinetuneConfig(
                 train_csv=self.frames.train_csv,
                 val_csv=self.frames.val_csv,
@@ -86,24 +90,13 @@ class Study(NamedTuple):
                 tensorboard=False,
                 out_dir=out,
             )
-            finetune(config)
-            del os.environ["SPATIALFEAT_AUGMENT"]
+            with mock.patch.dict(os.environ, SPATIALFEAT_AUGMENT=SWITCHES[way]):
+                finetune(config)
         return read_history(out / "history.csv")
 
-    def _run_plainly(self, seed: int, out: Path) -> None:
-        options = {"--train-csv": self.frames.train_csv, "--val-csv": self.frames.val_csv, "--out": out,
-                   "--img-dir": self.frames.img_dir, "--weights": self.weights, "--epochs": self.epochs,
-                   "--seed": seed, "--workers": 0, "--image-size": IMAGE_SIZE_PX, "--batch-size": self.batch_size,
-                   "--device": self.device}  # fmt: skip
-        before, sys.argv = sys.argv, ["plain_finetune.py", *(str(part) for pair in options.items() for part in pair)]
-        try:
-            plain_finetune.main()
-        finally:
-            sys.argv = before
 
-
-def report(curves: dict[str, list[list[Epoch]]], facts: str, frames: FrameSet) -> str:
-    """The table. curves: for each way the histories of all seeds."""
+def parts(curves: dict[str, list[list[Epoch]]], frames: FrameSet) -> list[str]:
+    """What was done, and the table. curves: for each way the histories of all seeds."""
     rows = []
     for name in CURVES:
         for epoch in range(len(curves[PLAIN][0])):
@@ -112,11 +105,11 @@ def report(curves: dict[str, list[list[Epoch]]], facts: str, frames: FrameSet) -
             rows.append([name, str(epoch + 1), f"{statistics.mean(values[PLAIN]):.3f}", *differences])
     header = ["", "epoch", PLAIN, f"{WORKERS}: difference", f"{DEVICE}: difference"]
     how = (
-        f"{len(curves[PLAIN])} seeds; {frames.num_train} training and {frames.count - frames.num_train} validation "
+        f"{len(curves[PLAIN])} seeds; {frames.num_train} training and {frames.num_val} validation "
         f"frames of {frames.size_text}, {IMAGE_SIZE_PX} px into the network, fp32; means over the seeds, and "
         "differences from the plain script with their standard errors."
     )
-    return "\n\n".join([f"## bench_seeds\n\n{facts}", how, markdown_table(header, rows)])
+    return [how, markdown_table(header, rows)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -146,11 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 say(f"seed {seed}: {way}")
                 runs.append(study.run(way, seed, work / "study"))
             if seed:
-                text = report(curves, machine_line(facts), frames)
-                Path(f"{options.out}.md").write_text(text + "\n", encoding="utf-8")
-                histories = {way: [[epoch._asdict() for epoch in run] for run in runs] for way, runs in curves.items()}
-                data = {"benchmark": "seeds", "machine": facts, "histories": histories}
-                Path(f"{options.out}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+                # After every seed: what has been measured is kept when the rest is cut off.
+                shown, data = parts(curves, frames), {"histories": curves}
+                text = write_results(options.out, "seeds", facts, shown, data, shown=False)
     print(text)
     return 0
 

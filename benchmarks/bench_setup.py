@@ -7,6 +7,8 @@ import json
 import os
 import platform
 import shlex
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -14,11 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from bench_frames import FrameSet, make_frames
-from measuring import BenchmarkError, load_average, run_measured
+from comparing import Epoch, read_history
+from measuring import BenchmarkError, Measured, load_average, run_measured
 
 from spatialfeat.device import DTYPES, choose_precision, describe_device, library_versions, select_device, usable_cores
 from spatialfeat.errors import SpatialfeatError
@@ -33,23 +36,42 @@ BUSY = 0.5
 """A load average above this at the start means that others use the machine."""
 
 
+class Study(NamedTuple):
+    """One training: the whole command, and its epochs."""
+
+    seconds: float
+    peak_bytes: int | None
+    epochs: list[Epoch]
+
+    @property
+    def all_epochs_seconds(self) -> float:
+        return sum(epoch.seconds for epoch in self.epochs)
+
+    @property
+    def later_epoch_seconds(self) -> float:
+        """A typical epoch after the first, which fills caches and starts workers; of a single epoch, that one."""
+        return statistics.median(epoch.seconds for epoch in self.epochs[1:] or self.epochs)
+
+
 @dataclass(frozen=True)
 class Setup:
-    """What a benchmark was asked for."""
+    """What a benchmark was asked for: its options, and the machine's facts from before it began."""
 
     work: Path
     device: str
-    sizes: tuple[tuple[int, int], ...]
+    sizes: list[tuple[int, int]]
     frames: int
     max_drawn: int | None
-    precisions: tuple[str, ...]
+    precisions: list[str]
     repeats: int
     batch_size: int
-    worker_choices: tuple[int, ...]
+    worker_choices: list[int]
     ceiling_seconds: float
-    extra_options: tuple[str, ...]
+    extra_options: list[str]
     quick: bool
-    backbone: str = "resnet50"
+    backbone: str
+    out: Path | None
+    facts: dict[str, Any]
 
     def spatialfeat(self, *arguments: str | Path) -> list[str]:
         """The command line of spatialfeat as a user types it, in this interpreter."""
@@ -60,6 +82,58 @@ class Setup:
         """The command line of a plain script."""
         shared = ("--batch-size", str(self.batch_size), "--device", self.device, "--workers", str(workers))
         return [sys.executable, str(BENCHMARKS_DIR / script), *map(str, arguments), *shared]
+
+    def study(
+        self,
+        frames: FrameSet,
+        weights: Path,
+        *options: str | Path,
+        started: Callable[[list[str]], list[str]] = list,
+        script: list[str] | None = None,
+    ) -> Study:
+        """Train from nothing: with spatialfeat, or with a script, whose command line (of `plain`) is given.
+
+        started: makes of the command line the one that is run.
+        """
+        out = self.work / "study"
+        shutil.rmtree(out, ignore_errors=True)
+        arguments = [*frames.study_options, "--weights", weights, "--out", out, *options]
+        line = [*script, *map(str, arguments)] if script else self.spatialfeat("finetune", *arguments)
+        measured = run_measured(started(line), cwd=self.work)
+        return Study(measured.seconds, measured.peak_bytes, read_history(out / "history.csv"))
+
+    def extraction(
+        self,
+        csvs: Sequence[Path],
+        img_dir: Path,
+        weights: Path,
+        *options: str,
+        started: Callable[[list[str]], list[str]] = list,
+        out: Path | None = None,
+    ) -> Measured:
+        """Extract from nothing with spatialfeat. started: as of `study`. out: the features' folder, if it matters."""
+        out = out or self.work / "features"
+        shutil.rmtree(out, ignore_errors=True)
+        places = [part for csv in csvs for part in ("--csv", csv)] + ["--img-dir", img_dir, "--weights", weights]
+        return run_measured(started(self.spatialfeat("extract", *places, "--out", out, *options)), cwd=self.work)
+
+    def report(self, name: str, parts: Sequence[str], data: dict[str, Any]) -> None:
+        """Print the parts of a result, and write them and the numbers where the user wants them."""
+        write_results(self.out, name, self.facts, parts, data)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The options that a result's numbers are kept with."""
+        names = ("backbone", "device", "repeats", "batch_size", "extra_options")
+        return {name: getattr(self, name) for name in names}
+
+    def how(self, details: str) -> str:
+        """The sentence about repeats, batches and options that stands above the tables."""
+        extra = f" spatialfeat with {' '.join(self.extra_options)}." if self.extra_options else ""
+        return (
+            f"Medians of {self.repeats} repeats in turn (smallest to largest){details}; batches of {self.batch_size}; "
+            f"files in the page cache; peak memory is PSS summed over all processes, the largest of the repeats.{extra}"
+        )
 
     def frame_sets(self) -> Iterator[FrameSet]:
         """The frames of every size that was asked for, drawn unless they are in the folder already."""
@@ -90,12 +164,19 @@ def parsed_setup(parser: argparse.ArgumentParser, *, default_frames: int) -> Ite
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--batch-size", type=int, default=32, help="of both ways (default: %(default)s)")
     parser.add_argument(
-        "--plain-workers", nargs="+", type=int, default=[0, 1, 2], help="the plain way gets the best (default: 0 1 2)"
-    )
+        "--plain-workers", dest="worker_choices", metavar="N", nargs="+", type=int, default=[0, 1, 2],
+        help="the plain way gets the best (default: 0 1 2)",
+    )  # fmt: skip
     parser.add_argument(
         "--backbone", default="resnet50", help="a network of torchvision, for bench_extract (default: %(default)s)"
     )
-    parser.add_argument("--options", default="", help="more options for spatialfeat, as one text")
+    parser.add_argument(
+        "--options",
+        dest="extra_options",
+        type=shlex.split,
+        default=[],
+        help="more options for spatialfeat, as one text",
+    )
     parser.add_argument("--work", type=Path, help="keep frames and outputs here (default: a temporary folder)")
     parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json")
     parser.add_argument("--quick", action="store_true", help="one repeat of few small frames: does it all run?")
@@ -104,22 +185,10 @@ def parsed_setup(parser: argparse.ArgumentParser, *, default_frames: int) -> Ite
         options.frames, options.repeats, options.sizes = QUICK_FRAMES, 1, options.sizes[:1]
     _check(parser, options)
     with _work_folder(options.work) as work:
-        setup = Setup(
-            work=work,
-            device=options.device,
-            sizes=tuple(options.sizes),
-            frames=options.frames,
-            max_drawn=options.max_drawn,
-            precisions=tuple(options.precisions),
-            repeats=options.repeats,
-            batch_size=options.batch_size,
-            worker_choices=tuple(options.plain_workers),
-            ceiling_seconds=1.0 if options.quick else 8.0 if options.device == "cpu" else 4.0,
-            extra_options=tuple(shlex.split(options.options)),
-            quick=options.quick,
-            backbone=options.backbone,
-        )
-        yield setup, options
+        ceiling_seconds = 1.0 if options.quick else 8.0 if options.device == "cpu" else 4.0
+        of_options = {name: value for name, value in vars(options).items() if name in Setup.__dataclass_fields__}
+        of_options |= {"work": work, "ceiling_seconds": ceiling_seconds, "facts": machine_facts(options.device)}
+        yield Setup(**of_options), options
 
 
 def run_benchmark(main: Callable[[], int]) -> int:
@@ -178,14 +247,35 @@ def machine_line(facts: dict[str, Any]) -> str:
     )
 
 
-def write_results(out: Path | None, text: str, data: dict[str, Any]) -> None:
-    """Print the text, and write it to OUT.md and the numbers to OUT.json."""
-    print(text)
-    if out is None:
-        return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    Path(f"{out}.md").write_text(text + "\n", encoding="utf-8")
-    Path(f"{out}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+def write_results(
+    out: Path | None,
+    name: str,
+    facts: dict[str, Any],
+    parts: Sequence[str],
+    data: dict[str, Any],
+    *,
+    shown: bool = True,
+) -> str:
+    """Put the parts of a result together as Markdown, print it, and write it to OUT.md and the numbers to OUT.json."""
+    text = "\n\n".join([f"## bench_{name}", machine_line(facts), *parts])
+    if shown:
+        print(text)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        content = json.dumps(as_json({"benchmark": name, "machine": facts, **data}), indent=1)
+        Path(f"{out}.md").write_text(text + "\n", encoding="utf-8")
+        Path(f"{out}.json").write_text(content + "\n", encoding="utf-8")
+    return text
+
+
+def as_json(value: Any) -> Any:
+    """A result as JSON holds it: of dataclasses and named tuples the fields by name, but not what a command printed."""
+    if isinstance(value, dict):
+        return {key: as_json(item) for key, item in value.items()}
+    names = getattr(value, "_fields", getattr(value, "__dataclass_fields__", None))
+    if names is not None:
+        return {name: as_json(getattr(value, name)) for name in names if name != "output"}
+    return [as_json(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -9,51 +9,28 @@ Ratios are the earlier version's seconds over this one's, of neighbours in time:
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
 from bench_frames import FrameSet
-from bench_setup import (
-    BENCHMARKS_DIR,
-    Setup,
-    machine_facts,
-    machine_line,
-    markdown_table,
-    parsed_setup,
-    run_benchmark,
-    say,
-    write_results,
-)
+from bench_setup import BENCHMARKS_DIR, Setup, markdown_table, parsed_setup, run_benchmark, say
 from bench_weights import make_weights
-from comparing import read_history
-from measuring import Spread, paired_ratios, run_measured
-
-EPOCHS = 2
+from measuring import Spread, paired_ratios
 
 
-class Versions:
-    """Runs both commands by a checkout: {what: seconds}."""
+def seconds_of(setup: Setup, frames: FrameSet, weights: Path, precision: str, checkout: Path) -> dict[str, float]:
+    """Both commands by a checkout: {what: seconds}."""
 
-    def __init__(self, setup: Setup, frames: FrameSet, precision: str) -> None:
-        self._setup, self._frames, self._precision = setup, frames, precision
-        self._weights = make_weights(setup.work / "weights.pth")
+    def started(line: list[str]) -> list[str]:
+        return ["env", f"PYTHONPATH={checkout}", *line, "--precision", precision]
 
-    def seconds(self, checkout: Path) -> dict[str, float]:
-        frames, out = self._frames, self._setup.work / "out"
-        network = ("--weights", self._weights, "--precision", self._precision, "--out", out)
-        data = ("--train-csv", frames.train_csv, "--val-csv", frames.val_csv, "--img-dir", frames.img_dir)
-        self._run(checkout, out, "finetune", *data, *network, "--epochs", str(EPOCHS))
-        first, later = (epoch.seconds for epoch in read_history(out / "history.csv"))
-        extracting = self._run(
-            checkout, out, "extract", "--csv", frames.train_csv, "--img-dir", frames.img_dir, *network
-        )
-        return {"finetune, first epoch": first, "finetune, later epoch": later, "extract, whole command": extracting}
-
-    def _run(self, checkout: Path, out: Path, *arguments: str | Path) -> float:
-        shutil.rmtree(out, ignore_errors=True)
-        command = ["env", f"PYTHONPATH={checkout}", *self._setup.spatialfeat(*arguments)]
-        return run_measured(command, cwd=self._setup.work).seconds
+    first, later = setup.study(frames, weights, "--epochs", "2", started=started).epochs
+    extraction = setup.extraction([frames.train_csv], frames.img_dir, weights, started=started)
+    return {
+        "finetune, first epoch": first.seconds,
+        "finetune, later epoch": later.seconds,
+        "extract, whole command": extraction.seconds,
+    }
 
 
 def main() -> int:
@@ -61,22 +38,21 @@ def main() -> int:
     parser.add_argument("--before", type=Path, required=True, help="checkout of the earlier version")
     with parsed_setup(parser, default_frames=300) as (setup, options):
         checkouts = {"before": options.before.resolve(), "now": BENCHMARKS_DIR.parent}
-        facts, rows = machine_facts(setup.device), []
+        weights = make_weights(setup.work / "weights.pth")
         measured: dict[str, dict[str, list[float]]] = {}
         for frames in setup.frame_sets():
             for precision in setup.precisions:
-                versions = Versions(setup, frames, precision)
                 for repeat in range(setup.repeats):
                     say(f"{frames.size_text} {precision}: repeat {repeat + 1} of {setup.repeats}")
                     for name, checkout in checkouts.items():
-                        for what, seconds in versions.seconds(checkout).items():
+                        for what, seconds in seconds_of(setup, frames, weights, precision, checkout).items():
                             key = f"{what}, {frames.size_text}, {precision}"
                             measured.setdefault(key, {name: [] for name in checkouts})[name].append(seconds)
-        for what, seconds_of in measured.items():
-            spreads = [Spread.of(seconds_of[name]).text() for name in checkouts]
-            rows.append([what, *spreads, paired_ratios(seconds_of["before"], seconds_of["now"]).text(3)])
-        table = markdown_table(["seconds", *checkouts, "before / now"], rows)
-        write_results(options.out, f"## bench_versions\n\n{machine_line(facts)}\n\n{table}", {"seconds": measured})
+        rows = [
+            [what, *(Spread.of(values).text() for values in ways.values()), paired_ratios(*ways.values()).text(3)]
+            for what, ways in measured.items()
+        ]
+        setup.report("versions", [markdown_table(["seconds", *checkouts, "before / now"], rows)], {"seconds": measured})
     return 0
 
 

@@ -80,17 +80,12 @@ class Rate:
         return cls(rate, few - num_few / rate)
 
 
-def both_share_cores(first: float, second: float) -> float:
-    """Frames/s of two stages that take turns on the same cores, each given alone on all of them."""
-    return 1 / (1 / first + 1 / second)
-
-
 def together(network: float, decode: float, *, device: str) -> float:
     """What the two ceilings allow together, in frames/s.
 
     On a CPU network and decoding share the cores; on a GPU they run side by side and the slower one sets the pace.
     """
-    return both_share_cores(network, decode) if device == "cpu" else min(network, decode)
+    return 1 / (1 / network + 1 / decode) if device == "cpu" else min(network, decode)
 
 
 def run_measured(command: Sequence[str], *, cwd: Path) -> Measured:

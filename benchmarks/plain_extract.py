@@ -85,27 +85,16 @@ def extract(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--csv", type=Path, action="append", required=True)
+    parser.add_argument("--csv", dest="csv_paths", type=Path, action="append", required=True)
     parser.add_argument("--img-dir", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", dest="out_dir", type=Path, required=True)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--backbone", default="resnet50", help="a network of torchvision")
     parser.add_argument("--reference", action="store_true", help="for comparison: tensor resize, no TF32")
-    options = parser.parse_args()
-    extract(
-        options.csv,
-        options.img_dir,
-        options.weights,
-        options.out,
-        batch_size=options.batch_size,
-        workers=options.workers,
-        device=options.device,
-        reference=options.reference,
-        backbone=options.backbone,
-    )
+    extract(**vars(parser.parse_args()))
 
 
 if __name__ == "__main__":

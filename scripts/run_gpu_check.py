@@ -39,14 +39,9 @@ class CannotCheckError(Exception):
     """This machine cannot run the check; the message says what is missing."""
 
 
-def missing_packages() -> list[str]:
-    """Import names of the packages that the tests and benchmarks need and that are not here."""
-    return [name for name in NEEDED if find_spec(name) is None]
-
-
 def require_packages() -> None:
     """Raises CannotCheckError with a remedy that works without a network."""
-    missing = missing_packages()
+    missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise CannotCheckError(
             f"{sys.executable} has no {', '.join(missing)}. Install them; without a network, run `pip download "

@@ -122,17 +122,10 @@ def _processor_flags() -> set[str]:
 def prepare_processor() -> None:
     """Compute on the cores that are granted, not on all that show, and keep memory between batches."""
     torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
-    _keep_freed_memory()
-
-
-def _keep_freed_memory() -> None:
-    """Let the C library keep freed memory for the next batch instead of handing it back to the system each time.
-
-    Activations are tens of megabytes; fresh pages for each of them cost 5 to 40 % of a network's time on a CPU.
-    Does nothing where the C library has no `mallopt` (macOS, musl).
-    """
+    # The C library would hand freed memory back to the system each time. Activations are tens of megabytes; fresh pages
+    # for each of them cost 5 to 40 % of a network's time on a CPU.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    if mallopt is not None:  # macOS and musl have none.
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
         mallopt(trim_threshold, FREED_MEMORY_TO_KEEP)
         mallopt(mmap_threshold, FREED_MEMORY_TO_KEEP)
@@ -173,21 +166,15 @@ def _choice(name: str, values: tuple[str, ...], usual: str) -> str:
 def usable_cores() -> int:
     """Processor cores that this process may use: its affinity, and a container's CPU quota where there is one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, period = _processor_quota()
-    return min(cores, max(1, quota // period)) if quota > 0 else cores
-
-
-def _processor_quota() -> tuple[int, int]:
-    """Microseconds of processor time that a container grants per period, and the period; quota -1 without a limit."""
-    version_2, version_1 = CGROUPS / "cpu.max", CGROUPS / "cpu"
-    if version_2.is_file():
-        quota, period = version_2.read_text().split()
-        return -1 if quota == "max" else int(quota), int(period)
-    if (version_1 / "cpu.cfs_quota_us").is_file():
-        texts = ((version_1 / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        quota_us, period_us = (int(text) for text in texts)
-        return quota_us, period_us
-    return -1, 1
+    # Microseconds of processor time that a container grants per period, and the period. Version 2 of cgroups has one
+    # file with both, and `max` for no limit; version 1 a file each, and -1.
+    files = [CGROUPS / "cpu.max"]
+    if not files[0].is_file():
+        files = [CGROUPS / "cpu" / f"cpu.cfs_{name}_us" for name in ("quota", "period")]
+    if not files[0].is_file():
+        return cores
+    quota_us, period_us = " ".join(path.read_text() for path in files).split()
+    return cores if quota_us in ("max", "-1") else min(cores, max(1, int(quota_us) // int(period_us)))
 
 
 def choose_workers(requested: int | None, device: torch.device, *, processes: int = 1) -> int:

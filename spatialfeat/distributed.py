@@ -170,11 +170,16 @@ class ProcessGroup:
             yield
             return
         found: SpatialfeatError | None = None
-        with _silence(not self.is_main):
-            try:
-                yield
-            except SpatialfeatError as error:
-                found = error
+        package_logger = logging.getLogger("spatialfeat")
+        level = package_logger.level
+        if not self.is_main:
+            package_logger.setLevel(logging.ERROR)
+        try:
+            yield
+        except SpatialfeatError as error:
+            found = error
+        finally:
+            package_logger.setLevel(level)
         texts = self.gather(None if found is None else str(found))
         failed = [rank for rank, text in enumerate(texts) if text is not None]
         if not failed:
@@ -283,16 +288,3 @@ def translate_lost_contact() -> Iterator[None]:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         raise SpatialfeatError("lost contact with another process; see its own message for the reason") from error
-
-
-@contextmanager
-def _silence(active: bool) -> Iterator[None]:
-    """No messages of this package but errors, while `active`."""
-    package_logger = logging.getLogger("spatialfeat")
-    level = package_logger.level
-    if active:
-        package_logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        package_logger.setLevel(level)

@@ -51,9 +51,13 @@ def atomic_path(final_path: Path) -> Iterator[Path]:
 
 def commit(temporary_path: Path, final_path: Path) -> None:
     """Flush `temporary_path` to disk, then rename it to `final_path` in one step."""
-    with temporary_path.open("rb+") as file:
-        os.fsync(file.fileno())
+    _flush(temporary_path)
     temporary_path.replace(final_path)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 @contextmanager
@@ -94,7 +98,11 @@ def working_folder(folder: Path, purpose: Path) -> Iterator[Path]:
         except BlockingIOError as error:
             raise SpatialfeatError(f"{purpose}: another process is writing it; wait for it to end") from error
         try:
-            _empty_folder(folder)
+            for path in folder.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
             yield folder
         finally:
             # Not what another process has begun under this name since the folder was renamed.
@@ -121,22 +129,13 @@ def is_name_of(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _empty_folder(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
 def _flush_folder(folder: Path) -> None:
     files = [path for path in folder.rglob("*") if path.is_file()]
     if len(files) > FSYNC_FILES:
         os.sync()
         return
     for path in files:
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
+        _flush(path)
 
 
 def write_atomically(final_path: Path, write: Callable[[Path], object]) -> None:
@@ -274,10 +273,9 @@ def require_room(out_dir: Path, num_bytes: int, what: str, option: str = "--out"
 class CsvTable:
     """Rows written one after the other to an open text file (`open_csv_text`)."""
 
-    def __init__(self, text: TextIO, header: Sequence[str] | None = None) -> None:
+    def __init__(self, text: TextIO, header: Sequence[str]) -> None:
         self._writer = csv.writer(text, lineterminator="\n")
-        if header is not None:
-            self.add([header])
+        self.add([header])
 
     def add(self, rows: Iterable[Sequence[object]]) -> None:
         """Write rows of as many values as the header has."""

@@ -15,7 +15,7 @@ from spatialfeat.console import show_log_messages
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.distributed import ProcessGroup, process_group
 from spatialfeat.errors import AlreadyToldError, SpatialfeatError
-from spatialfeat.training.trainer import BatchShare, TrainingStep, frame_weights
+from spatialfeat.training.trainer import TrainingStep, frame_weights
 
 
 def messages(group: ProcessGroup) -> dict[str, Any]:
@@ -80,8 +80,8 @@ def trained(group: ProcessGroup | None, freeze_until: int) -> tuple[torch.Tensor
     for shares in STEP_SHARES:
         whole = slice(0, shares[1].stop)
         mine = whole if group is None else shares[group.rank]
-        share = BatchShare(whole.stop, float(weights[mine].sum() / weights[whole].sum()))
-        losses.append(step(frames[mine], LABELS[mine], share).loss.item())
+        weight = float(weights[mine].sum() / weights[whole].sum())
+        losses.append(step(frames[mine], LABELS[mine], weight).loss.item())
     step.end_epoch()
     after = model.state_dict()
     assert list(after) == list(before)

@@ -22,7 +22,7 @@ import pytest
 import torch
 from bench_frames import COLOURS, FrameSet, link_frames, make_frames
 from bench_scaling import Arrangement, Result, scaling_table
-from bench_setup import markdown_table
+from bench_setup import Study, markdown_table, write_results
 from bench_weights import make_weights
 from comparing import Epoch, FeatureDifference, compare_curves, compare_features, read_history
 from conftest import load_script
@@ -145,15 +145,12 @@ def test_the_plain_way_and_spatialfeat_write_the_same_features(frames: FrameSet,
         compare_features(plain_dir, fast_dir)
 
 
-def test_the_plain_fine_tuning_learns_and_writes_a_history(
-    frames: FrameSet, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_plain_fine_tuning_learns_and_writes_a_history(frames: FrameSet, weights: Path, tmp_path: Path) -> None:
     small = link_frames(frames, tmp_path / "small", 2)
     arguments = {"--train-csv": small.train_csv, "--val-csv": small.train_csv, "--img-dir": small.img_dir,
                  "--weights": weights, "--out": tmp_path / "study", "--epochs": 1, "--workers": 0, "--batch-size": 2,
                  "--device": "cpu"}  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["plain_finetune.py", *(str(part) for pair in arguments.items() for part in pair)])
-    plain_finetune.main()
+    plain_finetune.main([str(part) for pair in arguments.items() for part in pair])
     epochs = read_history(tmp_path / "study" / "history.csv")
     assert len(epochs) == 1
     assert all(np.isfinite(epoch.train_loss) and 0 <= epoch.val_acc <= 1 for epoch in epochs)
@@ -179,30 +176,31 @@ def test_start_up_and_steady_rate_come_from_two_lengths() -> None:
 def test_what_two_ceilings_allow_together() -> None:
     assert together(30, 60, device="cpu") == pytest.approx(20)
     assert together(30, 60, device="cuda") == 30
-    frames = FrameSet(Path(), 1, 1, count=100, num_train=80, mean_png_bytes=1)
     rates = {"training": 10.0, "network": 20.0, "decode_augmented": 40.0, "decode": 5.0}
-    seconds = bench_finetune.epoch_ceiling_seconds(frames, **rates, device="cpu")
+    seconds = bench_finetune.epoch_ceiling_seconds(80, 20, "cpu", **rates)
     assert seconds == pytest.approx(80 / 10 + 80 / 40 + 20 / 20 + 20 / 5)
-    assert bench_finetune.epoch_ceiling_seconds(frames, **rates, device="cuda:1") == pytest.approx(80 / 10 + 20 / 5)
+    assert bench_finetune.epoch_ceiling_seconds(80, 20, "cuda:1", **rates) == pytest.approx(80 / 10 + 20 / 5)
 
 
 def measured(*seconds: float) -> list[Measured]:
     return [Measured(value, 900_000_000, "") for value in seconds]
 
 
-def extract_result(frames: FrameSet) -> bench_extract.SizeResult:
+def extract_result() -> bench_extract.SizeResult:
     """A plain way of 5 s start-up and 10 frames/s, spatialfeat of 5 s and 20 frames/s, three repeats of 100 frames."""
     return bench_extract.SizeResult(
-        replace(frames, count=100),
-        num_few=20,
-        candidates={0: 20.0, 1: 15.0},
+        "456x256",
+        frames=100,
+        few_frames=20,
+        mean_png_bytes=180_000,
+        plain_seconds_by_workers={0: 20.0, 1: 15.0},
         plain_workers=1,
         plain=measured(15, 15, 15),
         plain_few=measured(7, 7, 7),
-        fast={"fp32": measured(10, 10, 10)},
-        fast_few={"fp32": measured(6, 6, 6)},
-        network={"fp32": [30, 30, 30]},
-        decode=[60, 60, 60],
+        spatialfeat={"fp32": measured(10, 10, 10)},
+        spatialfeat_few={"fp32": measured(6, 6, 6)},
+        network_frames_per_second={"fp32": [30, 30, 30]},
+        decode_frames_per_second=[60, 60, 60],
         difference={"fp32": FeatureDifference(100, 2e-3, 1e-3, 0.9999)},
         difference_to_reference={"fp32": FeatureDifference(100, 2e-5, 1e-5, 0.9999999)},
     )
@@ -212,8 +210,8 @@ def cells_of(table: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
 
 
-def test_the_extract_tables_say_what_was_measured(frames: FrameSet) -> None:
-    result = extract_result(frames)
+def test_the_extract_tables_say_what_was_measured() -> None:
+    result = extract_result()
     _, _, plain, fast = cells_of(bench_extract.speed_table(result, "cpu"))
     assert plain == ["(a) plain, 1 workers", "15.0 (15.0 to 15.0)", "6.7", "10.0", "5.0", "900", "1", "1", ""]
     assert fast[2:] == ["10.0", "20.0", "5.0", "900", "1.50 (1.50 to 1.50)", "2.00", "1.9: MISSED"]
@@ -224,26 +222,29 @@ def test_the_extract_tables_say_what_was_measured(frames: FrameSet) -> None:
     assert cells_of(bench_extract.difference_table(result))[-1][-1] == "yes"
     result.difference_to_reference["fp32"] = FeatureDifference(100, 2e-4, 1e-5, 0.9999999)
     assert cells_of(bench_extract.difference_table(result))[-1][-1] == "NO"
-    result.fast_few["fp32"] = measured(11, 11, 11)
+    result.spatialfeat_few["fp32"] = measured(11, 11, 11)
     assert cells_of(bench_extract.speed_table(result, "cpu"))[-1][3] == "not known"
     assert "100 frames 900 MB, 1000 frames not known MB" in bench_extract.memory_text(
         [(100, 900_000_000), (1000, None)], "456x256", "fp32"
     )
 
 
-def test_the_finetune_tables_say_what_was_measured(frames: FrameSet) -> None:
-    def runs(first: float, later: float) -> list[bench_finetune.Run]:
+def test_the_finetune_tables_say_what_was_measured() -> None:
+    def runs(first: float, later: float) -> list[Study]:
         epochs = [Epoch(1.5, 1.2, 0.5, first), Epoch(1.0, 0.8, 0.7, later), Epoch(0.5, 0.4, 0.9, later)]
-        return [bench_finetune.Run(run, epochs) for run in measured(60, 60)]
+        return [Study(60, 900_000_000, epochs)] * 2
 
     result = bench_finetune.SizeResult(
-        replace(frames, count=100, num_train=80),
+        "456x256",
+        train_frames=80,
+        frames=100,
+        mean_png_bytes=180_000,
         plain=runs(20, 20),
-        fast={"fp32": runs(10, 5)},
-        training={"fp32": [20, 20]},
-        network={"fp32": [40, 40]},
-        decode_augmented=[80, 80],
-        decode=[80, 80],
+        spatialfeat={"fp32": runs(10, 5)},
+        training_frames_per_second={"fp32": [20, 20]},
+        network_frames_per_second={"fp32": [40, 40]},
+        decode_augmented_frames_per_second=[80, 80],
+        decode_frames_per_second=[80, 80],
     )
     fast = cells_of(bench_finetune.speed_table(result, "cpu"))[-1]
     assert fast[1:4] == ["6.7 (6.7 to 6.7)", "10.0 (10.0 to 10.0)", "5.0 (5.0 to 5.0)"]
@@ -295,7 +296,7 @@ def test_the_seeds_table_has_differences_with_their_errors(frames: FrameSet) -> 
     plain = [[Epoch(1.0, 2.0, 0.5, 1)], [Epoch(1.2, 2.0, 0.5, 1)]]
     ours = [[Epoch(1.1, 2.0, 0.75, 1)], [Epoch(1.3, 2.0, 0.75, 1)]]
     curves = {bench_seeds.PLAIN: plain, bench_seeds.WORKERS: ours, bench_seeds.DEVICE: plain}
-    table = cells_of(bench_seeds.report(curves, "machine", frames).rpartition("\n\n")[2])
+    table = cells_of(bench_seeds.parts(curves, frames)[-1])
     assert table[2] == ["train_loss", "1", "1.100", "+0.100 +- 0.141", "+0.000 +- 0.141"]
     assert table[4] == ["val_acc", "1", "0.500", "+0.250 +- 0.000", "+0.000 +- 0.000"]
 
@@ -331,6 +332,23 @@ def test_the_gpu_table_tells_what_it_measured_and_what_not(
     assert "Not measured: second." in text
     assert "**FAILED**: broken (RuntimeError: ['no kernel image'])." in text
     assert json.loads((tmp_path / "table.json").read_text())["rows"] == results.rows
+
+
+def test_results_are_written_with_the_machine_and_without_what_commands_printed(tmp_path: Path) -> None:
+    facts = {"device": "cpu", "processor": "P", "cores": 2, "memory_gib": 4, "system": "Linux", "cuda": None,
+             "versions": {"torch": "2"}, "commit": "c", "load_average": 0.9}  # fmt: skip
+    study = Study(60, None, [Epoch(1.5, 1.2, 0.5, 50)])
+    data = {"sizes": [extract_result()], "studies": {"fp32": [study]}}
+    text = write_results(tmp_path / "out" / "r", "extract", facts, ["| table |"], data)
+    assert text.startswith("## bench_extract\n\ncpu; P, 2 cores")
+    assert "(BUSY: these figures are disturbed)\n\n| table |" in text
+    assert (tmp_path / "out" / "r.md").read_text() == text + "\n"
+    stored = json.loads((tmp_path / "out" / "r.json").read_text())
+    assert (stored["benchmark"], stored["machine"]) == ("extract", facts)
+    assert stored["sizes"][0]["plain"][0] == {"seconds": 15, "peak_bytes": 900_000_000}
+    assert stored["sizes"][0]["difference"]["fp32"]["frames"] == 100
+    epoch = {"train_loss": 1.5, "val_loss": 1.2, "val_acc": 0.5, "seconds": 50}
+    assert stored["studies"] == {"fp32": [{"seconds": 60, "peak_bytes": None, "epochs": [epoch]}]}
 
 
 def test_tables_line_up() -> None:

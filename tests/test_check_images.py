@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from forks import Forks
+from PIL import Image
 from tinydata import make_table, write_csv, write_images
 
 import spatialfeat.checks.images as images_module
@@ -46,6 +47,13 @@ def test_an_image_folder_without_images(tmp_path: Path) -> None:
     assert scan is None
     assert finding.code == "missing-image"
     assert "pass the folder of the frames as --img-dir: it holds 1 folder, such as 1050_1" in finding.remedy
+
+
+def test_a_jpeg_with_much_before_its_header_is_no_broken_image(tmp_path: Path) -> None:
+    path = tmp_path / "1_1_1.jpg"
+    Image.new("RGB", (40, 30)).save(path, icc_profile=bytes(30_000))
+    expected = ImageFacts(40, 30, "RGB", path.stat().st_size)
+    assert look_at(ImageFolder(tmp_path), "1_1_1", decode=False) == expected
 
 
 def test_processes_see_what_one_process_sees(tmp_path: Path) -> None:

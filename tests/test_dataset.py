@@ -25,7 +25,7 @@ from spatialfeat.errors import SpatialfeatError
 def test_whole_images_pass(tmp_path: Path) -> None:
     table = make_table(tmp_path, ["1_1_1", "1_1_2"])
     write_images(table)
-    assert check_image_files([table], progress=False) == []
+    assert check_image_files([table]) == []
     require_images([table])
 
 
@@ -38,7 +38,7 @@ def test_all_broken_rows_in_order(tmp_path: Path) -> None:
     train.image_path(2).write_bytes(b"")
     train.image_path(4).write_bytes(png_bytes()[:100])
     val.image_path(1).write_bytes(b"GIF89a")
-    broken = check_image_files([train, val], progress=False)
+    broken = check_image_files([train, val])
     assert [(table.split, row) for table, row, _ in broken] == [("train", 1), ("train", 2), ("train", 4), ("val", 1)]
     reasons = [reason for _, _, reason in broken]
     assert reasons[0] == "the file does not exist"
@@ -58,7 +58,7 @@ def test_what_a_cache_has_is_not_opened(tmp_path: Path) -> None:
     def is_kept(asked: FrameTable, name: str) -> bool:
         return asked is table and name in ("1_1_1", "1_1_3")
 
-    broken = check_image_files([table], is_kept=is_kept, progress=False)
+    broken = check_image_files([table], is_kept=is_kept)
     assert [(row, reason) for _, row, reason in broken] == [(1, "the file is empty"), (2, "the file does not exist")]
 
 
@@ -116,7 +116,7 @@ def test_the_letter_case_of_a_missing_image_and_folders_too_many(tmp_path: Path)
 def test_missing_image_folder(tmp_path: Path) -> None:
     table = make_table(tmp_path, ["1_1_1"])
     with pytest.raises(SpatialfeatError, match=r"--img-dir .*images: cannot be read \(No such file"):
-        check_image_files([table], progress=False)
+        check_image_files([table])
 
 
 def test_a_wrong_folder_of_images_is_named_with_the_right_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

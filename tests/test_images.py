@@ -117,7 +117,7 @@ def test_odd_but_valid_pngs_decode_as_pillow_does(make: Callable[[], Image.Image
     decoded = decode_rgb(path.read_bytes())
     assert decoded.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(decoded), expected)
-    assert ImageFolder(tmp_path).find_broken([path.stem], progress=False) == {}
+    assert ImageFolder(tmp_path).find_broken([path.stem]) == {}
 
 
 def test_pixels_survive() -> None:
@@ -128,7 +128,7 @@ def test_pixels_survive() -> None:
 def test_bytes_behind_the_image_are_allowed(tmp_path: Path) -> None:
     path = tmp_path / "frame.png"
     path.write_bytes(png_bytes() + b"appended by a frame grabber")
-    assert ImageFolder(tmp_path).find_broken([path.stem], progress=False) == {}
+    assert ImageFolder(tmp_path).find_broken([path.stem]) == {}
     assert decode_rgb(path.read_bytes()).tobytes() == decode_rgb(png_bytes()).tobytes()
 
 
@@ -153,7 +153,7 @@ def test_broken_files_are_told_apart(tmp_path: Path) -> None:
         (tmp_path / f"{name}.png").write_bytes(content)
     (tmp_path / "folder.png").mkdir()
     names = [*contents, "folder", "gone"]
-    broken = ImageFolder(tmp_path).find_broken(names, progress=False)
+    broken = ImageFolder(tmp_path).find_broken(names)
     reasons = {names[index]: reason for index, reason in broken.items()}
     assert set(reasons) == set(names) - {"good"}
     assert reasons["empty"] == "the file is empty"
@@ -222,7 +222,7 @@ def test_sixteen_bit_grey_is_clipped_as_specified_and_told_once(
         path.write_bytes(_encode(Image.fromarray(np.array([[0, 255, 256, 65535]], dtype=np.uint16))))
     paths[0].write_bytes(_sixteen_bit_rgb())
     assert np.asarray(decode_rgb(paths[1].read_bytes()))[0, :, 0].tolist() == [0, 255, 255, 255]
-    assert ImageFolder(tmp_path).find_broken([path.stem for path in paths], progress=False) == {}
+    assert ImageFolder(tmp_path).find_broken([path.stem for path in paths]) == {}
     (warning,) = caplog.messages
     assert warning.startswith(f"{paths[1]}: is 16-bit grey, of which")
     assert "2 of 3 images" in warning
@@ -253,7 +253,7 @@ def test_a_decompression_bomb_is_refused_undecoded(
         decode_rgb(bomb)
     if not hidden:
         reason = f"it claims {size[0]} x {size[1]} pixels, too many for a frame"
-        assert ImageFolder(tmp_path).find_broken(["bomb"], progress=False) == {0: reason}
+        assert ImageFolder(tmp_path).find_broken(["bomb"]) == {0: reason}
 
 
 def test_huge_text_beside_the_pixels_is_refused() -> None:
@@ -279,10 +279,10 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
         "large": "the file has 500 MB, too much for a frame",
     }
     for name, reason in reasons.items():
-        assert ImageFolder(tmp_path).find_broken([name], progress=False) == {0: reason}
+        assert ImageFolder(tmp_path).find_broken([name]) == {0: reason}
         with pytest.raises(ImageError, match=reason):
             ImageFolder(tmp_path).read(name)
-    (loop,) = ImageFolder(tmp_path).find_broken(["loop"], progress=False).values()
+    (loop,) = ImageFolder(tmp_path).find_broken(["loop"]).values()
     assert "symbolic links" in loop
 
 
@@ -384,7 +384,7 @@ def test_jpegs_decode_as_pillow_does_whatever_their_suffix(
     path.write_bytes(make())
     images = ImageFolder(tmp_path)
     assert images.file("1_1_1") == path
-    assert images.find_broken(["1_1_1"], progress=False) == {}
+    assert images.find_broken(["1_1_1"]) == {}
     with Image.open(path) as image:
         expected = np.asarray(image.convert("RGB"))
     np.testing.assert_array_equal(np.asarray(decode_rgb(images.read("1_1_1"))), expected)
@@ -403,7 +403,7 @@ def test_a_jpeg_that_claims_too_many_pixels_is_refused_undecoded(
     with pytest.raises(ImageError, match="it claims 60000 x 60000 pixels, too many for a frame"):
         decode_rgb(bytes(content))
     (tmp_path / "bomb.jpg").write_bytes(content)
-    (reason,) = ImageFolder(tmp_path).find_broken(["bomb"], progress=False).values()
+    (reason,) = ImageFolder(tmp_path).find_broken(["bomb"]).values()
     assert reason == "it claims 60000 x 60000 pixels, too many for a frame"
 
 
@@ -412,7 +412,7 @@ def test_two_files_for_one_name_are_not_chosen_from(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(png_bytes())
     images = ImageFolder(tmp_path)
     reason = "there are 1_1_1.jpg and 1_1_1.png: keep the one that is the frame"
-    assert images.find_broken(["1_1_1", "1_1_2"], progress=False) == {0: reason}
+    assert images.find_broken(["1_1_1", "1_1_2"]) == {0: reason}
     with pytest.raises(ImageError, match=reason):
         images.read("1_1_1")
 
@@ -436,7 +436,7 @@ def test_a_broken_link_is_told_as_one(tmp_path: Path) -> None:
     (tmp_path / "1_1_1.png").symlink_to("moved/1_1_1.png")
     assert ImageFolder(tmp_path).names() == {"1_1_1"}
     reason = "it is a link to moved/1_1_1.png, which does not exist"
-    assert ImageFolder(tmp_path).find_broken(["1_1_1"], progress=False) == {0: reason}
+    assert ImageFolder(tmp_path).find_broken(["1_1_1"]) == {0: reason}
 
 
 def test_digest_tells_content_apart() -> None:

@@ -140,5 +140,4 @@ def test_the_score_counts_hits(initial: PhaseResNet50, batch: tuple[torch.Tensor
     optimizer = torch.optim.SGD(model.fc.parameters(), lr=0.1)
     step = TrainingStep(model, optimizer, nn.CrossEntropyLoss(), preprocessing=PREPROCESSING, precision="fp32")
     step.start_epoch()
-    score = step(images, labels)
-    assert (int(score.correct), score.frames) == (int((predicted == labels).sum()), 6)
+    assert int(step(images, labels).correct) == int((predicted == labels).sum())

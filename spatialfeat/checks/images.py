@@ -19,13 +19,11 @@ from spatialfeat.config import CheckConfig
 from spatialfeat.console import count_text, frame_bar
 from spatialfeat.data.dataset import describe_broken_image, folders_of
 from spatialfeat.data.frames import FrameTable
-from spatialfeat.data.images import HEAD_BYTES, ImageError, ImageFolder, decode_rgb, image_header
+from spatialfeat.data.images import CLIPPED_KIND, ImageError, ImageFolder, decode_rgb, image_header
 from spatialfeat.device import MAX_WORKERS, usable_cores
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.network.backbone import find_backbone
 from spatialfeat.signals import leave_signals_to_main_process, signals_held
-
-CLIPPED_KIND = "grey, 16 bit"
 
 LEAK_SHARE = 0.01
 """From this share of a split's frames on, pictures that another split has too make its scores worthless."""
@@ -195,10 +193,10 @@ def look_at(images: ImageFolder, name: str, *, decode: bool) -> ImageFacts:
     """The facts of one image."""
     try:
         if not decode:
-            reason = images.look(name)
-            if reason is not None:
-                return ImageFacts(reason=reason)
-            return ImageFacts(*image_header(images.read(name, HEAD_BYTES)), images.fingerprint(name)[0])
+            width, height, kind = images.look(name)
+            if kind:
+                return ImageFacts(width, height, kind, images.fingerprint(name)[0])
+        # Also what the first bytes do not say, of a JPEG with a picture or a profile before its header.
         content = images.read(name)
         rgb = decode_rgb(content)
         width, height, kind = image_header(content)
@@ -206,6 +204,8 @@ def look_at(images: ImageFolder, name: str, *, decode: bool) -> ImageFacts:
         return ImageFacts(reason=str(error))
     except OSError as error:
         return ImageFacts(reason=error.strerror or str(error))
+    if not decode:
+        return ImageFacts(width, height, kind, len(content))
     # Pixels, not the file's bytes: the same picture saved by another program is still the same picture.
     digest = hashlib.blake2b(f"{width}x{height}".encode(), digest_size=8)
     digest.update(rgb.tobytes())

@@ -34,9 +34,6 @@ is part of a frame that takes long to decode anyway, and would fill the memory t
 BRIGHTNESS, CONTRAST, SATURATION = range(3)
 _ADJUST = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
 
-ROW_LENGTH = 15
-"""Numbers that describe to `augment_batch` what is left to do with a frame."""
-
 FRAMES_AT_ONCE = 64
 """A batch is augmented in parts of so many frames, which bounds the memory."""
 WEIGHT_BITS, MAX_PRECISION = 15, 22
@@ -133,7 +130,7 @@ def augment_batch(cuts: torch.Tensor, rows: torch.Tensor, size_px: int) -> torch
 
     Args:
         cuts: (B, H, W, 3) uint8, from `cut_box`, each in its upper left corner; what lies around it does not matter.
-        rows: (B, ROW_LENGTH) float64 on the same device, from `Augmentation.row`.
+        rows: (B, 15) float64 on the same device, from `Augmentation.row`.
 
     Returns:
         (B, 3, size_px, size_px) uint8.

@@ -65,7 +65,7 @@ _FROM_CACHE, _DECODED, _WARNED = range(3)
 logger = logging.getLogger(__name__)
 
 Place = tuple[int, int, int]
-"""Slab number, offset of the entry's header, length of its content."""
+"""Offset of an entry's header, length of its content, number of its slab: as in RECORD."""
 
 
 class CachedFrame(NamedTuple):
@@ -305,7 +305,7 @@ class PackStore:
                 self._places.add(records)
 
     def _read(self, place: Place, key: bytes) -> memoryview | None:
-        slab, offset, length = place
+        offset, length, slab = place
         try:
             descriptor = self._open(slab)
             if offset + HEADER.size + length > os.fstat(descriptor).st_size:
@@ -385,16 +385,16 @@ class _PlaceTable:
         position = int(np.searchsorted(self._sorted["key"], np.uint64(prefix)))
         if position == len(self._sorted) or int(self._sorted["key"][position]) != prefix:
             return None
-        record = self._sorted[position]
-        return int(record["slab"]), int(record["offset"]), int(record["length"])
+        _, offset, length, slab = self._sorted[position].item()
+        return offset, length, slab
 
     def add(self, records: NDArray[Any]) -> None:
         """records: (N,) RECORD. Later ones go before earlier ones of the same key."""
-        self._recent |= {key: (slab, offset, length) for key, offset, length, slab in records.tolist()}
+        self._recent |= {key: (offset, length, slab) for key, offset, length, slab in records.tolist()}
         if len(self._recent) <= MERGE_AT:
             return
         kept = self._sorted[~np.isin(self._sorted["key"], np.fromiter(self._recent, "<u8", len(self._recent)))]
-        recent = [(key, place[1], place[2], place[0]) for key, place in self._recent.items() if place is not None]
+        recent = [(key, *place) for key, place in self._recent.items() if place is not None]
         merged = np.concatenate([kept, np.array(recent, RECORD)])
         self._sorted, self._recent = merged[np.argsort(merged["key"])], {}
 

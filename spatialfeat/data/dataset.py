@@ -49,7 +49,6 @@ def check_image_files(
     *,
     rows: Sequence[RowNumbers] | None = None,
     is_kept: Callable[[FrameTable, str], bool] | None = None,
-    progress: bool = True,
 ) -> list[tuple[FrameTable, int, str]]:
     """Find rows whose image is missing or not a whole PNG or JPEG, without decoding: seconds for 200,000 frames.
 
@@ -69,7 +68,7 @@ def check_image_files(
         there = [index for index, name in enumerate(names) if name in present[table.images]]
         reasons = dict.fromkeys(set(range(len(names))) - set(there), MISSING)
         known = partial(is_kept, table) if is_kept else None
-        found = table.images.find_broken([names[index] for index in there], is_known=known, progress=progress)
+        found = table.images.find_broken([names[index] for index in there], is_known=known)
         reasons |= {there[index]: reason for index, reason in found.items()}
         broken += [(table, int(chosen[index]), reasons[index]) for index in sorted(reasons)]
     return broken
@@ -121,9 +120,9 @@ class FrameSample(NamedTuple):
     image: torch.Tensor | None
     label: int
     position: int
-    digest: bytes
-    failure: str | None
-    left_to_do: list[float]
+    digest: bytes = b""
+    failure: str | None = None
+    left_to_do: Sequence[float] = ()
     piece: tuple[int, ...] = ()
 
 
@@ -223,11 +222,11 @@ class FrameDataset(Dataset[FrameSample]):
                 return self._undecoded(table.images, str(table.image_names[row]), label, position)
             frame = self._fixed_part(table.images, str(table.image_names[row]))
         except ImageError as error:
-            return FrameSample(None, label, position, b"", str(error), [])
+            return FrameSample(None, label, position, failure=str(error))
         except OSError as error:
-            return FrameSample(None, label, position, b"", error.strerror or str(error), [])
+            return FrameSample(None, label, position, failure=error.strerror or str(error))
         pixels, left_to_do = self._transform.finish(frame.pixels)
-        return FrameSample(pixels, label, position, frame.digest, None, left_to_do)
+        return FrameSample(pixels, label, position, frame.digest, left_to_do=left_to_do)
 
     def _undecoded(self, images: ImageFolder, name: str, label: int, position: int) -> FrameSample:
         """A JPEG as its bytes, if the device can decode it; else pixels."""

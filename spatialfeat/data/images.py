@@ -74,13 +74,11 @@ FOREIGN = {
 
 MISSING = "the file does not exist"
 
-GREY_16_BIT = (16, 0)
-"""(bits per channel, colour type) of the one PNG that `convert("RGB")` does not scale to 8 bits: it clips at 255."""
+CLIPPED_KIND = "grey, 16 bit"
+"""The one kind of PNG that `convert("RGB")` does not scale to 8 bits: it clips at 255."""
 
 COLOUR_TYPES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
 """PNG's numbers for what a pixel holds."""
-
-EMPTY = "the file is empty"
 
 logger = logging.getLogger(__name__)
 
@@ -94,10 +92,8 @@ def decode_rgb(content: bytes) -> Image.Image:
 
     Raises ImageError for anything that is not a whole, decodable image of these two.
     """
-    if not content:
-        raise ImageError(EMPTY)
     form = _form(content)
-    _check_header(content)
+    image_header(content)
     # Pillow reads the chunks behind the pixels unguarded: a damaged one raises any kind of error.
     damage = (OSError, SyntaxError, ValueError, IndexError, TypeError, struct.error, Image.DecompressionBombError)
     try:
@@ -194,18 +190,23 @@ def _is_sound(content: bytes, place: int, length: int) -> bool:
 def image_header(head: bytes) -> tuple[int, int, str]:
     """(width, height, kind) of an image from its first bytes; kind is e.g. `RGB`, `grey, 16 bit`.
 
-    Raises ImageError where there is no such header.
+    It is (0, 0, "") where they do not say it: of a JPEG, more bytes may; of damaged files, Pillow says what is wrong.
+
+    Raises ImageError unless they are the first bytes of a frame: of a PNG or a JPEG, and not of too many pixels.
     """
     if _form(head) == "JPEG":
-        found = _jpeg_header(head)
-        if found is None:
-            raise ImageError("the JPEG cannot be decoded (it has no header)")
-        width, height, channels = found
-        return width, height, JPEG_KINDS.get(channels, f"{channels} channels")
-    _check_header(head)
-    _, _, width, height, bits, colour_type = PNG_HEADER.unpack_from(head)
-    name = COLOUR_TYPES.get(colour_type, f"colour type {colour_type}")
-    return width, height, name if bits == 8 or colour_type == 3 else f"{name}, {bits} bit"
+        width, height, channels = _jpeg_header(head) or (0, 0, 0)
+        kind = JPEG_KINDS.get(channels, f"{channels} channels") if channels else ""
+    elif len(head) < PNG_HEADER.size:
+        raise ImageError("the PNG cannot be decoded (it ends in its header)")
+    else:
+        _, chunk, width, height, bits, colour_type = PNG_HEADER.unpack_from(head)
+        if chunk != b"IHDR":
+            return 0, 0, ""
+        kind = COLOUR_TYPES.get(colour_type, f"colour type {colour_type}")
+        kind += "" if bits == 8 or colour_type == 3 else f", {bits} bit"
+    _check_size(width, height)
+    return width, height, kind
 
 
 class _Listing(NamedTuple):
@@ -401,48 +402,61 @@ class ImageFolder:
         status = os.stat(f"{self.path}/{self.file_name(name)}")  # noqa: PTH116  # A Path takes longer than the look.
         return status.st_size, status.st_mtime_ns
 
-    def read(self, name: str, num_bytes: int = -1) -> bytes:
-        """The bytes of an image, for `decode_rgb`, or its first ones.
+    def read(self, name: str) -> bytes:
+        """The bytes of an image, for `decode_rgb`.
 
         Raises ImageError for what is no file, such as a pipe that would be waited for without end, and for a file too
         large to be a frame; OSError if it cannot be read.
         """
         with self._open(name) as file:
-            return file.read(num_bytes)
+            return file.read()
 
-    def look(self, name: str) -> str | None:
-        """Why an image is no whole PNG or JPEG, judged by its first and last bytes; None if nothing is wrong.
+    def look(self, name: str) -> tuple[int, int, str]:
+        """`image_header` of an image that is a whole PNG or JPEG, judged by its first and last bytes.
 
         Catches empty, foreign and truncated files in about 30 us; damage in the middle shows when the frame is decoded.
         A file whose last bytes are unusual is decoded in full, since bytes after the image are allowed.
-        """
-        return self._look(name)[0]
 
-    def find_broken(
-        self, names: Sequence[str], *, is_known: Callable[[str], bool] | None = None, progress: bool = True
-    ) -> dict[int, str]:
+        Raises ImageError if it is none; OSError if it cannot be read.
+        """
+        with self._open(name) as file:
+            head = file.read(HEAD_BYTES)
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - len(PNG_END)))
+            tail = file.read()
+        header = image_header(head)
+        if not tail.endswith(PNG_END if _form(head) == "PNG" else JPEG_END):
+            decode_rgb(self.read(name))
+        return header
+
+    def find_broken(self, names: Sequence[str], *, is_known: Callable[[str], bool] | None = None) -> dict[int, str]:
         """`look` at many images. Returns {index in `names`: reason} for those that are unreadable.
 
         Warns of 16-bit grey images. Those of which `is_known` says so are not opened.
         """
 
-        def look(chunk: Sequence[str]) -> list[tuple[str | None, bool]]:
-            return [(None, False) if is_known is not None and is_known(name) else self._look(name) for name in chunk]
+        def look(name: str) -> tuple[str | None, str]:
+            """Why an image is unreadable, or None; and its kind."""
+            try:
+                return None, "" if is_known is not None and is_known(name) else self.look(name)[2]
+            except OSError as error:
+                return error.strerror or str(error), ""
+            except ImageError as error:
+                return str(error), ""
 
         chunks = [names[start : start + LOOKED_AT_TOGETHER] for start in range(0, len(names), LOOKED_AT_TOGETHER)]
-        found: list[tuple[str | None, bool]] = []
+        found: list[tuple[str | None, str]] = []
         with ThreadPoolExecutor(max_workers=8) as pool:
-            disable = None if progress else True  # None: shown on a terminal only.
-            bar = new_bar(total=len(names), desc="checking images", unit=" files", disable=disable)
             try:
-                with bar:
-                    for of_chunk in pool.map(look, chunks):
+                # disable None: shown on a terminal only.
+                with new_bar(total=len(names), desc="checking images", unit=" files", disable=None) as bar:
+                    for of_chunk in pool.map(lambda chunk: [look(name) for name in chunk], chunks):
                         found += of_chunk
                         bar.update(len(of_chunk))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for the other files.
                 raise
-        clipped = [name for name, (_, is_clipped) in zip(names, found, strict=True) if is_clipped]
+        clipped = [name for name, (_, kind) in zip(names, found, strict=True) if kind == CLIPPED_KIND]
         if clipped:
             logger.warning(
                 '%s: is 16-bit grey, of which convert("RGB") keeps the values up to 255 and makes all others white '
@@ -452,26 +466,6 @@ class ImageFolder:
                 len(names),
             )
         return {index: reason for index, (reason, _) in enumerate(found) if reason is not None}
-
-    def _look(self, name: str) -> tuple[str | None, bool]:
-        """(why the image is unreadable or None, whether its values will be clipped)."""
-        clipped = False
-        try:
-            with self._open(name) as file:
-                head = file.read(HEAD_BYTES)
-                file.seek(0, os.SEEK_END)
-                file.seek(max(0, file.tell() - len(PNG_END)))
-                tail = file.read()
-            if not head:
-                return EMPTY, False
-            clipped = _check_header(head) == GREY_16_BIT
-            if not tail.endswith(PNG_END if _form(head) == "PNG" else JPEG_END):
-                decode_rgb(self.read(name))
-        except OSError as error:
-            return error.strerror or str(error), clipped
-        except ImageError as error:
-            return str(error), clipped
-        return None, clipped
 
 
 @contextmanager
@@ -521,6 +515,8 @@ def _list(place: str) -> set[str]:
 
 def _form(content: bytes) -> str:
     """What a file is by its first bytes, "PNG" or "JPEG". Raises ImageError if it is neither."""
+    if not content:
+        raise ImageError("the file is empty")
     if content.startswith(PNG_SIGNATURE):
         return "PNG"
     if content.startswith(JPEG_START):
@@ -529,24 +525,6 @@ def _form(content: bytes) -> str:
         if re.match(start, content, re.DOTALL):
             raise ImageError(f"it is {what}, whatever its name says, not a PNG or JPEG image")
     raise ImageError("the content is not a PNG or JPEG image")
-
-
-def _check_header(content: bytes) -> tuple[int, int] | None:
-    """(bits per channel, colour type) as the first bytes of a PNG say, None of a JPEG.
-
-    Raises ImageError unless they are a frame's.
-    """
-    if _form(content) == "JPEG":
-        found = _jpeg_header(content)
-        if found is not None:  # If it is not there, Pillow will say what is wrong.
-            _check_size(*found[:2])
-        return None
-    if len(content) < PNG_HEADER.size:
-        raise ImageError("the PNG cannot be decoded (it ends in its header)")
-    _, chunk, width, height, bits, colour_type = PNG_HEADER.unpack_from(content)
-    if chunk == b"IHDR":  # As above.
-        _check_size(width, height)
-    return bits, colour_type
 
 
 def _jpeg_header(content: bytes) -> tuple[int, int, int] | None:

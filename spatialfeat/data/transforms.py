@@ -169,20 +169,19 @@ class FrameTransform:
     """The way of a frame to the network: fixed steps, whose result can be kept, then perhaps random ones.
 
     fixed: an RGB image, of Pillow, (H, W, 3) uint8, or a tensor (..., 3, H, W) uint8 -> a tensor (..., 3, H, W) uint8.
-    random: (3, H, W) -> (3, crop_px, crop_px) uint8 or a Cut, drawing from torch's global RNG; None if `fixed` ends
-    there. fixed_steps: describes them; equal texts mean equal pixels. ahead: for a frame that the device decodes too,
-    of a size (height, width): what to cut out of it, and the row of a Cut; None where the device makes `fixed` of it.
+    random: (3, H, W) uint8 -> Cut, drawing from torch's global RNG; None if `fixed` ends there. fixed_steps: describes
+    them; equal texts mean equal pixels. ahead: for a frame that the device decodes too, of a size (height, width): what
+    to cut out of it, and the row of a Cut; None where the device makes `fixed` of it.
     """
 
     fixed: Callable[[RgbImage | torch.Tensor], torch.Tensor]
-    random: Callable[[torch.Tensor], torch.Tensor | Cut] | None
+    random: Callable[[torch.Tensor], Cut] | None
     fixed_steps: str
     ahead: Callable[[tuple[int, int]], tuple[Box, list[float]]] | None = None
 
     def finish(self, pixels: torch.Tensor) -> Cut:
         """The result of the fixed steps with what follows them here."""
-        finished = pixels if self.random is None else self.random(pixels)
-        return finished if isinstance(finished, Cut) else Cut(finished, [])
+        return Cut(pixels, []) if self.random is None else self.random(pixels)
 
     def __call__(self, image: RgbImage | torch.Tensor) -> torch.Tensor:
         """The network's input, of a transform that leaves nothing to the device."""
@@ -236,8 +235,8 @@ def training_transform(
     )
 
 
-def _augmented(frame: torch.Tensor, size_px: int) -> torch.Tensor:
-    return Augmentation.draw(frame)(frame, size_px)
+def _augmented(frame: torch.Tensor, size_px: int) -> Cut:
+    return Cut(Augmentation.draw(frame)(frame, size_px), [])
 
 
 def _cut(frame: torch.Tensor, size_px: int) -> Cut:

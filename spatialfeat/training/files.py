@@ -44,6 +44,8 @@ from spatialfeat.training.history import (
 
 STATE_NAME = "training_state.pt"
 STATE_SCHEMA = 1
+STATE_PARTS = ("training", "best_weights", "identity", "environment")
+"""Dicts of `TrainingState`."""
 PLAIN_TYPES = (torch.Tensor, str, int, float, bool, type(None))
 START_ANEW = "leave out --resume to start the study anew (what is there is moved aside)"
 
@@ -68,14 +70,8 @@ class TrainingState:
 
 def write_state(path: Path, state: TrainingState) -> None:
     """Replace the state of the epoch before, in one step."""
-    content = {
-        "schema": STATE_SCHEMA,
-        "history": [record._asdict() for record in state.history],
-        "training": state.training,
-        "best_weights": dict(state.best_weights),
-        "identity": state.identity,
-        "environment": state.environment,
-    }
+    history = [record._asdict() for record in state.history]
+    content = {"schema": STATE_SCHEMA, "history": history, **{name: dict(getattr(state, name)) for name in STATE_PARTS}}
     _require_plain(content, "state")
     write_atomically(path, lambda temporary: save_tensors(content, temporary))
 
@@ -95,13 +91,8 @@ def read_state(path: Path) -> TrainingState:
     if not isinstance(content, dict) or content.get("schema") != STATE_SCHEMA:
         raise SpatialfeatError(f"{path}: is no training state of this version of spatialfeat; {START_ANEW}")
     try:
-        return TrainingState(
-            history=_records(content["history"]),
-            training=dict(content["training"]),
-            best_weights=dict(content["best_weights"]),
-            identity=dict(content["identity"]),
-            environment=dict(content["environment"]),
-        )
+        history = _records(content["history"])
+        return TrainingState(history, **{name: dict(content[name]) for name in STATE_PARTS})
     except (KeyError, TypeError, ValueError) as error:
         raise SpatialfeatError(f"{path}: is an incomplete training state ({error!r}); {START_ANEW}") from error
 
@@ -317,8 +308,7 @@ def _tell_of_studies_beside(out_dir: Path, data: StudyData, identity: dict[str, 
     for folder in sorted({path.parent for path in places}, key=lambda folder: natural_key(str(folder))):
         is_known = folder.name.startswith(ASIDE_NAME) or folder.resolve() == out_dir.resolve()
         record = read_json_object(folder / RECORD_NAME)
-        is_study = record.get("command") == "finetune" and isinstance(record.get("options"), dict)
-        if not is_known and is_study and _has_same_data(record, data) and _recorded_identity(record) == identity:
+        if not is_known and _has_same_data(record, data) and _recorded_identity(record) == identity:
             logger.warning(
                 "nothing to resume in %s, but %s holds this study; to go on with it, pass %s",
                 out_dir,
@@ -327,9 +317,11 @@ def _tell_of_studies_beside(out_dir: Path, data: StudyData, identity: dict[str, 
             )
 
 
-def _recorded_identity(record: dict[str, Any]) -> dict[str, Any]:
-    """What `study_identity` gave when finetune wrote `record`."""
-    options, hashes = record["options"], record["data_sha256"]
+def _recorded_identity(record: dict[str, Any]) -> dict[str, Any] | None:
+    """What `study_identity` gave when finetune wrote `record`; None of other records."""
+    options, hashes = record.get("options"), record.get("data_sha256")
+    if record.get("command") != "finetune" or not isinstance(options, dict) or not isinstance(hashes, dict):
+        return None
     return {name: value for name, value in options.items() if name not in MAY_DIFFER} | {
         f"{split}_csv_sha256": hashes.get(options.get(f"{split}_csv")) for split in ("train", "val")
     }
@@ -343,16 +335,17 @@ def _refuse_differences(path: Path, before: dict[str, Any], now: dict[str, Any],
     }
     # An option that the earlier version did not have yet did what is its default now.
     defaults = recorded_options(FinetuneConfig(num_classes=DEFAULT_NUM_PHASES))  # Names in a file here aside.
-    differing = [
-        _difference(name, before.get(name, defaults.get(name)), now.get(name))
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name, defaults.get(name)) != now.get(name)
-    ]
+    before = {name: value for name, value in defaults.items() if name in now} | before
+    differing = [_difference(name, before.get(name), now.get(name)) for name in _changed(before, now)]
     if differing:
         raise SpatialfeatError(
             f"{path}: belongs to a study with other options: {', '.join(differing)}; give the same again, choose "
             f"another --out, or {START_ANEW}"
         )
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
 
 
 def _difference(name: str, before: Any, now: Any) -> str:
@@ -395,15 +388,16 @@ def _require_same_finished_study(
 ) -> None:
     """The training state is gone, as it should be after the end: run.json says what was done."""
     path = config.out_dir / RECORD_NAME
-    options, hashes = record.get("options"), record.get("data_sha256")
-    if not isinstance(options, dict) or not isinstance(hashes, dict):
+    before = _recorded_identity(record)
+    if before is None:
         raise SpatialfeatError(f"{path}: is not a record of this version of spatialfeat; {START_ANEW}")
-    _refuse_differences(path, _recorded_identity(record), identity, data)
+    _refuse_differences(path, before, identity, data)
     for name in ("epochs", "patience"):
-        if options.get(name) != getattr(config, name):
+        value, earlier = getattr(config, name), record["options"].get(name)
+        if value != earlier:
             raise SpatialfeatError(
-                f"--{name} {getattr(config, name)}: the study in {config.out_dir} ended with --{name} "
-                f"{options.get(name)} and without --keep-state, so it cannot be trained further; {START_ANEW}"
+                f"--{name} {value}: the study in {config.out_dir} ended with --{name} {earlier} and "
+                f"without --keep-state, so it cannot be trained further; {START_ANEW}"
             )
     if not _has_same_data(record, data):
         raise SpatialfeatError(
@@ -413,10 +407,6 @@ def _require_same_finished_study(
 
 
 def _warn_of_environment(before: dict[str, str], now: dict[str, str]) -> None:
-    changed = [
-        f"{name} {now.get(name)} (it was {before.get(name)})"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-    ]
+    changed = [f"{name} {now.get(name)} (it was {before.get(name)})" for name in _changed(before, now)]
     if changed:
         logger.warning("resuming with %s: results may differ in their last digits", ", ".join(changed))

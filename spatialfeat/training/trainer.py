@@ -24,7 +24,7 @@ from spatialfeat.data.dataset import EpochBatches, FrameDataset, make_loader
 from spatialfeat.data.staging import staged
 from spatialfeat.data.transforms import Preprocessing, evaluation_transform, normalize, training_transform
 from spatialfeat.device import DTYPES, augments_on_device, random_state, records_graphs, restore_random_state
-from spatialfeat.distributed import ProcessGroup
+from spatialfeat.distributed import ProcessGroup, Ranks
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.network.backbone import find_backbone
 from spatialfeat.network.classifier import InferenceNetwork, PhaseClassifier
@@ -43,27 +43,15 @@ OPTIONS_OF_DEVICE = ("fused", "capturable", "foreach")
 """Options of an optimizer that say how it computes, not what."""
 
 
-class BatchShare(NamedTuple):
-    """The share of this process in a batch of `whole_frames`: its frames are `weight` of the batch's mean loss.
-
-    The weights of all processes' shares add up to 1.
-    """
-
-    whole_frames: int
-    weight: float
-
-
 class StepScore(NamedTuple):
     """A batch before its update, on the device, so that the program does not have to wait for it.
 
-    loss: () float32, what these frames contribute to the mean loss of the whole batch, which has `whole_frames`; alone
-    it is the mean loss. correct: () int64, how many of these `frames` were right.
+    loss: () float32, what these frames contribute to the mean loss of the whole batch; of a whole one, the mean loss.
+    correct: () int64, how many of these frames were right.
     """
 
     loss: torch.Tensor
     correct: torch.Tensor
-    frames: int
-    whole_frames: int
 
 
 class TrainingStep:
@@ -100,12 +88,12 @@ class TrainingStep:
         group: ProcessGroup | None = None,
     ) -> None:
         self.model = model
-        self._optimizer, self._criterion, self._group = optimizer, criterion, group
-        self._clip_grad_norm = clip_grad_norm
+        self._optimizer, self._criterion, self._clip_grad_norm = optimizer, criterion, clip_grad_norm
+        self._group = group = group or ProcessGroup(Ranks(), model.device)
         self.preprocessing, self._precision, self._dtype = preprocessing, precision, DTYPES[precision]
         self._fixed: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._trained: nn.Module = _Trained(model, model.num_fixed)
-        if group is not None and group.gradients is not None:
+        if group.gradients is not None:
             if group.device.type == "cuda":
                 for name, child in model.named_children():
                     if any(weight.requires_grad for weight in child.parameters()):
@@ -120,7 +108,7 @@ class TrainingStep:
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self._records = (
             records_graphs(self.device)
-            and (group is None or group.size == 1)
+            and group.size == 1
             and clip_grad_norm is None
             and precision != "fp16"
             and all(options.get("capturable") for options in optimizer.param_groups)
@@ -137,31 +125,26 @@ class TrainingStep:
         self.model.train()
         if self.model.num_fixed:
             self._fixed = self.model.fixed_stages(self.preprocessing, self._precision)
-        self._recorded = Recorded(self._whole_update, "training step") if self._records else None
+        self._recorded = Recorded(self._update, "training step") if self._records else None
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor, share: BatchShare | None = None) -> StepScore:
-        """images (B, 3, S, S) uint8 and labels (B,) int64, on the device: a whole batch, or this share of one.
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor, weight: float = 1.0) -> StepScore:
+        """images (B, 3, S, S) uint8 and labels (B,) int64, on the device: a whole batch, or this process's share.
 
-        A share may be empty (B = 0): the process still takes part in the step.
+        A share may be empty (B = 0): the process still takes part in the step. weight: what the share counts in the
+        batch's mean loss; those of all processes add up to 1.
         """
-        share = share or BatchShare(len(labels), 1.0)
-        if self._recorded is not None:
-            assert share.weight == 1
-            loss, correct = self._recorded(images, labels)
-        else:
-            loss, correct = self._update(images, labels, share.weight)
-        return StepScore(loss, correct, len(labels), share.whole_frames)
+        if self._recorded is None:
+            return StepScore(*self._update(images, labels, weight))
+        assert weight == 1
+        return StepScore(*self._recorded(images, labels))
 
-    def _whole_update(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return self._update(images, labels, 1.0)
-
-    def _update(self, images: torch.Tensor, labels: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """See StepScore for what it returns: loss and correct."""
+    def _update(self, images: torch.Tensor, labels: torch.Tensor, weight: float = 1.0) -> tuple[torch.Tensor, ...]:
+        """What StepScore holds."""
         self._optimizer.zero_grad(set_to_none=True)
         logits = self._logits(images)
         loss = self._criterion(logits, labels) * weight if len(labels) else logits.sum()
         # DistributedDataParallel takes the mean over the processes, where the sum is wanted.
-        scaled = self._scaler.scale(loss * (self._group.size if self._group else 1))
+        scaled = self._scaler.scale(loss * self._group.size)
         scaled.backward()
         if self._clip_grad_norm is not None:
             self._scaler.unscale_(self._optimizer)
@@ -173,7 +156,7 @@ class TrainingStep:
     def end_epoch(self) -> None:
         """Make sure that all processes have the same network: they must never drift apart."""
         self._recorded = None  # Validation can use its memory.
-        if self._group is None or self._group.gradients is None:
+        if self._group.gradients is None:
             return
         with torch.no_grad():
             parts = [float(parameter.sum(dtype=torch.float64)) for parameter in self.model.parameters()]
@@ -221,12 +204,6 @@ class RunningScore:
     correct: int = 0
     frames: int = 0
 
-    def add(self, loss_sum: float, correct: int, frames: int) -> None:
-        """Frames: their losses added up, how many were right, how many there were."""
-        self.loss_sum += loss_sum
-        self.correct += correct
-        self.frames += frames
-
     def of_all(self, group: ProcessGroup) -> RunningScore:
         """The score of the frames of all processes: the same bits in each, as decisions hang on them."""
         losses, counts = np.array([self.loss_sum]), np.array([self.correct, self.frames])
@@ -248,12 +225,18 @@ class RunningScore:
 
 
 def train_one_epoch(
-    step: TrainingStep, loader: DataLoader[Any], *, shares: Iterable[BatchShare], group: ProcessGroup, title: str
+    step: TrainingStep,
+    loader: DataLoader[Any],
+    *,
+    shares: Iterable[tuple[int, float]],
+    group: ProcessGroup,
+    title: str,
 ) -> RunningScore:
     """Update the model once per batch. The score is that of the augmented frames while the weights still move.
 
     Args:
-        loader: this process's shares of the batches. shares: what each of them is of the whole batch.
+        loader: this process's shares of the batches. shares: for each of them the frames of the whole batch, and the
+            share's weight in its mean loss.
 
     Raises:
         SpatialfeatError: a frame that cannot be decoded, or a loss that is no number any more.
@@ -264,16 +247,16 @@ def train_one_epoch(
     step.start_epoch()
     batches = zip(staged(loading, step.device, step.preprocessing), shares, strict=True)
     with frame_bar(len(dataset), title) as advance:
-        for number, ((batch, images, labels), share) in enumerate(batches, start=1):
+        for number, ((batch, images, labels), (whole_frames, weight)) in enumerate(batches, start=1):
             dataset.refuse_failures(batch.failures)
-            tally.add(step(images, labels, share))
+            tally.add(step(images, labels, weight), len(labels), whole_frames)
             looks = number % steps_between_looks == 0 or number == len(loader)
             score = tally.look(wait=number == len(loader)) if looks else None
             if score and not math.isfinite(score.loss_sum):
                 raise SpatialfeatError(
                     f"{title}: the training loss became {score.loss_sum}; lower --lr, or start from other --weights"
                 )
-            advance(share.whole_frames, **(score.text if score else {}))
+            advance(whole_frames, **(score.text if score else {}))
     step.end_epoch()
     return tally.look(wait=True).of_all(group)
 
@@ -287,10 +270,11 @@ class _Tally:
         self._on_their_way: deque[tuple[torch.Tensor, torch.cuda.Event, int]] = deque()
         self._seen = RunningScore()
 
-    def add(self, score: StepScore) -> None:
-        self._sums[0] += score.loss.double() * score.whole_frames
+    def add(self, score: StepScore, frames: int, whole_frames: int) -> None:
+        """The score of so many frames, out of a batch of `whole_frames`."""
+        self._sums[0] += score.loss.double() * whole_frames
         self._sums[1] += score.correct
-        self._frames += score.frames
+        self._frames += frames
 
     def look(self, *, wait: bool) -> RunningScore:
         """The score of all steps; of a GPU's, without `wait`, of those up to an earlier look."""
@@ -326,8 +310,9 @@ def validate(network: InferenceNetwork, loader: DataLoader[Any], *, group: Proce
         for outputs in run_inference(network, loader):
             dataset.refuse_failures(outputs.failures)
             logits, labels = torch.from_numpy(outputs.logits), torch.from_numpy(outputs.labels)
-            correct = int((logits.argmax(dim=1) == labels).sum())
-            score.add(float(nn.functional.cross_entropy(logits, labels)) * len(labels), correct, len(labels))
+            score.loss_sum += float(nn.functional.cross_entropy(logits, labels)) * len(labels)
+            score.correct += int((logits.argmax(dim=1) == labels).sum())
+            score.frames += len(labels)
             advance(len(labels) * group.size, **score.text)
     score = score.of_all(group)
     if not math.isfinite(score.loss):
@@ -437,11 +422,11 @@ class Trainer:
         self._step.load_state_dict(state["step"])
         restore_random_state(state["random"], self._group.device)
 
-    def _shares(self) -> Iterator[BatchShare]:
-        """The share of this process in each batch of this epoch."""
+    def _shares(self) -> Iterator[tuple[int, float]]:
+        """Of each batch of this epoch its frames, and the weight of this process's share in its mean loss."""
         for batch in self._batches.whole():
             mine, whole = ([frame.position for frame in frames] for frames in (self._batches.share(batch), batch))
-            yield BatchShare(len(batch), float(self._loss_weights[mine].sum() / self._loss_weights[whole].sum()))
+            yield len(batch), float(self._loss_weights[mine].sum() / self._loss_weights[whole].sum())
 
 
 def make_optimizer(model: PhaseClassifier, lr: float) -> torch.optim.Adam:
