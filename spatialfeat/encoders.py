@@ -303,19 +303,18 @@ def data_set_key(name: str) -> str:
     return re.sub(r"[\W_]+", "", SAME_VIDEOS.get(plain, plain))
 
 
-def misspelt_data_set(name: str) -> str | None:
-    """A warning if a name is nearly that of a data set that an encoder of the table has seen, and is none itself."""
-    known = {data_set_key(seen): seen for row in ENCODERS.values() for seen in row.seen}
-    near = difflib.get_close_matches(data_set_key(name), known, 1, 0.75)
-    if not near or data_set_key(name) in known:
-        return None
-    return f"--data-set {name}: no encoder of the table knows this data set; is {known[near[0]]} meant?"
+def data_set_warning(backbone: str, data_set: str) -> str | None:
+    """What is doubtful about features of this encoder of frames of the data set, as far as the table knows.
 
-
-def seen_text(backbone: str, data_set: str) -> str | None:
-    """A warning if the encoder of this name was trained on videos of the data set, as far as the table knows."""
-    encoder = ENCODERS.get(backbone)
-    if encoder is None or data_set_key(data_set) not in map(data_set_key, encoder.seen):
+    The encoder was trained on videos of it; or the name is nearly that of a data set of the table, and is none itself.
+    """
+    seen_by_key = {data_set_key(seen): seen for row in ENCODERS.values() for seen in row.seen}
+    key = data_set_key(data_set)
+    if key not in seen_by_key:
+        near = difflib.get_close_matches(key, seen_by_key, 1, 0.75)
+        meant = f"no encoder of the table knows this data set; is {seen_by_key[near[0]]} meant?" if near else None
+        return meant and f"--data-set {data_set}: {meant}"
+    if backbone not in ENCODERS or key not in map(data_set_key, ENCODERS[backbone].seen):
         return None
     return (
         f"{backbone} was trained on videos of {data_set}: its features of them are not independent of the test videos, "

@@ -47,7 +47,7 @@ from spatialfeat.device import (
     use_true_float32,
 )
 from spatialfeat.distributed import ProcessGroup, process_group, translate_lost_contact
-from spatialfeat.encoders import misspelt_data_set, seen_text
+from spatialfeat.encoders import data_set_warning
 from spatialfeat.errors import SpatialfeatError, translate_computing_faults
 from spatialfeat.features.plan import feature_path, parse_shard, plan_extraction, share_out
 from spatialfeat.features.schema import Provenance
@@ -284,10 +284,8 @@ class _Extraction:
         where = f"shard {self.config.shard}: " if self.config.shard else ""
         arithmetic = describe_arithmetic(self.group.device, self.provenance.precision)
         logger.info("%s%s, %s; computing on %s%s", where, what, frames, arithmetic, self.group.processes_text)
-        if self.config.data_set and (doubt := misspelt_data_set(self.config.data_set)):
+        if self.config.data_set and (doubt := data_set_warning(self.provenance.backbone, self.config.data_set)):
             logger.warning("%s", doubt)
-        if warning := seen_text(self.provenance.backbone, self.config.data_set or ""):
-            logger.warning("%s", warning)
         for table in self.tables:
             if self.csv_paths and (text := unlabelled_text(table)):
                 logger.info("%s: kept, with label %d", text, UNLABELLED)
