@@ -52,7 +52,7 @@ from spatialfeat.errors import SpatialfeatError, translate_computing_faults
 from spatialfeat.features.plan import feature_path, parse_shard, plan_extraction, share_out
 from spatialfeat.features.schema import Provenance
 from spatialfeat.features.writer import FeatureSink, remove_partial_files
-from spatialfeat.files import prepare_output_dir, require_room
+from spatialfeat.files import output_dir, require_room
 from spatialfeat.network.classifier import InferenceNetwork
 from spatialfeat.network.inference import run_inference
 from spatialfeat.network.weights import MORE_CLASSES, checkpoint_of, described_id_rule, warn_of_many_classes
@@ -84,8 +84,10 @@ def extract(config: ExtractConfig) -> ExtractResult:
     with process_group(config.device) as group:
         with group.together():
             extraction = _Extraction(config, group)
-            # Looking at every image and feature file is left to one process.
-            found = extraction.look() if group.is_main else None
+            found = None
+            if group.is_main:  # Looking at every image and feature file is left to one process.
+                with output_dir(config.out_dir):
+                    found = extraction.look()
         group.require_same("--precision", extraction.provenance.precision, "pass the one that all devices have")
         to_compute, result = group.broadcast(found)
         return extraction.run(to_compute, result)
@@ -139,7 +141,6 @@ class _Extraction:
     def look(self) -> tuple[list[str], ExtractResult]:
         """Look at the images, and at what is in the folder: (videos to compute, result so far)."""
         config = self.config
-        prepare_output_dir(config.out_dir)
         remove_partial_files(config.out_dir)
         failed = self._videos_with_broken_images()
         to_compute, done = plan_extraction(

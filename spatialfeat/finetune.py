@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from spatialfeat.device import (
 )
 from spatialfeat.distributed import ProcessGroup, process_group, translate_lost_contact
 from spatialfeat.errors import SpatialfeatError, translate_computing_faults
-from spatialfeat.files import move_aside, prepare_output_dir, read_json_object, require_room
+from spatialfeat.files import move_aside, output_dir, read_json_object, require_room
 from spatialfeat.network.backbone import find_backbone
 from spatialfeat.network.classifier import InferenceNetwork, PhaseClassifier
 from spatialfeat.network.inference import predict_logits
@@ -115,8 +115,10 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     """
     use_true_float32()
     prepare_processor()
-    with process_group(config.device) as group:
+    with process_group(config.device) as group, ExitStack() as stack:
         with group.together():
+            if group.is_main:
+                stack.enter_context(output_dir(config.out_dir))
             study = _Study(config, group)
             state, is_finished = study.find() if config.resume else (None, False)
         group.require_same("--precision", study.config.precision, "pass the one that all devices have")
@@ -147,8 +149,6 @@ class _Study:
         require_jpeg_decoder(config.jpeg_decoder, group.device)
         self.group, self.data = group, read_study(config)
         self.backbone = find_backbone(config.backbone)
-        if group.is_main:
-            prepare_output_dir(config.out_dir)
         precision = choose_precision(config.precision, group.device)
         self.config = config = replace(
             config,

@@ -257,7 +257,8 @@ def test_info_asks_about_a_misspelt_data_set(tmp_path: Path) -> None:
     """It would pass for one that no encoder has seen."""
     made = make_video(tmp_path, "1_1", [0, 1])
     for wrong in ("colec80", "Cholec-8"):
-        assert re.search(rf"note: --data-set {wrong}: .*is\s+cholec80 meant\?", run("info", tmp_path, "--data-set", wrong))
+        note = run("info", tmp_path, "--data-set", wrong)
+        assert re.search(rf"note: --data-set {wrong}: .*is\s+cholec80 meant\?", note)
     for right in ("cholec80", "Cholec-80", "CholecT50", "autolaparo", "our own videos"):
         assert "meant?" not in run("info", tmp_path, "--data-set", right)
     with h5py.File(made.path, "r+") as file:
