@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spatialfeat.config import GPU_DECODER, IMAGENET, ExtractConfig
+from spatialfeat.config import IMAGENET, ExtractConfig
 from spatialfeat.console import count_text, frame_bar
 from spatialfeat.data.cache import open_cache, total_use
 from spatialfeat.data.dataset import (
@@ -98,7 +98,8 @@ class _Extraction:
 
     def __init__(self, config: ExtractConfig, group: ProcessGroup) -> None:
         self.config, self.group = config, group
-        require_jpeg_decoder(config.jpeg_decoder, group.device)
+        if config.jpeg_on_device:
+            require_jpeg_decoder(group.device)
         csvs = named_csvs(config.csvs) if config.read_csvs else []
         self.csv_paths = [path for _, path in csvs]
         given = IdRule.given(config.id_form, config.id_pattern)
@@ -257,7 +258,7 @@ class _Extraction:
             evaluation_transform(checkpoint.preprocessing),
             cache=self.cache,
             with_digests=True,
-            jpeg_on_device=config.jpeg_decoder == GPU_DECODER,
+            jpeg_on_device=config.jpeg_on_device,
         )
         workers = choose_workers(config.workers, device, processes=self.group.local_size)
         loader = make_loader(dataset, batch_size=config.batch_size, workers=workers, device=device)

@@ -12,7 +12,6 @@ from typing import Any
 
 from spatialfeat.config import (
     CHILDREN,
-    GPU_DECODER,
     IMAGENET,
     PREDICTIONS_NAME,
     TEST_CSV,
@@ -146,7 +145,8 @@ class _Study:
                 f"--batch-size {config.batch_size}: is the batch of all {group.size} processes together, and each "
                 f"needs a frame; pass at least {group.size}, or start fewer processes"
             )
-        require_jpeg_decoder(config.jpeg_decoder, group.device)
+        if config.jpeg_on_device:
+            require_jpeg_decoder(group.device)
         self.group, self.data = group, read_study(config)
         self.backbone = find_backbone(config.backbone)
         precision = choose_precision(config.precision, group.device)
@@ -329,7 +329,7 @@ class _Study:
             workers=self.workers,
             title="test",
             cache=self.cache,
-            jpeg_decoder=config.jpeg_decoder,
+            jpeg_on_device=config.jpeg_on_device,
             group=group,
         )
         if not group.is_main:
@@ -352,7 +352,7 @@ class _Study:
         arithmetic = describe_arithmetic(self.group.device, config.precision)
         logger.info("computing on %s%s", arithmetic, self.group.processes_text)
         workers = count_text(self.workers, "decoding process", "decoding processes") if self.workers else "this process"
-        jpeg = ", JPEG by the GPU" if config.jpeg_decoder == GPU_DECODER else ""
+        jpeg = ", JPEG by the GPU" if config.jpeg_on_device else ""
         png = f"plain PNG with {decoder_name()}"
         logger.info("frames are decoded by %s (%s)%s; seed %d", workers, png, jpeg, config.seed)
         if state is not None:

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -197,8 +198,9 @@ def load_checkpoint(
     has_names = _description(weights_path).get("phase_names") is not None
     is_imagenet = weights_path == Path(IMAGENET)
     found = _imagenet_weights(backbone) if is_imagenet else _read_network(weights_path, backbone)
-    if not needs_classifier and backbone.name != RESNET50.name and num_classes != found.num_classes:
-        found = found.without_foreign_classifier()
+    is_foreign = found.num_classes is not None and IMAGENET_CLASSES <= found.num_classes != num_classes
+    if is_foreign and not needs_classifier and backbone.name != RESNET50.name:
+        found = found.without_classifier()
     path, rows = found.path, found.num_classes
     if rows == IMAGENET_CLASSES and needs_classifier and num_classes is None and not has_names:
         raise SpatialfeatError(
@@ -483,17 +485,12 @@ class _Network:
     beside: StateDict
     num_classes: int | None
 
-    @property
-    def is_whole(self) -> bool:
-        return _names(self.backbone)[1] <= self.state.keys()
-
-    def without_foreign_classifier(self) -> _Network:
-        """Without a classifier of ImageNet's 1000 classes, or of more: these are no phases."""
-        if self.num_classes is None or self.num_classes < IMAGENET_CLASSES:
-            return self
-        beside = {self.place.prefix + n: t for n, t in self.state.items() if n.startswith(self.backbone.classifier)}
-        state = {n: t for n, t in self.state.items() if not n.startswith(self.backbone.classifier)}
-        return replace(self, state=state, beside={**self.beside, **beside}, num_classes=None)
+    def without_classifier(self) -> _Network:
+        """Its classifier, if there is one, lies beside it then: what it has learned are no phases."""
+        mine = {name: tensor for name, tensor in self.state.items() if name.startswith(self.backbone.classifier)}
+        state = {name: tensor for name, tensor in self.state.items() if name not in mine}
+        beside = {**self.beside, **{self.place.prefix + name: tensor for name, tensor in mine.items()}}
+        return replace(self, state=state, beside=beside, num_classes=None)
 
     def refuse_if_incomplete(self) -> None:
         names, needed = _names(self.backbone)
@@ -542,21 +539,17 @@ def _read_network(path: Path, backbone: Backbone) -> _Network:
     if not groups:
         raise SpatialfeatError(f"{path}: is not a plain state dict, and holds none; {SAVE_AGAIN}")
     needed = _names(backbone)[1]
-    ranked: Counter[_Place] = Counter()
-    whole: list[_Network] = []
-    for keys, tensors in groups.items():
-        counts = _count_names(keys, tensors, backbone)
-        ranked.update(counts)
-        whole += [
-            network
-            for place, count in counts.items()
-            if count >= len(needed) and (network := _network_at(path, place, tensors, backbone)).is_whole
-        ]
+    places = _places(groups, backbone)
+    whole = [
+        _network_at(path, place, names, groups[place.keys], backbone)
+        for place, names in places.items()
+        if needed <= names.keys()
+    ]
     if not whole:
         # Report what is wrong with what comes nearest.
-        place = max(ranked, key=lambda place: ranked[place]) if ranked else _Place(next(iter(groups)), "", "")
+        place = max(places, key=lambda place: len(places[place]), default=_Place(next(iter(groups)), "", ""))
         refuse_odd_tensors(path, groups[place.keys])
-        _network_at(path, place, groups[place.keys], backbone).refuse_if_incomplete()
+        _network_at(path, place, places.get(place, {}), groups[place.keys], backbone).refuse_if_incomplete()
     network = _choose(path, whole)
     _refuse_other_trunk(network)
     _tell_place(network, whole)
@@ -571,20 +564,20 @@ def _names(backbone: Backbone) -> tuple[dict[str, None], frozenset[str]]:
     return names, frozenset(names) - frozenset(optional)
 
 
-def _count_names(keys: tuple[str, ...], tensors: StateDict, backbone: Backbone) -> Counter[_Place]:
-    """How many of the network's names there are under each prefix."""
-    counts: Counter[_Place] = Counter()
+def _places(groups: Mapping[tuple[str, ...], StateDict], backbone: Backbone) -> Mapping[_Place, dict[str, str]]:
+    """Every place with a tensor of the network: {the network's name for it: its name in the file}."""
+    places: defaultdict[_Place, dict[str, str]] = defaultdict(dict)
     expected = _names(backbone)[0]
     deepest = max(name.count(".") for name in expected) + 1  # Names of other namings can be a little longer.
-    for name in tensors:
-        pieces = str(name).rsplit(".", deepest + 1)
-        for length in range(1, len(pieces) + 1):
-            own = ".".join(pieces[-length:])
-            prefix = str(name)[: len(str(name)) - len(own)]
-            for naming in ("", *backbone.namings):
-                if _named(own, naming, backbone) in expected:
-                    counts[_Place(keys, prefix, naming)] += 1
-    return counts
+    for keys, tensors in groups.items():
+        for name in map(str, tensors):
+            pieces = name.rsplit(".", deepest + 1)
+            for length, naming in product(range(1, len(pieces) + 1), ("", *backbone.namings)):
+                rest = ".".join(pieces[-length:])
+                own = _named(rest, naming, backbone)
+                if own in expected:
+                    places[_Place(keys, name.removesuffix(rest), naming)][own] = name
+    return places
 
 
 def _named(name: str, naming: str, backbone: Backbone) -> str:
@@ -592,22 +585,18 @@ def _named(name: str, naming: str, backbone: Backbone) -> str:
     return backbone.namings[naming](name) if naming else name
 
 
-def _network_at(path: Path, place: _Place, tensors: StateDict, backbone: Backbone) -> _Network:
-    expected, _ = _names(backbone)
-    state, beside = {}, {}
-    for name, tensor in tensors.items():
-        own = str(name).removeprefix(place.prefix) if str(name).startswith(place.prefix) else ""
-        own = _named(own, place.naming, backbone)
-        if own in expected:
-            state[own] = tensor
-        else:
-            beside[str(name)] = tensor
+def _network_at(
+    path: Path, place: _Place, names: Mapping[str, str], tensors: StateDict, backbone: Backbone
+) -> _Network:
+    """names: as `_places` has them. tensors: all that lie there."""
+    by_text = {str(name): tensor for name, tensor in tensors.items()}
+    state = {own: by_text[name] for own, name in names.items()}
     refuse_odd_tensors(path, state)
-    classifier = [name for name in state if name.startswith(backbone.classifier)]
     rows = None if PROJECTED in place.parts() else _count_classes(path, state, backbone)
-    if rows is None:
-        beside |= {place.prefix + name: state.pop(name) for name in classifier}
-    return _Network(path, backbone, place, state, beside, rows)
+    used = set(names.values())
+    beside = {name: tensor for name, tensor in by_text.items() if name not in used}
+    network = _Network(path, backbone, place, state, beside, rows)
+    return network.without_classifier() if rows is None else network
 
 
 def _count_classes(path: Path, state: StateDict, backbone: Backbone) -> int | None:
