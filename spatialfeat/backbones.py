@@ -23,8 +23,8 @@ def backbones(config: BackbonesConfig) -> str:
 def table_row(row: Encoder) -> tuple[str, ...]:
     """The cells of `COLUMNS`."""
     weights = "cannot be read" if row.refused else row.source
-    numbers = (str(row.num_features), f"{row.image_size_px} px")
-    return (row.name, row.network, *numbers, "refused" if row.refused else row.layer, row.licence, weights)
+    layer = "refused" if row.refused else row.layer
+    return (row.name, row.network, str(row.num_features), f"{row.image_size_px} px", layer, row.licence, weights)
 
 
 def _table() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import pkgutil
 import signal
 import sys
 from collections.abc import Callable
@@ -60,14 +61,10 @@ def _top(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-def prepare(config: PrepareConfig) -> None:
-    """Exit code 0 once all videos are in OUT."""
-    from spatialfeat.prepare import prepare
-
-    prepare(config)
+# What a command does beside calling the function of its name in the module of its name.
 
 
-def check(config: CheckConfig) -> None:
+def _check(config: CheckConfig) -> None:
     """Exit code 1 when the check finds an error."""
     from spatialfeat.check import check
     from spatialfeat.checks.report import render
@@ -81,35 +78,7 @@ def check(config: CheckConfig) -> None:
         raise typer.Exit(1)
 
 
-def split(config: SplitConfig) -> None:
-    """Exit code 0 once the splits stand under their name."""
-    from spatialfeat.split import split
-
-    split(config)
-
-
-def finetune(config: FinetuneConfig) -> None:
-    """Exit code 0 also where early stopping ends the training."""
-    from spatialfeat.finetune import finetune
-
-    finetune(config)
-
-
-def evaluate(config: EvaluateConfig) -> None:
-    """Exit code 0, however low the scores."""
-    from spatialfeat.evaluate import evaluate
-
-    evaluate(config)
-
-
-def predict(config: PredictConfig) -> None:
-    """Exit code 0 once all frames are predicted."""
-    from spatialfeat.predict import predict
-
-    predict(config)
-
-
-def extract(config: ExtractConfig) -> None:
+def _extract(config: ExtractConfig) -> None:
     """Exit code 1 when a video failed. Of several processes only the main one reports it: torchrun passes it on."""
     from spatialfeat.extract import extract
 
@@ -117,7 +86,7 @@ def extract(config: ExtractConfig) -> None:
         raise typer.Exit(1)
 
 
-def info(config: InfoConfig) -> None:
+def _info(config: InfoConfig) -> None:
     """Exit code 1 when files cannot be used together."""
     from spatialfeat.info import FolderSummary, describe, render
 
@@ -127,34 +96,30 @@ def info(config: InfoConfig) -> None:
         raise typer.Exit(1)
 
 
-def backbones(config: BackbonesConfig) -> None:
-    """Exit code 0, also where an encoder's weights cannot be read."""
+def _backbones(config: BackbonesConfig) -> None:
     from spatialfeat.backbones import backbones
 
     typer.echo(for_terminal(backbones(config)))
 
 
-def export(config: ExportConfig) -> None:
-    """Exit code 0 once the export stands under its name."""
-    from spatialfeat.export import export
-
-    export(config)
-
-
 def add_command(
-    run: Callable[[Any], None],
+    name: str,
     kind: type[Options],
+    run: Callable[[Any], None] | None = None,
     *,
     help: str | None = None,
     shares_work: bool = False,
     after_interruption: str = "",
 ) -> None:
-    """Give the command line a command with an option for every field of `kind`, whose docstring is its help."""
+    """Give the command line a command with an option for every field of `kind`, whose docstring is its help.
+
+    run: None is the function of this name in the module of this name, which is imported when it is called.
+    """
 
     def command(**values: Any) -> None:
         def parse_and_run() -> None:
-            parsed = {name: _parsed(values[name], option) for name, option in options_of(kind).items()}
-            run(kind(**parsed))
+            config = kind(**{name: _parsed(values[name], option) for name, option in options_of(kind).items()})
+            (run or pkgutil.resolve_name(f"spatialfeat.{name}:{name}"))(config)
 
         run_command(parse_and_run, shares_work=shares_work, after_interruption=after_interruption)
 
@@ -162,7 +127,7 @@ def add_command(
     parameters = [_parameter(kind, name, hints[name], option) for name, option in options_of(kind).items()]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app.command(run.__name__, help=help or inspect.getdoc(kind), cls=_GroupedHelp)(command)
+    app.command(name, help=help or inspect.getdoc(kind), cls=_GroupedHelp)(command)
 
 
 def _parameter(kind: type[Options], name: str, hint: Any, option: Option) -> inspect.Parameter:
@@ -257,23 +222,16 @@ def main() -> None:
     app()
 
 
-add_command(
-    prepare,
-    PrepareConfig,
-    help=prepare_help(),  # With what is expected of every data set.
-    after_interruption="; finished videos are kept, run the same command again for the others",
-)
-add_command(check, CheckConfig)
-add_command(split, SplitConfig)
-add_command(finetune, FinetuneConfig, shares_work=True)
-add_command(evaluate, EvaluateConfig)
-add_command(
-    extract,
-    ExtractConfig,
-    shares_work=True,
-    after_interruption="; finished videos are kept, run the same command again for the others",
-)
-add_command(predict, PredictConfig)
-add_command(info, InfoConfig)
-add_command(backbones, BackbonesConfig)
-add_command(export, ExportConfig, help=export_help())  # With the tree of every format.
+VIDEOS_ARE_KEPT = "; finished videos are kept, run the same command again for the others"
+
+# The help of prepare says what is expected of every data set, that of export shows the tree of every format.
+add_command("prepare", PrepareConfig, help=prepare_help(), after_interruption=VIDEOS_ARE_KEPT)
+add_command("check", CheckConfig, _check)
+add_command("split", SplitConfig)
+add_command("finetune", FinetuneConfig, shares_work=True)
+add_command("evaluate", EvaluateConfig)
+add_command("extract", ExtractConfig, _extract, shares_work=True, after_interruption=VIDEOS_ARE_KEPT)
+add_command("predict", PredictConfig)
+add_command("info", InfoConfig, _info)
+add_command("backbones", BackbonesConfig, _backbones)
+add_command("export", ExportConfig, help=export_help())

@@ -154,11 +154,24 @@ CACHE_LIMIT_GB = 100.0
 """Room for the 214,000 training and 56,000 validation frames of 456x256 that the specification's study has."""
 
 
-def _check_jpeg_decoder(config: Any) -> None:
-    if config.jpeg_decoder == GPU_DECODER and config.cache_dir is not None:
-        raise SpatialfeatError(
-            f"--jpeg-decoder {GPU_DECODER} and --cache: a cache keeps what the processor decoded; leave one of them out"
-        )
+class DecodingOptions(Options):
+    """Of commands that decode frames."""
+
+    jpeg_decoder: str | None
+    cache_dir: Path | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.jpeg_on_device and self.cache_dir is not None:
+            raise SpatialfeatError(
+                f"--jpeg-decoder {GPU_DECODER} and --cache: a cache keeps what the processor decoded; leave one of "
+                "them out"
+            )
+
+    @property
+    def jpeg_on_device(self) -> bool:
+        """JPEG frames are left to the CUDA device."""
+        return self.jpeg_decoder == GPU_DECODER
 
 
 def _check_id_options(config: Any) -> None:
@@ -226,7 +239,7 @@ class StudyOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(StudyOptions):
+class FinetuneConfig(StudyOptions, DecodingOptions):
     """Fine-tune a ResNet-50, or another encoder, on labelled frames.
 
     With no option, this is exactly the specified spatial study. Interrupted, it goes on with --resume.
@@ -279,7 +292,6 @@ class FinetuneConfig(StudyOptions):
         if self.resume and self.num_classes is None and self.phase_names is None:
             self._take_phases_as_begun()
         super().__post_init__()
-        _check_jpeg_decoder(self)
         if self.cache_dir is None:
             self.refuse(("cache_size_px",), "without --cache")
         if self.cache_size_px is not None and self.cache_size_px < self.image_size_px:
@@ -304,7 +316,7 @@ class FinetuneConfig(StudyOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkOptions(Options):
+class NetworkOptions(DecodingOptions):
     """The options of what a network of a weights file computes."""
 
     weights: Path = NETWORK.option(
@@ -381,7 +393,6 @@ class ExtractConfig(NetworkOptions):
         super().__post_init__()
         _check_data_set(self.data_set)
         _check_id_options(self)
-        _check_jpeg_decoder(self)
         if self.csvs and not self.read_csvs:
             raise SpatialfeatError("--csv and --no-csv: leave one of the two out")
         if self.shard is not None:
@@ -440,7 +451,7 @@ Source = WeightsSource | FeaturesSource | PredictionsSource | ResultsSource
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictionOptions(Options):
+class PredictionOptions(DecodingOptions):
     """The options of `evaluate` and `predict` for frames that a weights file predicts.
 
     None unless given, so that one that would do nothing for another source is refused; `source` fills in the defaults.
@@ -466,7 +477,6 @@ class PredictionOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_id_options(self)
-        _check_jpeg_decoder(self)
 
     def _with_defaults(self, kind: type[Any]) -> Any:
         """The source of this kind, of the options that were given and its own defaults."""

@@ -19,7 +19,6 @@ NOT_FINE_TUNED = "not fine-tuned"
 TORCHVISION, TIMM = "torchvision:", "timm:"
 POOLED, CLASS_TOKEN, TOKEN_MEAN = "pooled", "class token", "mean of tokens"
 
-NOT_STATED = "not stated"
 NON_COMMERCIAL = "CC BY-NC-SA 4.0 (not for commercial use)"
 
 
@@ -50,7 +49,7 @@ class Encoder:
     preferred: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     unused_zeros: tuple[str, ...] = ()
-    licence: str = NOT_STATED
+    licence: str = "not stated"
     seen: tuple[str, ...] = ()
     source: str = ""
     files: str = ""
@@ -120,17 +119,29 @@ _SURGENET_PUBLIC = (
     "cholec80", "heichole", "hsdb-instrument", "esad", "psi-ava", "dsad", "glenda", "lapgyn4", "multibypass140",
     "surgtoolloc2022",
 )  # fmt: skip
-_SURGENET_PARTS = {
-    "surgenetxl": ("SurgeNetXL", _SURGENET_PUBLIC),
-    "surgenet": ("SurgeNet", _SURGENET_PUBLIC),
-    "surgenet-small": ("SurgeNetSmall", _SURGENET_PUBLIC),
-    "surgenet-public": ("Public", _SURGENET_PUBLIC),
-    "surgenet-cholec": ("CHOLEC", ("cholec80", "heichole", "hsdb-instrument")),
-    "surgenet-ramie": ("RAMIE", ()),
-    "surgenet-rarp": ("RARP", ("esad", "psi-ava")),
+_CAFORMER: dict[str, Any] = {
+    "network": "timm:caformer_s18",
+    "options": {"use_mlp_head": False},
+    "plain_relu": True,
+    "num_features": 512,
+    "naming": "MetaFormer",
 }
-_SURGENET_SOURCE = "https://github.com/TimJaspers0801/SurgeNet"
-_SURGENET_NOTE = "76 of Cholec80's 80 videos were used; preprocessing is not stated beyond 224 px"
+
+
+def _surgenet(name: str, title: str, seen: tuple[str, ...] = _SURGENET_PUBLIC, **network: Any) -> Encoder:
+    """One of SurgeNet's encoders. title: how the name of its file begins. network: the fields that describe it."""
+    used = "76 of Cholec80's 80 videos were used; " if "cholec80" in seen else ""
+    return Encoder(
+        name=name,
+        licence="MIT (of the repository)",
+        seen=seen,
+        source="https://github.com/TimJaspers0801/SurgeNet",
+        files=f"{title}_checkpoint_epoch0050_teacher.pth",
+        note=f"{used}preprocessing is not stated beyond 224 px",
+        **network,
+    )
+
+
 _DINO_NETWORKS = {
     "v1": ("vit_{}_patch16_224", 16, 224, "sb"),
     "v2": ("vit_{}_patch14_dinov2", 14, 336, "sbl"),
@@ -178,47 +189,21 @@ ENCODERS: dict[str, Encoder] = {
                 ("peskavlp", "PeskaVLP", "PeskaVLP"),
             )
         ),
-        *(
-            Encoder(
-                name=name,
-                network="timm:caformer_s18",
-                options={"use_mlp_head": False},
-                plain_relu=True,
-                num_features=512,
-                naming="MetaFormer",
-                preferred=("teacher",),
-                licence="MIT (of the repository)",
-                seen=seen,
-                source=_SURGENET_SOURCE,
-                files=f"{title}_checkpoint_epoch0050_teacher.pth",
-                note=_SURGENET_NOTE if "cholec80" in seen else "preprocessing is not stated beyond 224 px",
-            )
-            for name, (title, seen) in _SURGENET_PARTS.items()
-        ),
-        Encoder(
-            name="surgenet-convnextv2",
+        _surgenet("surgenetxl", "SurgeNetXL", **_CAFORMER),
+        _surgenet("surgenet", "SurgeNet", **_CAFORMER),
+        _surgenet("surgenet-small", "SurgeNetSmall", **_CAFORMER),
+        _surgenet("surgenet-public", "Public", **_CAFORMER),
+        _surgenet("surgenet-cholec", "CHOLEC", ("cholec80", "heichole", "hsdb-instrument"), **_CAFORMER),
+        _surgenet("surgenet-ramie", "RAMIE", (), **_CAFORMER),
+        _surgenet("surgenet-rarp", "RARP", ("esad", "psi-ava"), **_CAFORMER),
+        _surgenet(
+            "surgenet-convnextv2",
+            "SurgeNet_ConvNextv2",
             network="timm:convnextv2_tiny",
             num_features=768,
             naming="ConvNeXt",
-            preferred=("teacher",),
-            licence="MIT (of the repository)",
-            seen=_SURGENET_PUBLIC,
-            source=_SURGENET_SOURCE,
-            files="SurgeNet_ConvNextv2_checkpoint_epoch0050_teacher.pth",
-            note=_SURGENET_NOTE,
         ),
-        Encoder(
-            name="surgenet-pvtv2",
-            network="timm:pvt_v2_b2",
-            num_features=512,
-            naming="PVT",
-            preferred=("teacher",),
-            licence="MIT (of the repository)",
-            seen=_SURGENET_PUBLIC,
-            source=_SURGENET_SOURCE,
-            files="SurgeNet_PVTv2_checkpoint_epoch0050_teacher.pth",
-            note=_SURGENET_NOTE,
-        ),
+        _surgenet("surgenet-pvtv2", "SurgeNet_PVTv2", network="timm:pvt_v2_b2", num_features=512, naming="PVT"),
         *(
             Encoder(
                 name=f"surgenetdino-{version}-{size}",
@@ -228,7 +213,6 @@ ENCODERS: dict[str, Encoder] = {
                 layer=CLASS_TOKEN,
                 image_size_px=side_px,
                 naming="DINOv3" if version == "v3" else "",
-                preferred=("teacher",),
                 # DINOv3's own code keeps a bias that stays 0, with a mask, which timm's network does without.
                 unused=(".bias_mask", ".periods") if version == "v3" else (),
                 unused_zeros=(".qkv.bias",) if version == "v3" else (),
@@ -245,7 +229,6 @@ ENCODERS: dict[str, Encoder] = {
             network="torchvision:convnext_large",
             num_features=1536,
             preprocessing={"resize": "squash", "resize_px": 224},
-            preferred=("teacher",),
             seen=("lemon",),
             source="https://huggingface.co/visurg/LemonFM",
             files="LemonFM.pth",
@@ -257,7 +240,6 @@ ENCODERS: dict[str, Encoder] = {
             num_features=768,
             layer=CLASS_TOKEN,
             preprocessing={"resize": "squash", "resize_px": 224},
-            preferred=("teacher",),
             seen=("lemon",),
             source="https://huggingface.co/visurg/PL-Stitch",
             files="pl_lemon.pth",
@@ -303,19 +285,18 @@ def data_set_key(name: str) -> str:
     return re.sub(r"[\W_]+", "", SAME_VIDEOS.get(plain, plain))
 
 
-def misspelt_data_set(name: str) -> str | None:
-    """A warning if a name is nearly that of a data set that an encoder of the table has seen, and is none itself."""
-    known = {data_set_key(seen): seen for row in ENCODERS.values() for seen in row.seen}
-    near = difflib.get_close_matches(data_set_key(name), known, 1, 0.75)
-    if not near or data_set_key(name) in known:
-        return None
-    return f"--data-set {name}: no encoder of the table knows this data set; is {known[near[0]]} meant?"
+def data_set_warning(backbone: str, data_set: str) -> str | None:
+    """What is doubtful about features of this encoder of frames of the data set, as far as the table knows.
 
-
-def seen_text(backbone: str, data_set: str) -> str | None:
-    """A warning if the encoder of this name was trained on videos of the data set, as far as the table knows."""
-    encoder = ENCODERS.get(backbone)
-    if encoder is None or data_set_key(data_set) not in map(data_set_key, encoder.seen):
+    The encoder was trained on videos of it; or the name is nearly that of a data set of the table, and is none itself.
+    """
+    seen_by_key = {data_set_key(seen): seen for row in ENCODERS.values() for seen in row.seen}
+    key = data_set_key(data_set)
+    if key not in seen_by_key:
+        near = difflib.get_close_matches(key, seen_by_key, 1, 0.75)
+        meant = f"no encoder of the table knows this data set; is {seen_by_key[near[0]]} meant?" if near else None
+        return meant and f"--data-set {data_set}: {meant}"
+    if backbone not in ENCODERS or key not in map(data_set_key, ENCODERS[backbone].seen):
         return None
     return (
         f"{backbone} was trained on videos of {data_set}: its features of them are not independent of the test videos, "

@@ -19,7 +19,6 @@ from spatialfeat.config import (
 from spatialfeat.console import count_text
 from spatialfeat.data.frames import NO_LABELLED_FRAME, UNLABELLED, doubtful_fps, group_videos, unlabelled_text
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.files import prepare_output_dir
 from spatialfeat.reports.report import write_report
 from spatialfeat.reports.tables import comparison_table, score_tables
 from spatialfeat.runrecord import RunRecord, results_folder
@@ -78,7 +77,6 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     opened = open_source(config)
     graph = None if config.relaxed is None else relaxed_graph(config.relaxed, opened.phase_names)
     _refuse_empty_window(config, config.fps)
-    prepare_output_dir(config.out_dir)
     with (
         results_folder(config.out_dir, "evaluate", RESULT_PATTERNS) as results_dir,
         RunRecord(results_dir, "evaluate", config.resolved(), opened.data, **opened.facts) as record,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spatialfeat.config import GPU_DECODER, IMAGENET, ExtractConfig
+from spatialfeat.config import IMAGENET, ExtractConfig
 from spatialfeat.console import count_text, frame_bar
 from spatialfeat.data.cache import open_cache, total_use
 from spatialfeat.data.dataset import (
@@ -47,12 +47,12 @@ from spatialfeat.device import (
     use_true_float32,
 )
 from spatialfeat.distributed import ProcessGroup, process_group, translate_lost_contact
-from spatialfeat.encoders import misspelt_data_set, seen_text
+from spatialfeat.encoders import data_set_warning
 from spatialfeat.errors import SpatialfeatError, translate_computing_faults
 from spatialfeat.features.plan import feature_path, parse_shard, plan_extraction, share_out
 from spatialfeat.features.schema import Provenance
 from spatialfeat.features.writer import FeatureSink, remove_partial_files
-from spatialfeat.files import prepare_output_dir, require_room
+from spatialfeat.files import output_dir, require_room
 from spatialfeat.network.classifier import InferenceNetwork
 from spatialfeat.network.inference import run_inference
 from spatialfeat.network.weights import MORE_CLASSES, checkpoint_of, described_id_rule, warn_of_many_classes
@@ -84,8 +84,10 @@ def extract(config: ExtractConfig) -> ExtractResult:
     with process_group(config.device) as group:
         with group.together():
             extraction = _Extraction(config, group)
-            # Looking at every image and feature file is left to one process.
-            found = extraction.look() if group.is_main else None
+            found = None
+            if group.is_main:  # Looking at every image and feature file is left to one process.
+                with output_dir(config.out_dir):
+                    found = extraction.look()
         group.require_same("--precision", extraction.provenance.precision, "pass the one that all devices have")
         to_compute, result = group.broadcast(found)
         return extraction.run(to_compute, result)
@@ -96,7 +98,8 @@ class _Extraction:
 
     def __init__(self, config: ExtractConfig, group: ProcessGroup) -> None:
         self.config, self.group = config, group
-        require_jpeg_decoder(config.jpeg_decoder, group.device)
+        if config.jpeg_on_device:
+            require_jpeg_decoder(group.device)
         csvs = named_csvs(config.csvs) if config.read_csvs else []
         self.csv_paths = [path for _, path in csvs]
         self.id_rule = IdRule.given(config.id_form, config.id_pattern, lambda: described_id_rule(config.weights))
@@ -138,7 +141,6 @@ class _Extraction:
     def look(self) -> tuple[list[str], ExtractResult]:
         """Look at the images, and at what is in the folder: (videos to compute, result so far)."""
         config = self.config
-        prepare_output_dir(config.out_dir)
         remove_partial_files(config.out_dir)
         failed = self._videos_with_broken_images()
         to_compute, done = plan_extraction(
@@ -255,7 +257,7 @@ class _Extraction:
             evaluation_transform(checkpoint.preprocessing),
             cache=self.cache,
             with_digests=True,
-            jpeg_on_device=config.jpeg_decoder == GPU_DECODER,
+            jpeg_on_device=config.jpeg_on_device,
         )
         workers = choose_workers(config.workers, device, processes=self.group.local_size)
         loader = make_loader(dataset, batch_size=config.batch_size, workers=workers, device=device)
@@ -283,10 +285,8 @@ class _Extraction:
         where = f"shard {self.config.shard}: " if self.config.shard else ""
         arithmetic = describe_arithmetic(self.group.device, self.provenance.precision)
         logger.info("%s%s, %s; computing on %s%s", where, what, frames, arithmetic, self.group.processes_text)
-        if self.config.data_set and (doubt := misspelt_data_set(self.config.data_set)):
+        if self.config.data_set and (doubt := data_set_warning(self.provenance.backbone, self.config.data_set)):
             logger.warning("%s", doubt)
-        if warning := seen_text(self.provenance.backbone, self.config.data_set or ""):
-            logger.warning("%s", warning)
         for table in self.tables:
             if self.csv_paths and (text := unlabelled_text(table)):
                 logger.info("%s: kept, with label %d", text, UNLABELLED)

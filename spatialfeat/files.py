@@ -248,6 +248,20 @@ def prepare_output_dir(out_dir: Path) -> None:
         ) from error
 
 
+@contextmanager
+def output_dir(out_dir: Path) -> Iterator[None]:
+    """`prepare_output_dir`; folders that it has made do not stay where the work ends with an error before any file."""
+    made = [folder for folder in (out_dir, *out_dir.parents) if not folder.exists()]
+    prepare_output_dir(out_dir)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # There are files in it by now.
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
 def require_new_folder(out: Path) -> None:
     """Refuse a positional OUT that is a file, or a folder that is not empty: nothing there is overwritten."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):

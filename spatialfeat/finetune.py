@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from spatialfeat.config import (
     CHILDREN,
-    GPU_DECODER,
     IMAGENET,
     PREDICTIONS_NAME,
     TEST_CSV,
@@ -43,7 +42,7 @@ from spatialfeat.device import (
 )
 from spatialfeat.distributed import ProcessGroup, process_group, translate_lost_contact
 from spatialfeat.errors import SpatialfeatError, translate_computing_faults
-from spatialfeat.files import move_aside, prepare_output_dir, read_json_object, require_room
+from spatialfeat.files import move_aside, output_dir, read_json_object, require_room
 from spatialfeat.network.backbone import find_backbone
 from spatialfeat.network.classifier import InferenceNetwork, PhaseClassifier
 from spatialfeat.network.inference import predict_logits
@@ -115,16 +114,28 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     """
     use_true_float32()
     prepare_processor()
-    with process_group(config.device) as group:
+    with process_group(config.device) as group, ExitStack() as stack:
         with group.together():
+            if group.is_main:
+                stack.enter_context(output_dir(config.out_dir))
             study = _Study(config, group)
-            state, is_finished = study.find() if config.resume else (None, False)
+            state, is_finished = None, False
+            if config.resume:
+                state, is_finished = find_study(study.config, study.data, study.identity, study.environment)
         group.require_same("--precision", study.config.precision, "pass the one that all devices have")
         if is_finished:
             return study.finished()
         seed_everything(config.seed)
         with group.together(), group.main_first():  # ImageNet weights are downloaded once.
-            model = study.initial_model() if state is None else study.backbone.build(config.num_classes)
+            if state is not None:
+                model = study.backbone.build(config.num_classes)
+            else:
+                model = initial_model(
+                    config.weights,
+                    config.num_classes,
+                    reset_classifier=config.reset_classifier,
+                    backbone=study.backbone,
+                )
         with group.together():
             if group.is_main:
                 study.prepare(model, state)
@@ -144,11 +155,10 @@ class _Study:
                 f"--batch-size {config.batch_size}: is the batch of all {group.size} processes together, and each "
                 f"needs a frame; pass at least {group.size}, or start fewer processes"
             )
-        require_jpeg_decoder(config.jpeg_decoder, group.device)
+        if config.jpeg_on_device:
+            require_jpeg_decoder(group.device)
         self.group, self.data = group, read_study(config)
         self.backbone = find_backbone(config.backbone)
-        if group.is_main:
-            prepare_output_dir(config.out_dir)
         precision = choose_precision(config.precision, group.device)
         self.config = config = replace(
             config,
@@ -161,16 +171,6 @@ class _Study:
         self.environment = {"device": describe_device(group.device) + group.processes_text, **library_versions()}
         self.cache = open_cache(config.cache_dir, config.cache_limit_gb)
 
-    def find(self) -> tuple[TrainingState | None, bool]:
-        """See `find_study`."""
-        return find_study(self.config, self.data, self.identity, self.environment)
-
-    def initial_model(self) -> PhaseClassifier:
-        config = self.config
-        return initial_model(
-            config.weights, config.num_classes, reset_classifier=config.reset_classifier, backbone=self.backbone
-        )
-
     def prepare(self, model: PhaseClassifier, state: TrainingState | None) -> None:
         """The last checks, which one process makes for all; then the way is cleared for the results."""
         config = self.config
@@ -181,18 +181,15 @@ class _Study:
 
     def _require_images(self) -> None:
         """The quick look at every image that is not in the cache as training or evaluation wants it."""
-        config, cache, train = self.config, self.cache, self.data.train
-        if cache is None:
-            require_images(self.data.tables)
-            return
-        preprocessing = self.backbone.preprocessing(config.image_size_px)
-        training = training_transform(preprocessing, config.training_frames_px).fixed_steps
+        preprocessing = self.backbone.preprocessing(self.config.image_size_px)
+        training = training_transform(preprocessing, self.config.training_frames_px).fixed_steps
         evaluation = evaluation_transform(preprocessing).fixed_steps
+        cache, train = self.cache, self.data.train
 
         def is_kept(table: FrameTable, name: str) -> bool:
-            return cache.holds(table.images, name, training if table is train else evaluation)
+            return cache is not None and cache.holds(table.images, name, training if table is train else evaluation)
 
-        require_images(self.data.tables, is_kept=is_kept)
+        require_images(self.data.tables, is_kept=None if cache is None else is_kept)
 
     def run(self, model: PhaseClassifier, state: TrainingState | None) -> FinetuneResult:
         """Train and test; of several processes, the main one keeps the record."""
@@ -329,7 +326,7 @@ class _Study:
             workers=self.workers,
             title="test",
             cache=self.cache,
-            jpeg_decoder=config.jpeg_decoder,
+            jpeg_on_device=config.jpeg_on_device,
             group=group,
         )
         if not group.is_main:
@@ -352,7 +349,7 @@ class _Study:
         arithmetic = describe_arithmetic(self.group.device, config.precision)
         logger.info("computing on %s%s", arithmetic, self.group.processes_text)
         workers = count_text(self.workers, "decoding process", "decoding processes") if self.workers else "this process"
-        jpeg = ", JPEG by the GPU" if config.jpeg_decoder == GPU_DECODER else ""
+        jpeg = ", JPEG by the GPU" if config.jpeg_on_device else ""
         png = f"plain PNG with {decoder_name()}"
         logger.info("frames are decoded by %s (%s)%s; seed %d", workers, png, jpeg, config.seed)
         if state is not None:

@@ -16,7 +16,7 @@ from spatialfeat.console import MOST_PHASES, NO_BREAK, align, clock_text, count_
 from spatialfeat.data.frames import UNLABELLED, count_gaps, doubtful_fps
 from spatialfeat.data.ids import AUTO
 from spatialfeat.data.patients import patients_in_several_splits
-from spatialfeat.encoders import seen_text
+from spatialfeat.encoders import data_set_warning
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
 from spatialfeat.features.folder import (
@@ -64,7 +64,7 @@ class VideoSummary:
         self.num_segments = len(numbers)
         # The last frame of a segment stands for as much time as any other.
         self.duration_s = sum(int(np.ptp(part)) + self.frame_step for part in numbers) / file.fps
-        self.notes = [*_rate_notes([self]), *_seen_notes([file], data_set)]
+        self.notes = [*_rate_notes([self]), *_data_set_notes([file], data_set)]
 
 
 class FolderSummary:
@@ -101,7 +101,7 @@ class FolderSummary:
             f"patient {patient} is in the splits {' and '.join(sorted(splits))}: scores on them are too good"
             for patient, splits in shared.items()
         ] + [f"{name} is unfinished: an extraction is running, or was cut off" for name in unfinished]
-        self.notes += [*_rate_notes(self.videos), *_seen_notes([video.file for video in self.videos], data_set)]
+        self.notes += [*_rate_notes(self.videos), *_data_set_notes([video.file for video in self.videos], data_set)]
 
 
 def _rate_notes(videos: Sequence[VideoSummary]) -> list[str]:
@@ -114,11 +114,11 @@ def _rate_notes(videos: Sequence[VideoSummary]) -> list[str]:
     return [doubt for doubt in doubts if doubt]
 
 
-def _seen_notes(files: Sequence[FeatureFile], data_set: str | None) -> list[str]:
-    """Where the encoder was trained on videos of the data set that the frames are from, as far as the table knows."""
+def _data_set_notes(files: Sequence[FeatureFile], data_set: str | None) -> list[str]:
+    """What is doubtful about the encoder for the data set that the frames are from; None is what the files say."""
     pairs = {(file.provenance.backbone, data_set or file.attributes.get(DATA_SET)) for file in files}
-    found = (seen_text(backbone, name or "") for backbone, name in sorted(pairs, key=str))
-    return [text for text in found if text]
+    found = (data_set_warning(backbone, name) for backbone, name in sorted(pairs, key=str) if name)
+    return [text for text in dict.fromkeys(found) if text]
 
 
 def describe(path: Path, data_set: str | None = None) -> FolderSummary | VideoSummary:

@@ -13,7 +13,7 @@ import pandas as pd
 from spatialfeat.config import ExtractConfig, FeaturesSource, PredictConfig
 from spatialfeat.console import align, clock_text, count_text
 from spatialfeat.data.frames import UNLABELLED, group_videos
-from spatialfeat.files import prepare_output_dir, write_csv
+from spatialfeat.files import write_csv
 from spatialfeat.reports.report import write_ribbons
 from spatialfeat.reports.ribbons import Timeline, timelines
 from spatialfeat.runrecord import RunRecord, results_folder
@@ -55,7 +55,6 @@ def predict(config: PredictConfig) -> list[EvaluatedVideo]:
     if num_labelled:
         frames = count_text(num_labelled, "frame")
         logger.info("note: the labels of %s are not used; `spatialfeat evaluate` scores predictions", frames)
-    prepare_output_dir(config.out_dir)
     with (
         results_folder(config.out_dir, "predict", RESULT_PATTERNS) as results_dir,
         RunRecord(results_dir, "predict", config, opened.data, **opened.facts) as record,

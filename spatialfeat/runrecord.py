@@ -16,7 +16,14 @@ from typing import Any
 
 from spatialfeat.device import library_versions
 from spatialfeat.errors import SpatialfeatError, translate_os_errors
-from spatialfeat.files import file_sha256, move_into, read_json_object, working_folder, write_json
+from spatialfeat.files import (
+    file_sha256,
+    move_into,
+    prepare_output_dir,
+    read_json_object,
+    working_folder,
+    write_json,
+)
 from spatialfeat.signals import is_interruption
 
 RUN_SCHEMA = 1
@@ -99,6 +106,7 @@ def results_folder(out_dir: Path, command: str, patterns: Iterable[str]) -> Iter
     Args:
         command: as in its record. patterns: what it leaves in `out_dir`; what an earlier run left is removed.
     """
+    prepare_output_dir(out_dir)
     with working_folder(out_dir / f".{command}.partial", out_dir) as results_dir, translate_os_errors(out_dir):
         earlier = read_json_object(out_dir / RECORD_NAME)
         try:

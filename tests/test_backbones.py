@@ -24,7 +24,7 @@ from spatialfeat.checks.estimate import Machine, Speeds, estimate_runs
 from spatialfeat.cli import app
 from spatialfeat.config import CheckConfig, ExportConfig, FeaturesSource, FinetuneConfig
 from spatialfeat.data.transforms import Preprocessing, evaluation_transform, normalize
-from spatialfeat.encoders import ENCODERS, RESNET50_ROW, data_set_key
+from spatialfeat.encoders import ENCODERS, RESNET50_ROW
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.export import export
 from spatialfeat.features.file import FeatureFile
@@ -247,8 +247,23 @@ def test_info_warns_of_an_encoder_that_has_seen_the_data_set(tmp_path: Path) -> 
         file.attrs["data_set"] = "CholecT50"
     assert warning in run("info", tmp_path)
     assert warning in run("info", made.path)
-    assert data_set_key("Cholec-80") == data_set_key("cholec80") == data_set_key("CholecSeg8k")
+    # Another spelling, and other annotations of the same videos.
+    for name in ("cholec80", "Cholec-80", "CholecSeg8k"):
+        assert "note: endovit was trained on videos of" in run("info", tmp_path, "--data-set", name)
     assert "--data-set" in refused("info", tmp_path, "--data-set", " ")
+
+
+def test_info_asks_about_a_misspelt_data_set(tmp_path: Path) -> None:
+    """It would pass for one that no encoder has seen."""
+    made = make_video(tmp_path, "1_1", [0, 1])
+    for wrong in ("colec80", "Cholec-8"):
+        note = run("info", tmp_path, "--data-set", wrong)
+        assert re.search(rf"note: --data-set {wrong}: .*is\s+cholec80 meant\?", note)
+    for right in ("cholec80", "Cholec-80", "CholecT50", "autolaparo", "our own videos"):
+        assert "meant?" not in run("info", tmp_path, "--data-set", right)
+    with h5py.File(made.path, "r+") as file:
+        file.attrs["data_set"] = "colec80"
+    assert "meant?" in run("info", tmp_path)
 
 
 # --- the list and the page --------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from typer.testing import CliRunner
 from spatialfeat.cli import app
 from spatialfeat.config import ExportConfig
 from spatialfeat.data.transforms import Preprocessing, normalize
-from spatialfeat.encoders import ENCODERS, misspelt_data_set
+from spatialfeat.encoders import ENCODERS
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.export import export
 from spatialfeat.info import describe, render
@@ -259,14 +259,6 @@ def test_a_frames_bits_do_not_depend_on_its_place_in_the_batch(name: str) -> Non
     for places in range(1, 5):
         for found, usual in zip(network(images.roll(places, 0)), expected, strict=True):
             assert torch.equal(found.roll(-places, 0), usual)
-
-
-def test_a_misspelt_data_set_is_asked_about() -> None:
-    """It would pass for one that no encoder has seen."""
-    assert "is cholec80 meant?" in str(misspelt_data_set("colec80"))
-    assert "is cholec80 meant?" in str(misspelt_data_set("Cholec-8"))
-    for right in ("cholec80", "Cholec-80", "CholecT50", "autolaparo", "our own videos"):
-        assert misspelt_data_set(right) is None
 
 
 def test_the_classifier_of_imagenet_is_not_scored_as_phases(tmp_path: Path) -> None:

@@ -218,6 +218,12 @@ def test_a_broken_frame_stops_its_video_only(config: ExtractConfig, demo_dir: Pa
         assert relative_difference(whole[video], contents(tmp_path / "whole")[video]) < 1e-5
 
 
+def test_a_run_without_any_whole_video_leaves_no_folder(config: ExtractConfig, tmp_path: Path) -> None:
+    with pytest.raises(SpatialfeatError, match="no video is left to extract"):
+        extract(replace(config, img_dir=tmp_path))
+    assert not config.out_dir.exists()
+
+
 def test_frames_without_labels_are_extracted(config: ExtractConfig, tmp_path: Path) -> None:
     csv = tmp_path / "unlabelled_test.csv"
     ids = [line.split(",")[0] for line in Path(config.csvs[2]).read_text().splitlines()]

@@ -288,7 +288,21 @@ def test_a_broken_image_stops_training_before_it_starts(quick_config: FinetuneCo
     (img_dir / f"{victim}.png").write_bytes(b"")
     with pytest.raises(SpatialfeatError, match=rf"train_ResNet_DB\.csv row 5: cannot read .*{victim}\.png: .*empty"):
         finetune(replace(quick_config, img_dir=img_dir, out_dir=tmp_path / "out"))
-    assert not (tmp_path / "out" / "history.csv").exists()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_study_that_is_refused_leaves_no_folder(quick_config: FinetuneConfig, tmp_path: Path, resume: bool) -> None:
+    no_rows, out_dir = tmp_path / "none.csv", tmp_path / "made" / "out"
+    no_rows.write_text("id,label\n")
+    for wrong in ({"train_csv": no_rows}, {"weights": str(tmp_path / "none.pth")}, {"img_dir": tmp_path / "none"}):
+        with pytest.raises(SpatialfeatError, match="none"):
+            finetune(replace(quick_config, out_dir=out_dir, resume=resume, **wrong))
+        assert not (tmp_path / "made").exists()
+    out_dir.mkdir(parents=True)
+    with pytest.raises(SpatialfeatError, match=r"none\.pth"):
+        finetune(replace(quick_config, out_dir=out_dir, resume=resume, weights=str(tmp_path / "none.pth")))
+    assert out_dir.exists()  # It was there before.
 
 
 def test_a_diverging_loss_ends_the_run_with_a_remedy(quick_config: FinetuneConfig, tmp_path: Path) -> None:

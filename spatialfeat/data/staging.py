@@ -149,13 +149,11 @@ def decode_jpegs(contents: Sequence[torch.Tensor], device: torch.device) -> list
     return decoded
 
 
-def require_jpeg_decoder(decoder: str, device: torch.device) -> None:
+def require_jpeg_decoder(device: torch.device) -> None:
     """Refuse --jpeg-decoder gpu where no GPU decodes JPEG."""
-    if decoder != GPU_DECODER:
-        return
-    remedy = "leave it out: the processor then decodes them"
+    option, remedy = f"--jpeg-decoder {GPU_DECODER}", "leave it out: the processor then decodes them"
     if device.type != "cuda":
-        raise SpatialfeatError(f"--jpeg-decoder {decoder}: needs a CUDA device, and this runs on {device}; {remedy}")
+        raise SpatialfeatError(f"{option}: needs a CUDA device, and this runs on {device}; {remedy}")
     small = BytesIO()
     Image.new("RGB", (64, 64)).save(small, "JPEG")
     content = torch.frombuffer(bytearray(small.getvalue()), dtype=torch.uint8)
@@ -163,6 +161,4 @@ def require_jpeg_decoder(decoder: str, device: torch.device) -> None:
         io.decode_jpeg([content], io.ImageReadMode.RGB, device=device)
     except (RuntimeError, AttributeError) as error:
         reason = str(error).strip().split("\n")[0][:200]
-        raise SpatialfeatError(
-            f"--jpeg-decoder {decoder}: this torchvision does not decode on the GPU ({reason}); {remedy}"
-        ) from error
+        raise SpatialfeatError(f"{option}: this torchvision does not decode on the GPU ({reason}); {remedy}") from error

@@ -68,27 +68,23 @@ class Hub(NamedTuple):
 class Backbone:
     """One architecture, as weights files and feature files name it.
 
-    kind, title: as messages call it: `ResNet-50`, `a torchvision ResNet-50`.
+    title: as messages call it: `a torchvision ResNet-50`.
     build: a network of so many classes, with fresh weights from torch's global random number generator.
     num_features, layer: D, and where in the network the features are taken.
     stages: what --freeze-until counts, in order. usual_frozen: how many are frozen by default.
     classifier: how the names of the classifier's parameters begin.
-    image_size_px: the side of its usual input. preprocessing: what is done to frames for an input of so many pixels,
-        unless a weights file says otherwise.
+    usual_preprocessing: what is done to frames, unless a weights file says otherwise.
     pretrained: what --weights imagenet stands for: torchvision's enumeration member, timm's place on the hub, or None.
     encoder: the row of the table, if it is one.
 
     A weights file may keep the network under any keys and any common prefix of its names. So a file is read:
 
     namings: {description: name in a file -> the network's name, or "" if there is none}, beside the network's own.
-    may_lack: endings of names without which it is read all the same.
     unused, unused_zeros: endings of names of its stages that are left out: always, and where they are all zero.
     preferred: keys and parts of prefixes that are taken where the file holds several such networks, best first.
-    projected: keys and parts of prefixes under which the classifier's names mean a projection, which is not read.
     """
 
     name: str
-    kind: str
     title: str
     build: Callable[[int], PhaseClassifier]
     num_features: int
@@ -96,20 +92,27 @@ class Backbone:
     stages: tuple[str, ...]
     usual_frozen: int
     classifier: str
-    image_size_px: int = 224
-    preprocessing: Callable[[int], Preprocessing] = Preprocessing.for_image_size
+    usual_preprocessing: Preprocessing
     pretrained: Any = None
     encoder: Encoder | None = None
     namings: Mapping[str, Callable[[str], str]] = field(default_factory=dict)
-    may_lack: tuple[str, ...] = COUNTERS
     unused: tuple[str, ...] = ()
     unused_zeros: tuple[str, ...] = ()
     preferred: tuple[str, ...] = PREFERRED
-    projected: tuple[str, ...] = ("encoder_q",)
 
     @property
-    def usual_preprocessing(self) -> Preprocessing:
-        return self.preprocessing(self.image_size_px)
+    def kind(self) -> str:
+        """As messages about one of several call it."""
+        return "ResNet-50" if self.name == RESNET50_NAME else self.name
+
+    @property
+    def image_size_px(self) -> int:
+        """The side of its usual input."""
+        return self.usual_preprocessing.crop_px
+
+    def preprocessing(self, image_size_px: int) -> Preprocessing:
+        """What is done to frames for an input of this size, unless a weights file says otherwise."""
+        return self.usual_preprocessing.at(image_size_px)
 
     def build_empty(self, num_classes: int) -> PhaseClassifier:
         """`build` without numbers, for its names and shapes: no random number is drawn."""
@@ -163,7 +166,6 @@ def _numbered(name: str) -> str:
 
 RESNET50 = Backbone(
     name=RESNET50_NAME,
-    kind="ResNet-50",
     title="a torchvision ResNet-50",
     build=PhaseResNet50,
     num_features=NUM_FEATURES,
@@ -171,6 +173,7 @@ RESNET50 = Backbone(
     stages=CHILDREN,
     usual_frozen=6,
     classifier="fc.",
+    usual_preprocessing=Preprocessing(),
     namings={"names for the numbers of its children": _numbered},
     pretrained=torchvision.models.ResNet50_Weights.IMAGENET1K_V1,
 )
@@ -190,9 +193,10 @@ def find_backbone(name: str) -> Backbone:
         return _of_table(ENCODERS[name])
     if name.startswith(TIMM):
         return _of_timm(name)
-    if name.removeprefix(TORCHVISION) in _torchvision_names():
+    of_torchvision = torchvision.models.list_models(module=torchvision.models)
+    if name.removeprefix(TORCHVISION) in of_torchvision:
         return _of_torchvision(name.removeprefix(TORCHVISION))
-    known = dict.fromkeys([RESNET50_NAME, *ENCODERS, *_torchvision_names()])
+    known = dict.fromkeys([RESNET50_NAME, *ENCODERS, *of_torchvision])
     near = [TIMM + name] if _timm_has(name) else difflib.get_close_matches(name, known, NEAREST, 0.5)
     nearest = f"; the nearest: {', '.join(near)}" if near else ""
     raise SpatialfeatError(
@@ -207,14 +211,11 @@ def _of_table(row: Encoder) -> Backbone:
             f"--backbone {row.name}: {row.refused}; whoever trusts that file can save its network's state dict and "
             "pass it with the --backbone of that network, if torchvision or timm has it"
         )
-    usual = replace(Preprocessing.for_image_size(row.image_size_px), **row.preprocessing)
-    if row.network == RESNET50_NAME:
-        base = replace(RESNET50, pretrained=None)
-    elif row.network.startswith(TIMM):
+    usual = replace(Preprocessing().at(row.image_size_px), **row.preprocessing)
+    if row.network.startswith(TIMM):
         base = _of_timm(row.network, tuple(row.options.items()), plain_relu=row.plain_relu)
-        base = replace(base, layer=row.layer)
     else:
-        base = replace(_of_torchvision(row.network.removeprefix(TORCHVISION)), layer=row.layer)
+        base = find_backbone(row.network)
     assert base.num_features == row.num_features, f"{row.name} has {base.num_features} features"
     namings: dict[str, Callable[[str], str]] = dict(base.namings)
     if row.naming:
@@ -222,10 +223,9 @@ def _of_table(row: Encoder) -> Backbone:
     return replace(
         base,
         name=row.name,
-        kind=row.name,
         title=f"{row.name} ({base.title})",
-        image_size_px=row.image_size_px,
-        preprocessing=usual.at,
+        layer=base.layer if base is RESNET50 else row.layer,
+        usual_preprocessing=usual,
         pretrained=None,
         encoder=row,
         namings=namings,
@@ -235,13 +235,9 @@ def _of_table(row: Encoder) -> Backbone:
     )
 
 
-@cache
-def _torchvision_names() -> tuple[str, ...]:
-    return tuple(torchvision.models.list_models(module=torchvision.models))
-
-
 def _of_torchvision(name: str) -> Backbone:
-    pretrained = _imagenet_member(name)
+    # The weights of ImageNet's 1000 classes that the network is usually compared by.
+    pretrained = {member.name: member for member in torchvision.models.get_model_weights(name)}.get("IMAGENET1K_V1")
     if pretrained is None:
         usual = Preprocessing()
     else:
@@ -259,12 +255,6 @@ def _of_torchvision(name: str) -> Backbone:
     return _described(
         name, f"torchvision's {name}", create, network, usual, CLASS_TOKEN if is_transformer else "", pretrained
     )
-
-
-def _imagenet_member(name: str) -> Any:
-    """The weights of ImageNet's 1000 classes that the network is usually compared by; None if there are none."""
-    members = {member.name: member for member in torchvision.models.get_model_weights(name)}
-    return members.get("IMAGENET1K_V1")
 
 
 def _timm_has(name: str) -> bool:
@@ -354,7 +344,6 @@ def _described(
     stages = _stages(network)
     return Backbone(
         name=name,
-        kind=name,
         title=title,
         build=lambda num_classes: AnyClassifier(create(num_classes=num_classes), classifier=classifier, stages=stages),
         num_features=num_features,
@@ -362,8 +351,7 @@ def _described(
         stages=stages,
         usual_frozen=RESNET50.usual_frozen if stages == CHILDREN else (len(stages) - 1) // 2,
         classifier=f"{classifier}.",
-        image_size_px=usual.crop_px,
-        preprocessing=usual.at,
+        usual_preprocessing=usual,
         pretrained=pretrained,
         namings=RESNET50.namings if stages == CHILDREN else {},
     )
@@ -396,19 +384,15 @@ def _last_linear(name: str, network: nn.Module, image_size_px: int) -> str:
 
 def _stages(network: nn.Module) -> tuple[str, ...]:
     """Names of the parts that --freeze-until counts: children with weights, of containers and transformers theirs."""
-    children = tuple(name for name, _ in network.named_children())
-    if children == CHILDREN:
+    children = dict(network.named_children())
+    if tuple(children) == CHILDREN:
         return CHILDREN
+    last = [child for child in children.values() if list(child.parameters())][-1]  # What the classifier is in.
     stages = []
-    for name, child in network.named_children():
+    for name, child in children.items():
         parts = [f"{name}.{part}" for part, _ in child.named_children()]
         if isinstance(child, TokenEncoder):
             parts = [f"{name}.layers.{part}" for part, _ in child.layers.named_children()] + [f"{name}.ln"]
-        is_opened = isinstance(child, nn.Sequential | nn.ModuleList | TokenEncoder) and child is not _last(network)
+        is_opened = isinstance(child, nn.Sequential | nn.ModuleList | TokenEncoder) and child is not last
         stages += parts if is_opened else [name]
     return tuple(name for name in stages if list(network.get_submodule(name).parameters()))
-
-
-def _last(network: nn.Module) -> nn.Module:
-    """The last child with weights: what the classifier is in."""
-    return [child for child in network.children() if list(child.parameters())][-1]

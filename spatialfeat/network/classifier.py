@@ -45,6 +45,11 @@ class PhaseClassifier(nn.Module):
         raise NotImplementedError
 
     @property
+    def stages(self) -> list[nn.Module]:
+        """What --freeze-until counts. Parameters that are in none of them, such as a class token, are of the first."""
+        raise NotImplementedError
+
+    @property
     def num_classes(self) -> int:
         """Rows of the classifier; 0 without one."""
         return int(self.classifier.out_features)
@@ -63,7 +68,17 @@ class PhaseClassifier(nn.Module):
 
     def trained_with(self, num_frozen: int) -> list[nn.Parameter]:
         """The parameters that are trained while the first `num_frozen` stages are frozen."""
-        raise NotImplementedError
+        if num_frozen == 0:
+            return list(self.parameters())
+        trained = {id(parameter) for stage in self.stages[num_frozen:] for parameter in stage.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) in trained]
+
+    def train(self, mode: bool = True) -> PhaseClassifier:
+        """Training mode, except for frozen stages: no dropout, and BatchNorm keeps its running statistics."""
+        super().train(mode)
+        for stage in self.stages[: self._num_frozen]:
+            stage.eval()
+        return self
 
     def freeze(self, num_stages: int) -> None:
         """Take the first `num_stages` stages out of training, for good: no gradient reaches their parameters."""
@@ -89,9 +104,25 @@ class PhaseClassifier(nn.Module):
         """
         raise NotImplementedError
 
+    def encoder(self, preprocessing: Preprocessing, precision: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        """All but the classifier, as `evaluation`: images (B, 3, S, S) uint8 -> features (B, D) float32."""
+        raise NotImplementedError
+
     def evaluation(self, preprocessing: Preprocessing, precision: str) -> Compute:
         """The whole network for evaluation, as the weights are now; later changes do not reach it."""
-        raise NotImplementedError
+        layer = self.classifier
+        bias = None if layer.bias is None else layer.bias.detach().clone()
+        return partial(_outputs, self.encoder(preprocessing, precision), layer.weight.detach().clone(), bias)
+
+
+def _outputs(
+    encoder: Callable[[torch.Tensor], torch.Tensor],
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    images: torch.Tensor,
+) -> Outputs:
+    features = encoder(images)
+    return features, functional.linear(features, weight, bias)
 
 
 class AnyClassifier(PhaseClassifier):
@@ -99,20 +130,23 @@ class AnyClassifier(PhaseClassifier):
 
     Args:
         network: maps images to the outputs of its last layer. classifier: the name of that layer, an nn.Linear.
-        stages: names of the modules that --freeze-until counts. Parameters that are in none of them, such as a class
-            token, belong to the first.
+        stages: the names of its stages.
     """
 
     def __init__(self, network: nn.Module, *, classifier: str, stages: Sequence[str]) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)
-        self._classifier, self._stages = classifier, tuple(stages)
+        self._classifier, self._stages = classifier, stages
 
     @property
     def classifier(self) -> nn.Linear:
         layer = self.network.get_submodule(self._classifier)
         assert isinstance(layer, nn.Linear)
         return layer
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        return [self.network.get_submodule(name) for name in self._stages]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The plain network's, without a prefix."""
@@ -122,30 +156,13 @@ class AnyClassifier(PhaseClassifier):
         """The inverse of `state_dict`."""
         return self.network.load_state_dict(state_dict, *args, **kwargs)
 
-    def trained_with(self, num_frozen: int) -> list[nn.Parameter]:
-        trained = tuple(f"{name}." for name in self._stages[num_frozen:])
-        # Without a frozen stage everything is trained, also what belongs to no stage.
-        return [
-            parameter
-            for name, parameter in self.network.named_parameters()
-            if num_frozen == 0 or name.startswith(trained)
-        ]
-
-    def train(self, mode: bool = True) -> AnyClassifier:
-        """Training mode, except for frozen stages: no dropout, and BatchNorm keeps its running statistics."""
-        super().train(mode)
-        for name in self._stages[: self._num_frozen]:
-            self.network.get_submodule(name).eval()
-        return self
-
     def logits_from(self, x: torch.Tensor, start: int) -> torch.Tensor:
         assert start == 0
         logits: torch.Tensor = self.network(x)
         return logits
 
-    def evaluation(self, preprocessing: Preprocessing, precision: str) -> Compute:
-        dtype, layer = DTYPES[precision], self.classifier
-        encoder = copy.deepcopy(self.network).eval().requires_grad_(False)
+    def encoder(self, preprocessing: Preprocessing, precision: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        dtype, encoder = DTYPES[precision], copy.deepcopy(self.network).eval().requires_grad_(False)
         parent, _, name = self._classifier.rpartition(".")
         setattr(encoder.get_submodule(parent), name, nn.Identity())
         encoder = fold_batch_norm(encoder)
@@ -154,8 +171,7 @@ class AnyClassifier(PhaseClassifier):
                 # What autocast would do anew for every batch.
                 if type(module) in (nn.Conv2d, nn.Linear):
                     module.to(dtype)
-        weight, bias = layer.weight.detach().clone(), None if layer.bias is None else layer.bias.detach().clone()
-        return partial(_encode, encoder, weight, bias, preprocessing, dtype)
+        return partial(_encode, encoder, preprocessing, dtype)
 
 
 CURVES = frozenset({
@@ -190,20 +206,12 @@ class _FrameByFrame(TorchFunctionMode):
         return together
 
 
-def _encode(
-    encoder: nn.Module,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    preprocessing: Preprocessing,
-    dtype: torch.dtype,
-    images: torch.Tensor,
-) -> Outputs:
+def _encode(encoder: nn.Module, preprocessing: Preprocessing, dtype: torch.dtype, images: torch.Tensor) -> torch.Tensor:
     x = normalize(images, preprocessing)
     alone = _FrameByFrame() if x.device.type == "cpu" else nullcontext()
     with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False), alone:
-        features = encoder(x)
-    features = features.float()
-    return features, functional.linear(features, weight, bias)
+        features: torch.Tensor = encoder(x)
+    return features.float()
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:

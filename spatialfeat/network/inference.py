@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spatialfeat.config import CPU_DECODER, GPU_DECODER, WeightsSource
+from spatialfeat.config import WeightsSource
 from spatialfeat.console import frame_bar
 from spatialfeat.data.cache import FrameCache, open_cache
 from spatialfeat.data.dataset import FrameBatch, FrameDataset, make_loader, require_images
@@ -74,7 +74,7 @@ def predict_logits(
     workers: int,
     title: str,
     cache: FrameCache | None = None,
-    jpeg_decoder: str = CPU_DECODER,
+    jpeg_on_device: bool = False,
     group: ProcessGroup | None = None,
 ) -> NDArray[np.float32]:
     """Run the network over every row of `table`, with a progress bar. Returns (N, num_classes) float32.
@@ -90,7 +90,7 @@ def predict_logits(
         table,
         evaluation_transform(network.preprocessing),
         cache=cache,
-        jpeg_on_device=jpeg_decoder == GPU_DECODER,
+        jpeg_on_device=jpeg_on_device,
     )
     loader = make_loader(
         dataset,
@@ -126,7 +126,8 @@ class TableInference:
         self._checkpoint, self._table, self._source = checkpoint, table, source
         self._device = select_device(source.device)
         self._precision = choose_precision(source.precision, self._device)
-        require_jpeg_decoder(source.jpeg_decoder, self._device)
+        if source.jpeg_on_device:
+            require_jpeg_decoder(self._device)
         self._cache = cache = open_cache(source.cache_dir, source.cache_limit_gb)
         self.arithmetic = describe_arithmetic(self._device, self._precision)
         self.facts: dict[str, Any] = {
@@ -153,7 +154,7 @@ class TableInference:
                 workers=workers,
                 title=title,
                 cache=self._cache,
-                jpeg_decoder=self._source.jpeg_decoder,
+                jpeg_on_device=self._source.jpeg_on_device,
             )
         if self._cache is not None:
             self.found["cache"] = self._cache.close()

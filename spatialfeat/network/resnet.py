@@ -12,18 +12,21 @@ they are missing, or on a GPU, PyTorch's public operators compute the same.
 
 from __future__ import annotations
 
+import copy
 import platform
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from spatialfeat.data.transforms import Preprocessing, normalize
 from spatialfeat.device import DTYPES
-from spatialfeat.network.classifier import FRAMES_AT_ONCE, Compute, PhaseClassifier
+from spatialfeat.network.classifier import FRAMES_AT_ONCE, PhaseClassifier
 
 NUM_FEATURES = 2048
 
@@ -53,22 +56,16 @@ class PhaseResNet50(ResNet, PhaseClassifier):  # type: ignore[misc]  # torchvisi
     def classifier(self) -> nn.Linear:
         return self.fc
 
+    @property
+    def stages(self) -> list[nn.Module]:
+        return list(self.children())
+
     def logits_from(self, x: torch.Tensor, start: int) -> torch.Tensor:
         """Run the rest of the network on the activations that child `start` (at most avgpool) takes: (B, C)."""
-        for child in list(self.children())[start : AVGPOOL + 1]:
+        for child in self.stages[start : AVGPOOL + 1]:
             x = child(x)
         logits: torch.Tensor = self.fc(torch.flatten(x, 1))
         return logits
-
-    def trained_with(self, num_frozen: int) -> list[nn.Parameter]:
-        return [weight for child in list(self.children())[num_frozen:] for weight in child.parameters()]
-
-    def train(self, mode: bool = True) -> PhaseResNet50:
-        """Training mode, except for frozen children, whose BatchNorm would go on updating its running statistics."""
-        super().train(mode)
-        for child in list(self.children())[: self._num_frozen]:
-            child.eval()
-        return self
 
     @property
     def num_fixed(self) -> int:
@@ -78,48 +75,33 @@ class PhaseResNet50(ResNet, PhaseClassifier):  # type: ignore[misc]  # torchvisi
     def fixed_stages(self, preprocessing: Preprocessing, precision: str) -> FoldedStages:
         return FoldedStages(self, self.num_fixed, preprocessing, precision)
 
-    def evaluation(self, preprocessing: Preprocessing, precision: str) -> Compute:
-        weight, bias = self.fc.weight.detach().clone(), self.fc.bias.detach().clone()
-        return partial(_outputs, FoldedStages(self, AVGPOOL, preprocessing, precision), weight, bias)
+    def encoder(self, preprocessing: Preprocessing, precision: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        return partial(_pooled, FoldedStages(self, AVGPOOL, preprocessing, precision))
+
+
+def _pooled(stages: FoldedStages, images: torch.Tensor) -> torch.Tensor:
+    return stages(images).float().mean(dim=(2, 3))
 
 
 FUSED_OPERATORS = ("_reorder_convolution_weight", "_convolution_pointwise", "_convolution_pointwise_")
 
 
-class FoldedConvolution(NamedTuple):
-    """A convolution that includes its BatchNorm. weight: (out, in, k, k), bias: (out,), in one dtype."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-
-    @classmethod
-    def of(cls, convolution: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype) -> FoldedConvolution:
-        """Fold in float64, so that float32 results differ from the plain network's by rounding only."""
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        scale = norm.weight.detach().double() * torch.rsqrt(norm.running_var.double() + norm.eps)
-        weight = convolution.weight.detach().double() * scale.view(-1, 1, 1, 1)
-        bias = norm.bias.detach().double() - norm.running_mean.double() * scale
-        assert isinstance(convolution.padding, tuple)
-        return cls(
-            weight.to(dtype).contiguous(memory_format=torch.channels_last),
-            bias.to(dtype),
-            (convolution.stride[0], convolution.stride[1]),
-            (convolution.padding[0], convolution.padding[1]),
-        )
-
-
 class Convolution:
-    """A folded convolution through PyTorch's public operators. x: (B, in, H, W) channels-last -> (B, out, H', W')."""
+    """A convolution that includes its BatchNorm, through PyTorch's public operators.
 
-    def __init__(self, folded: FoldedConvolution) -> None:
-        self._folded = folded
+    x: (B, in, H, W) channels-last -> (B, out, H', W'), both of `dtype`.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype) -> None:
+        # Folded in float64, so that float32 results differ from the plain network's by rounding only.
+        folded: Any = fuse_conv_bn_eval(copy.deepcopy(convolution).eval().double(), copy.deepcopy(norm).eval().double())
+        self.weight: torch.Tensor = folded.weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
+        self.bias: torch.Tensor = folded.bias.detach().to(dtype)
+        self.stride: tuple[int, int] = folded.stride
+        self.padding: tuple[int, int] = folded.padding
 
     def __call__(self, x: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
-        weight, bias, stride, padding = self._folded
-        y = functional.conv2d(x, weight, bias, stride, padding)
+        y = functional.conv2d(x, self.weight, self.bias, self.stride, self.padding)
         return y.relu_() if relu else y
 
     def add_relu(self, x: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
@@ -128,13 +110,15 @@ class Convolution:
 
 
 class OneDnnConvolution(Convolution):
-    """A folded convolution through oneDNN's fused operators, its weights packed for a typical input."""
+    """The same through oneDNN's fused operators, with weights packed for inputs of `side_px` pixels."""
 
-    def __init__(self, folded: FoldedConvolution, input_shape: tuple[int, ...]) -> None:
-        weight, bias, stride, padding = folded
-        geometry = (padding, stride, (1, 1), 1)
-        packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, input_shape)
-        self._arguments = (packed, bias, *geometry)
+    def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype, side_px: int) -> None:
+        super().__init__(convolution, norm, dtype)
+        # Packed for this many frames; other batches give the same results, at most a little slower.
+        shape = (FRAMES_AT_ONCE[dtype], convolution.in_channels, side_px, side_px)
+        geometry = (self.padding, self.stride, (1, 1), 1)
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *geometry, shape)
+        self._arguments = (self.weight, self.bias, *geometry)
 
     def __call__(self, x: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
         kind = "relu" if relu else "none"
@@ -166,11 +150,12 @@ class _Packer:
 
     def pack(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Convolution:
         """The folded convolution; afterwards `side_px` is that of its output."""
-        folded = FoldedConvolution.of(convolution, norm, self._dtype)
-        # Packed for this many frames; other batches give the same results, at most a little slower.
-        shape = (FRAMES_AT_ONCE[self._dtype], convolution.in_channels, self.side_px, self.side_px)
-        self.side_px = (self.side_px + 2 * folded.padding[0] - folded.weight.shape[2]) // folded.stride[0] + 1
-        return OneDnnConvolution(folded, shape) if self._fused else Convolution(folded)
+        if self._fused:
+            packed: Convolution = OneDnnConvolution(convolution, norm, self._dtype, self.side_px)
+        else:
+            packed = Convolution(convolution, norm, self._dtype)
+        self.side_px = (self.side_px + 2 * packed.padding[0] - convolution.kernel_size[0]) // packed.stride[0] + 1
+        return packed
 
 
 class _Bottleneck:
@@ -213,11 +198,3 @@ class FoldedStages:
         for block in self._blocks:
             x = block(x)
         return x
-
-
-def _outputs(
-    stages: FoldedStages, weight: torch.Tensor, bias: torch.Tensor, images: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
-    """Features and logits; weight and bias are the classifier's."""
-    features = stages(images).float().mean(dim=(2, 3))
-    return features, functional.linear(features, weight, bias)

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +29,8 @@ from spatialfeat.data.ids import IdRule
 from spatialfeat.data.transforms import Preprocessing
 from spatialfeat.encoders import NOT_FINE_TUNED
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.files import atomic_path, file_sha256, json_text, read_json_object
-from spatialfeat.network.backbone import RESNET50, Backbone, Hub, find_backbone
+from spatialfeat.files import atomic_path, file_sha256, json_text
+from spatialfeat.network.backbone import COUNTERS, RESNET50, Backbone, Hub, find_backbone
 from spatialfeat.network.classifier import PhaseClassifier
 from spatialfeat.network.tensorfiles import (
     DAMAGED_FILE_ERRORS,
@@ -49,6 +50,8 @@ MAX_DESCRIPTION_BYTES = 10_000_000
 IMAGENET_CLASSES = 1000
 MAX_CLASSES = 100_000
 MOST_PHASES = 1000
+PROJECTED = "encoder_q"
+"""Under this key or part of a prefix (MoCo), the classifier's names mean a projection, which is not read."""
 MORE_CLASSES = "use weights that have more classes"
 
 MANY_CLASSES, FAR_MORE = 20, 3
@@ -152,7 +155,7 @@ def backbone_of(weights_path: Path, name: str | None = None) -> Backbone:
     Raises:
         SpatialfeatError: `name` is another one than the JSON file says, or there is no such backbone.
     """
-    path, described = description_path(weights_path), _described(weights_path, "backbone")
+    path, described = description_path(weights_path), _description(weights_path).get("backbone")
     if described is None:
         return find_backbone(name or RESNET50.name)
     if name is not None and name != described:
@@ -192,17 +195,14 @@ def load_checkpoint(
             to other weights, or a preprocessing for weights that are described.
     """
     backbone = backbone or backbone_of(weights_path)
+    has_names = _description(weights_path).get("phase_names") is not None
     is_imagenet = weights_path == Path(IMAGENET)
     found = _imagenet_weights(backbone) if is_imagenet else _read_network(weights_path, backbone)
-    if not needs_classifier and backbone.name != RESNET50.name and num_classes != found.num_classes:
-        found = found.without_foreign_classifier()
+    is_foreign = found.num_classes is not None and IMAGENET_CLASSES <= found.num_classes != num_classes
+    if is_foreign and not needs_classifier and backbone.name != RESNET50.name:
+        found = found.without_classifier()
     path, rows = found.path, found.num_classes
-    if (
-        rows == IMAGENET_CLASSES
-        and needs_classifier
-        and num_classes is None
-        and _described(path, "phase_names") is None
-    ):
+    if rows == IMAGENET_CLASSES and needs_classifier and num_classes is None and not has_names:
         raise SpatialfeatError(
             f"{path}: its classifier has {rows} classes, as ImageNet's, so it predicts no phase; fine-tune it first "
             f"(spatialfeat finetune --weights {weights_path}), or pass --num-classes {rows} if these are phases"
@@ -222,7 +222,7 @@ def load_checkpoint(
             f"{path}: has {rows} classes, more than the {MOST_PHASES} phases that a feature file names: these are "
             "weights of another task; start from them with spatialfeat finetune --reset-classifier"
         )
-    if phase_names is None and num_classes in (None, rows) and csv and _described(weights_path, "phase_names") is None:
+    if phase_names is None and num_classes in (None, rows) and csv and not has_names:
         beside = names_beside(csv)
         phase_names = beside if beside is not None and rows in (None, len(beside)) else None
     num_phases = rows or num_classes or (len(phase_names) if phase_names else DEFAULT_NUM_PHASES)
@@ -233,7 +233,7 @@ def load_checkpoint(
     _load_state(model, found)
     if rows is None:
         head = "ImageNet's classifier is left out" if is_imagenet else "there is no classifier of phases"
-        left_out = f" ({found.other_head} are left out)" if found.others and not is_imagenet else ""
+        left_out = f" ({found.other_head} are left out)" if found.beside and not is_imagenet else ""
         logger.info("%s: %s%s, so there are features and no logits", path, head, left_out)
     sha256 = file_sha256(path)
     described_names, described = (None, None) if is_imagenet else read_description(path, sha256, num_phases)
@@ -293,10 +293,22 @@ def _warn_of_assumptions(
         )
 
 
-def _described(weights_path: Path, name: str) -> Any:
-    """What the JSON file beside weights says of them under this name; None where it says nothing."""
-    description = {} if weights_path == Path(IMAGENET) else read_json_object(description_path(weights_path))
-    return description.get(name) if "weights_sha256" in description else None
+def _description(weights_path: Path) -> dict[str, Any]:
+    """The JSON file beside weights; {} where there is none, or one that does not describe weights.
+
+    Raises:
+        SpatialfeatError: it is too large, or no JSON.
+    """
+    path = description_path(weights_path)
+    if weights_path == Path(IMAGENET) or not path.exists():
+        return {}
+    if path.stat().st_size > MAX_DESCRIPTION_BYTES:
+        raise SpatialfeatError(f"{path}: is too large for a description of weights; restore or delete it")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SpatialfeatError(f"{path}: is not readable JSON ({error}); restore or delete it") from error
+    return description if isinstance(description, dict) and "weights_sha256" in description else {}
 
 
 def read_description(
@@ -304,24 +316,13 @@ def read_description(
 ) -> tuple[tuple[str, ...] | None, Preprocessing | None]:
     """(phase names, preprocessing) from the JSON file beside `weights_path`; None for what it does not say.
 
-    A JSON file that is no description of weights says nothing.
-
     Raises:
         SpatialfeatError: it is unreadable, or describes weights with another hash, or of another number of classes.
     """
-    path = description_path(weights_path)
-    try:
-        if path.stat().st_size > MAX_DESCRIPTION_BYTES:
-            raise SpatialfeatError(f"{path}: is too large for a description of weights; restore or delete it")
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None, None
-    except SpatialfeatError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise SpatialfeatError(f"{path}: is not readable JSON ({error}); restore or delete it") from error
-    if not isinstance(description, dict) or "weights_sha256" not in description:
-        logger.info("%s: was not written by spatialfeat and is ignored", path)
+    path, description = description_path(weights_path), _description(weights_path)
+    if not description:
+        if path.exists():
+            logger.info("%s: was not written by spatialfeat and is ignored", path)
         return None, None
     if description["weights_sha256"] != sha256:
         raise SpatialfeatError(
@@ -330,9 +331,8 @@ def read_description(
         )
     if description.get("schema") != DESCRIPTION_SCHEMA or description.get("num_classes") != num_classes:
         raise SpatialfeatError(f"{path}: unknown schema or class count; it was made by another version of spatialfeat")
-    names, preprocessing = None, None
-    if description.get("phase_names") is not None:
-        names = description["phase_names"]
+    names, preprocessing = description.get("phase_names"), description.get("preprocessing")
+    if names is not None:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise SpatialfeatError(f"{path}: phase_names is no list of texts; correct or delete it")
         names = tuple(names)
@@ -340,12 +340,25 @@ def read_description(
             check_phase_names(names, num_classes)
         except SpatialfeatError as error:
             raise SpatialfeatError(f"{path}: {str(error).removeprefix('--phase-names: ')}") from error
-    if description.get("preprocessing") is not None:
-        try:
-            preprocessing = Preprocessing.from_dict(description["preprocessing"])
-        except (TypeError, AttributeError, ValueError) as error:
-            raise SpatialfeatError(f"{path}: unknown preprocessing ({error})") from error
-    return names, preprocessing
+    try:
+        return names, None if preprocessing is None else Preprocessing.from_dict(preprocessing)
+    except (TypeError, AttributeError, ValueError) as error:
+        raise SpatialfeatError(f"{path}: unknown preprocessing ({error})") from error
+
+
+def described_id_rule(weights_path: Path) -> IdRule | None:
+    """How ids were read in training, as the JSON file beside the weights says; None where it does not say.
+
+    Raises:
+        SpatialfeatError: it names no rule.
+    """
+    text = _description(weights_path).get("id_rule")
+    try:
+        return None if text is None else IdRule.parse(text)
+    except SpatialfeatError as error:
+        raise SpatialfeatError(
+            f"{description_path(weights_path)}: id_rule {error}; restore or delete the file"
+        ) from error
 
 
 def initial_model(
@@ -364,7 +377,7 @@ def initial_model(
         return model
     found = _imagenet_weights(backbone) if weights == IMAGENET else _read_network(Path(weights), backbone)
     rows = found.num_classes
-    if rows == IMAGENET_CLASSES or reset_classifier or (rows is None and not found.others):
+    if rows == IMAGENET_CLASSES or reset_classifier or (rows is None and not found.beside):
         fresh = model.state_dict()
         found.state.update({name: fresh[name] for name in fresh if name.startswith(backbone.classifier)})
     elif rows is None:
@@ -381,7 +394,7 @@ def initial_model(
     return model
 
 
-def download_imagenet_weights(backbone: Backbone = RESNET50) -> tuple[Path, StateDict]:
+def _download_pretrained(backbone: Backbone) -> tuple[Path, StateDict]:
     """(file, content) of what --weights imagenet stands for: in a cache folder or, the first time, from the network.
 
     Raises:
@@ -472,22 +485,12 @@ class _Network:
     beside: StateDict
     num_classes: int | None
 
-    @property
-    def others(self) -> tuple[str, ...]:
-        """Names of what else lies there."""
-        return tuple(map(str, self.beside))
-
-    @property
-    def is_whole(self) -> bool:
-        return _names(self.backbone)[1] <= self.state.keys()
-
-    def without_foreign_classifier(self) -> _Network:
-        """Without a classifier of ImageNet's 1000 classes, or of more: these are no phases."""
-        if self.num_classes is None or self.num_classes < IMAGENET_CLASSES:
-            return self
-        beside = {self.place.prefix + n: t for n, t in self.state.items() if n.startswith(self.backbone.classifier)}
-        state = {n: t for n, t in self.state.items() if not n.startswith(self.backbone.classifier)}
-        return replace(self, state=state, beside={**self.beside, **beside}, num_classes=None)
+    def without_classifier(self) -> _Network:
+        """Its classifier, if there is one, lies beside it then: what it has learned are no phases."""
+        mine = {name: tensor for name, tensor in self.state.items() if name.startswith(self.backbone.classifier)}
+        state = {name: tensor for name, tensor in self.state.items() if name not in mine}
+        beside = {**self.beside, **{self.place.prefix + name: tensor for name, tensor in mine.items()}}
+        return replace(self, state=state, beside=beside, num_classes=None)
 
     def refuse_if_incomplete(self) -> None:
         names, needed = _names(self.backbone)
@@ -501,15 +504,16 @@ class _Network:
     @property
     def other_head(self) -> str:
         """`'fc.1.weight', 'fc.1.bias'`: what may be another head; "" if nothing is there."""
-        return ", ".join(repr(name[:80]) for name in self.others[:2]) + (", ..." if len(self.others) > 2 else "")
+        names = [repr(name[:80]) for name in self.beside]
+        return ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
 
     @property
     def but_another_head(self) -> str:
-        return f", but {self.other_head}" if self.others else ""
+        return f", but {self.other_head}" if self.beside else ""
 
 
 def _imagenet_weights(backbone: Backbone) -> _Network:
-    path, state = download_imagenet_weights(backbone)
+    path, state = _download_pretrained(backbone)
     trunk = {name: tensor for name, tensor in state.items() if not name.startswith(backbone.classifier)}
     if backbone.name != RESNET50.name:  # Auxiliary classifiers, for example.
         trunk = {name: tensor for name, tensor in trunk.items() if name in _names(backbone)[0]}
@@ -535,21 +539,17 @@ def _read_network(path: Path, backbone: Backbone) -> _Network:
     if not groups:
         raise SpatialfeatError(f"{path}: is not a plain state dict, and holds none; {SAVE_AGAIN}")
     needed = _names(backbone)[1]
-    ranked: Counter[_Place] = Counter()
-    whole: list[_Network] = []
-    for keys, tensors in groups.items():
-        counts = _count_names(keys, tensors, backbone)
-        ranked.update(counts)
-        whole += [
-            network
-            for place, count in counts.items()
-            if count >= len(needed) and (network := _network_at(path, place, tensors, backbone)).is_whole
-        ]
+    places = _places(groups, backbone)
+    whole = [
+        _network_at(path, place, names, groups[place.keys], backbone)
+        for place, names in places.items()
+        if needed <= names.keys()
+    ]
     if not whole:
         # Report what is wrong with what comes nearest.
-        place = max(ranked, key=lambda place: ranked[place]) if ranked else _Place(next(iter(groups)), "", "")
+        place = max(places, key=lambda place: len(places[place]), default=_Place(next(iter(groups)), "", ""))
         refuse_odd_tensors(path, groups[place.keys])
-        _network_at(path, place, groups[place.keys], backbone).refuse_if_incomplete()
+        _network_at(path, place, places.get(place, {}), groups[place.keys], backbone).refuse_if_incomplete()
     network = _choose(path, whole)
     _refuse_other_trunk(network)
     _tell_place(network, whole)
@@ -560,24 +560,24 @@ def _read_network(path: Path, backbone: Backbone) -> _Network:
 def _names(backbone: Backbone) -> tuple[dict[str, None], frozenset[str]]:
     """The names of the network's tensors in order, and those that a file must have."""
     names = dict.fromkeys(backbone.build_empty(2).state_dict())
-    optional = [name for name in names if name.endswith(backbone.may_lack) or name.startswith(backbone.classifier)]
+    optional = [name for name in names if name.endswith(COUNTERS) or name.startswith(backbone.classifier)]
     return names, frozenset(names) - frozenset(optional)
 
 
-def _count_names(keys: tuple[str, ...], tensors: StateDict, backbone: Backbone) -> Counter[_Place]:
-    """How many of the network's names there are under each prefix."""
-    counts: Counter[_Place] = Counter()
+def _places(groups: Mapping[tuple[str, ...], StateDict], backbone: Backbone) -> Mapping[_Place, dict[str, str]]:
+    """Every place with a tensor of the network: {the network's name for it: its name in the file}."""
+    places: defaultdict[_Place, dict[str, str]] = defaultdict(dict)
     expected = _names(backbone)[0]
     deepest = max(name.count(".") for name in expected) + 1  # Names of other namings can be a little longer.
-    for name in tensors:
-        pieces = str(name).rsplit(".", deepest + 1)
-        for length in range(1, len(pieces) + 1):
-            own = ".".join(pieces[-length:])
-            prefix = str(name)[: len(str(name)) - len(own)]
-            for naming in ("", *backbone.namings):
-                if _named(own, naming, backbone) in expected:
-                    counts[_Place(keys, prefix, naming)] += 1
-    return counts
+    for keys, tensors in groups.items():
+        for name in map(str, tensors):
+            pieces = name.rsplit(".", deepest + 1)
+            for length, naming in product(range(1, len(pieces) + 1), ("", *backbone.namings)):
+                rest = ".".join(pieces[-length:])
+                own = _named(rest, naming, backbone)
+                if own in expected:
+                    places[_Place(keys, name.removesuffix(rest), naming)][own] = name
+    return places
 
 
 def _named(name: str, naming: str, backbone: Backbone) -> str:
@@ -585,36 +585,18 @@ def _named(name: str, naming: str, backbone: Backbone) -> str:
     return backbone.namings[naming](name) if naming else name
 
 
-def _network_at(path: Path, place: _Place, tensors: StateDict, backbone: Backbone) -> _Network:
-    expected, _ = _names(backbone)
-    state, beside = {}, {}
-    for name, tensor in tensors.items():
-        own = str(name).removeprefix(place.prefix) if str(name).startswith(place.prefix) else ""
-        own = _named(own, place.naming, backbone)
-        if own in expected:
-            state[own] = tensor
-        else:
-            beside[str(name)] = tensor
+def _network_at(
+    path: Path, place: _Place, names: Mapping[str, str], tensors: StateDict, backbone: Backbone
+) -> _Network:
+    """names: as `_places` has them. tensors: all that lie there."""
+    by_text = {str(name): tensor for name, tensor in tensors.items()}
+    state = {own: by_text[name] for own, name in names.items()}
     refuse_odd_tensors(path, state)
-    classifier = [name for name in state if name.startswith(backbone.classifier)]
-    rows = None if place.parts() & set(backbone.projected) else _count_classes(path, state, backbone)
-    if rows is None:
-        beside |= {place.prefix + name: state.pop(name) for name in classifier}
-    return _Network(path, backbone, place, state, beside, rows)
-
-
-def described_id_rule(weights_path: Path) -> IdRule | None:
-    """How ids were read in training, as the JSON file beside the weights says; None where it does not say.
-
-    Raises:
-        SpatialfeatError: it names no rule.
-    """
-    path = description_path(weights_path)
-    text = read_json_object(path).get("id_rule")
-    try:
-        return None if text is None else IdRule.parse(text)
-    except SpatialfeatError as error:
-        raise SpatialfeatError(f"{path}: id_rule {error}; restore or delete the file") from error
+    rows = None if PROJECTED in place.parts() else _count_classes(path, state, backbone)
+    used = set(names.values())
+    beside = {name: tensor for name, tensor in by_text.items() if name not in used}
+    network = _Network(path, backbone, place, state, beside, rows)
+    return network.without_classifier() if rows is None else network
 
 
 def _count_classes(path: Path, state: StateDict, backbone: Backbone) -> int | None:
@@ -630,9 +612,15 @@ def _count_classes(path: Path, state: StateDict, backbone: Backbone) -> int | No
 
 def _choose(path: Path, whole: Sequence[_Network]) -> _Network:
     """The network that is meant by a file with these. Equal ones count once."""
+
+    def are_equal(first: _Network, second: _Network) -> bool:
+        return first.state.keys() == second.state.keys() and all(
+            torch.equal(tensor, second.state[name]) for name, tensor in first.state.items()
+        )
+
     different: list[_Network] = []
     for network in whole:
-        if not any(_are_equal(network, other) for other in different):
+        if not any(are_equal(network, other) for other in different):
             different.append(network)
     if len(different) == 1:
         return different[0]
@@ -653,23 +641,18 @@ def _choose(path: Path, whole: Sequence[_Network]) -> _Network:
     )
 
 
-def _are_equal(first: _Network, second: _Network) -> bool:
-    return first.state.keys() == second.state.keys() and all(
-        torch.equal(tensor, second.state[name]) for name, tensor in first.state.items()
-    )
-
-
 def _tell_place(network: _Network, whole: Sequence[_Network]) -> None:
     place = network.place
-    if place == AS_IT_IS and not network.others:
+    if place == AS_IT_IS and not network.beside:
         return
     texts = [f"the {network.backbone.kind} is taken {place.text()}"]
     if place.naming:
         texts.append(f"with {place.naming}")
     texts += [f"not {other.place.text()}" for other in whole if other is not network]
-    if network.others:
-        more = ", ..." if len(network.others) > 1 else ""
-        texts.append(f"left out: {count_text(len(network.others), 'other tensor')} ({network.others[0][:80]!r}{more})")
+    if network.beside:
+        first, *others = network.beside
+        more = ", ..." if others else ""
+        texts.append(f"left out: {count_text(1 + len(others), 'other tensor')} ({first[:80]!r}{more})")
     logger.info("%s: %s", network.path, "; ".join(texts))
 
 
@@ -678,7 +661,7 @@ def _refuse_other_trunk(network: _Network) -> None:
     place, backbone = network.place, network.backbone
     head = backbone.classifier.partition(".")[0]
     trunk = {name.partition(".")[0] for name in _names(backbone)[1]} - {head}
-    own = {name.removeprefix(place.prefix): name for name in network.others if name.startswith(place.prefix)}
+    own = {name.removeprefix(place.prefix): name for name in network.beside if name.startswith(place.prefix)}
     surplus = [name for name in own if _named(name, place.naming, backbone).partition(".")[0] in trunk]
     surplus = [
         name
@@ -706,7 +689,7 @@ def _load_state(model: PhaseClassifier, network: _Network) -> None:
     }
     model.load_state_dict(converted, strict=False)
     for name in expected.keys() - converted.keys():
-        if name.endswith(RESNET50.may_lack):
+        if name.endswith(COUNTERS):
             expected[name].zero_()
 
 

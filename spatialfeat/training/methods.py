@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spatialfeat.config import CHILDREN, GPU_DECODER, IMAGENET, FinetuneConfig
+from spatialfeat.config import CHILDREN, IMAGENET, FinetuneConfig
 from spatialfeat.console import count_text
 from spatialfeat.data.frames import UNLABELLED, FrameTable
 from spatialfeat.data.transforms import IMAGENET_MEAN, IMAGENET_STD, SQUASH
@@ -123,7 +123,7 @@ def _outcome(config: FinetuneConfig, history: Sequence[EpochRecord]) -> str:
 
 
 def _software(config: FinetuneConfig, environment: Mapping[str, str]) -> str:
-    decoded = " JPEG frames were decoded on the GPU (nvJPEG)." if config.jpeg_decoder == GPU_DECODER else ""
+    decoded = " JPEG frames were decoded on the GPU (nvJPEG)." if config.jpeg_on_device else ""
     return (
         f"We used spatialfeat {environment['spatialfeat']} with PyTorch {environment['torch']} and torchvision "
         f"{environment['torchvision']} (Python {environment['python']}) on {environment['device']}, in "

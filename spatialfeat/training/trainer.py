@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from spatialfeat.config import GPU_DECODER, FinetuneConfig
+from spatialfeat.config import FinetuneConfig
 from spatialfeat.console import frame_bar
 from spatialfeat.data.cache import FrameCache
 from spatialfeat.data.dataset import EpochBatches, FrameDataset, make_loader
@@ -344,15 +344,16 @@ class Trainer:
         self._preprocessing = find_backbone(config.backbone).preprocessing(config.image_size_px)
         self._batches = EpochBatches(len(data.train), config.batch_size, config.seed, rank=group.rank, size=group.size)
         evaluation = evaluation_transform(self._preprocessing)
-        jpeg_on_device = config.jpeg_decoder == GPU_DECODER
         training = training_transform(
             self._preprocessing,
             config.training_frames_px,
-            on_device=jpeg_on_device or augments_on_device(group.device),
+            on_device=config.jpeg_on_device or augments_on_device(group.device),
         )
         self._train_loader = make_loader(
             # Kept for evaluation, too: `extract` computes the features of all frames.
-            FrameDataset(data.train, training, cache=cache, also_kept=[evaluation], jpeg_on_device=jpeg_on_device),
+            FrameDataset(
+                data.train, training, cache=cache, also_kept=[evaluation], jpeg_on_device=config.jpeg_on_device
+            ),
             batch_size=config.batch_size,
             batches=self._batches,
             workers=workers,
@@ -360,7 +361,7 @@ class Trainer:
             keep_workers=True,
         )
         self._val_loader = make_loader(
-            FrameDataset(data.val, evaluation, cache=cache, jpeg_on_device=jpeg_on_device),
+            FrameDataset(data.val, evaluation, cache=cache, jpeg_on_device=config.jpeg_on_device),
             batch_size=group.share(config.batch_size),
             positions=range(group.rank, len(data.val), group.size),
             workers=workers,
