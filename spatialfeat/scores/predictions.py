@@ -40,7 +40,7 @@ from spatialfeat.data.patients import show_reading
 from spatialfeat.data.tables import Origin, Rows, read_rows, refuse_repeated_columns
 from spatialfeat.encoders import RESNET50_NAME
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.file import FeatureFile
+from spatialfeat.features.file import AGAIN, FeatureFile
 from spatialfeat.features.folder import read_features, read_folds, seen_in_training
 from spatialfeat.features.schema import TIME_CHANNEL
 from spatialfeat.files import read_json_object, write_csv
@@ -57,7 +57,6 @@ from spatialfeat.scores.calibration import softmax
 from spatialfeat.scores.metrics import IntArray
 
 ALL_SPLITS = "all"
-AGAIN = "extract the video again"
 
 ID_COLUMNS = ("img_id", "frame_id", "id")
 PREDICTED_COLUMNS = ("predicted_label", "prediction", "predicted")
@@ -330,11 +329,8 @@ def feature_predictions(
 def _frames_of(file: FeatureFile) -> FrameTable:
     """The file's T frames."""
     with file:
-        ids, labels = file.frame_ids, file.labels
-    columns = {"id": ids.astype(object), "label": labels, "patient": file.patient_id}
-    rows = Rows(Origin(file.path, None), pd.DataFrame(columns))
-    outside = ((labels < 0) | (labels >= file.num_phases)) & (labels != UNLABELLED)
-    rows.refuse("label", outside, f"label {{value}} is outside 0..{file.num_phases - 1}", AGAIN)
+        ids, labels = file.frame_ids, file.phases()
+    rows = Rows(Origin(file.path, None), pd.DataFrame({"id": ids.astype(object), "patient": file.patient_id}))
     # The ids are parsed, not the stored video: a file of a whole patient holds several videos.
     rule = IdRule.parse(file.provenance.id_rule)
     return make_table(rows, file.path.parent, file.split, labels, id_rule=rule)
