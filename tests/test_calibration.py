@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatialfeat.scores.calibration import calibration, softmax
+from spatialfeat.scores.metrics import calibration, softmax
 
 
 @pytest.fixture(autouse=True)

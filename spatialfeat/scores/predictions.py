@@ -53,8 +53,7 @@ from spatialfeat.network.weights import (
     warn_of_many_classes,
 )
 from spatialfeat.phases import DEFAULT_NUM_PHASES, check_phase_names, default_phase_names
-from spatialfeat.scores.calibration import softmax
-from spatialfeat.scores.metrics import IntArray
+from spatialfeat.scores.metrics import IntArray, softmax
 
 ALL_SPLITS = "all"
 
@@ -426,9 +425,9 @@ class PredictionFile:
     @classmethod
     def read(cls, path: Path, num_phases: int, phase_names: tuple[str, ...] | None, id_rule: IdRule) -> PredictionFile:
         rows = read_rows(path, "img_id,true_label,predicted_label", [])
-        rows = replace(rows, id_column=_one_column(rows, ID_COLUMNS, "ids"))
-        predicted_column = _one_column(rows, PREDICTED_COLUMNS, "predicted phases")
-        truth_column = _one_column(rows, TRUTH_COLUMNS, "true phases", required=False)
+        rows = replace(rows, id_column=one_column(rows, ID_COLUMNS, "ids"))
+        predicted_column = one_column(rows, PREDICTED_COLUMNS, "predicted phases")
+        truth_column = one_column(rows, TRUTH_COLUMNS, "true phases", required=False)
         predicted = rows.phases(predicted_column, num_phases, phase_names=phase_names, name=predicted_column)
         labels = None
         if truth_column:
@@ -467,7 +466,7 @@ class PredictionFile:
         return rows
 
 
-def _one_column(rows: Rows, names: Sequence[str], content: str, *, required: bool = True) -> str:
+def one_column(rows: Rows, names: Sequence[str], content: str, *, required: bool = True) -> str:
     """The column of these names that the file has, "" if it has none and needs none."""
     path = rows.origin.path
     refuse_repeated_columns(path, rows.columns, names)

@@ -36,8 +36,7 @@ from spatialfeat.features.file import FeatureFile
 from spatialfeat.features.folder import patients_of
 from spatialfeat.files import read_text
 from spatialfeat.names import ID_BREAKS, PHASE_BREAKS, breaks_in, file_name, without_breaks
-from spatialfeat.scores.calibration import softmax
-from spatialfeat.scores.metrics import BoolArray, FloatArray, IntArray
+from spatialfeat.scores.metrics import BoolArray, FloatArray, IntArray, softmax
 from spatialfeat.scores.predictions import (
     ID_COLUMNS,
     PREDICTED_COLUMNS,
@@ -49,6 +48,7 @@ from spatialfeat.scores.predictions import (
     feature_table,
     named_paths,
     network_name,
+    one_column,
     open_features,
 )
 
@@ -151,10 +151,7 @@ class _Reader:
         strange: set[str] = set()
         for (sequence, _), content in zip(pairs, contents, strict=True):
             values = self._by_frame(content)
-            rows = self._rows_of_frames(sequence, content.path, len(values))
-            labels = self._table.labels[sequence.rows]
-            if (labels == UNLABELLED).any():
-                dropped[sequence.name] = len(rows) < len(labels)
+            rows = self._rows_of_frames(sequence, content.path, len(values), dropped)
             if content.ids is not None:
                 rows = self._rows_of_ids(content, rows)
             if values.ndim == 2:
@@ -208,10 +205,8 @@ class _Reader:
                     f"{path}: has {lack} of patient {patient.name}; the study predicts no patient that is shorter than "
                     "its window: lower window_size there"
                 )
-            frames = self._rows_of_frames(patient, path, len(order))
+            frames = self._rows_of_frames(patient, path, len(order), dropped)
             labels = self._table.labels
-            if (labels[patient.rows] == UNLABELLED).any():
-                dropped[patient.name] = len(frames) < len(patient.rows)
             wrong = np.flatnonzero(truth[order] != labels[frames])
             if len(wrong):
                 raise SpatialfeatError(
@@ -296,14 +291,18 @@ class _Reader:
             raise SpatialfeatError(f"{path}: holds a score that is not finite; predict the video again")
         return values.T if values.shape[0] == num_phases else values
 
-    def _rows_of_frames(self, sequence: _Sequence, path: Path, num_frames: int) -> IntArray:
-        """Where the file's frames are in the table: all of the video, or exactly those with a label."""
+    def _rows_of_frames(self, sequence: _Sequence, path: Path, num_frames: int, dropped: dict[str, bool]) -> IntArray:
+        """Where the file's frames are in the table: all of the video, or exactly those with a label.
+
+        dropped: where the two differ, gets {name: whether frames without a label are left out}.
+        """
         rows = sequence.rows
         labelled: IntArray = rows[self._table.labels[rows] != UNLABELLED]
-        if num_frames == len(rows):
-            return rows
-        if num_frames == len(labelled):
-            return labelled
+        for frames in (rows, labelled):
+            if num_frames == len(frames):
+                if len(labelled) < len(rows):
+                    dropped[sequence.name] = frames is labelled
+                return frames
         also = f", {len(labelled)} of them labelled" if len(labelled) < len(rows) else ""
         raise SpatialfeatError(
             f"{path}: has {count_text(num_frames, 'frame')}, but {sequence.name} in "
@@ -478,15 +477,9 @@ def _read_npy(path: Path) -> npt.NDArray[Any]:
 def _read_table(path: Path) -> _Content:
     """A CSV with a header."""
     rows = read_rows(path, "img_id,predicted_label", [])
-    columns = {
-        what: [name for name in names if name in rows.columns]
-        for what, names in (("predicted phases", PREDICTED_COLUMNS), ("ids", ID_COLUMNS))
-    }
-    for what, there in columns.items():
-        if len(there) > 1:
-            raise SpatialfeatError(f"{path}: columns {' and '.join(there)} could both be the {what}; keep one")
-    words = rows.columns[columns["predicted phases"][0]].str.strip().tolist()
-    ids = rows.columns[columns["ids"][0]].to_numpy(dtype=str) if columns["ids"] else None
+    words = rows.columns[one_column(rows, PREDICTED_COLUMNS, "predicted phases")].str.strip().tolist()
+    id_column = one_column(rows, ID_COLUMNS, "ids", required=False)
+    ids = rows.columns[id_column].to_numpy(dtype=str) if id_column else None
     return _Content(path, _texts(path, words), ids)
 
 
