@@ -196,8 +196,8 @@ def test_no_text_leaves_the_picture() -> None:
 
 
 def test_names_with_dots_keep_them(tmp_path: Path) -> None:
-    png, svg = save_figure(Figure(), tmp_path / "video.1.png")
-    assert (png.name, svg.name) == ("video.1.png", "video.1.svg")
+    save_figure(Figure(), tmp_path / "video.1.png")
+    assert {path.name for path in tmp_path.iterdir()} == {"video.1.png", "video.1.svg"}
 
 
 def test_a_thousand_classes_give_pictures_of_those_that_occur() -> None:

@@ -39,6 +39,10 @@ def video_of(frames: list[int], labels: list[int], segments: list[int] | None = 
     return replace(video, frame_numbers=numbers, segments=of_segments)
 
 
+def line_of(video: EvaluatedVideo, *, fps: float, step: float) -> Timeline:
+    return Timeline.of(video.segments, video.frame_numbers, fps=fps, step=step)
+
+
 def runs_of(line: Timeline, values: list[int]) -> list[tuple[int, float, float]]:
     """(value, start, end) of every run."""
     return [
@@ -61,7 +65,7 @@ def test_runs_equal_brute_force(data: st.DataObject) -> None:
             frames.append(place)
             segments.append(segment)
             place += step * skips[len(frames) - 1]
-    line = Timeline.of(video_of(frames, labels, segments), fps=5.0, step=step)
+    line = line_of(video_of(frames, labels, segments), fps=5.0, step=step)
 
     expected, offset = [], 0  # One cell per step: a label, or None in a gap.
     for index, (frame, segment) in enumerate(zip(frames, segments, strict=True)):
@@ -86,19 +90,19 @@ def test_runs_equal_brute_force(data: st.DataObject) -> None:
 def test_runs_worked_by_hand() -> None:
     # Frames 0 25 50 | gap | 150 175, 25 per second: one second each, seconds 3 to 6 are missing.
     labels = [1, 1, 2, 2, 2]
-    line = Timeline.of(video_of([0, 25, 50, 150, 175], labels), fps=25, step=25)
+    line = line_of(video_of([0, 25, 50, 150, 175], labels), fps=25, step=25)
     assert runs_of(line, labels) == [(1, 0, 2), (2, 2, 3), (2, 6, 8)]
     assert (line.num_gaps, line.duration_s) == (1, 8.0)
 
 
 def test_segments_follow_each_other() -> None:
-    line = Timeline.of(video_of([3, 4, 3, 4], [0, 0, 0, 0], [1, 1, 5, 5]), fps=2, step=1)
+    line = line_of(video_of([3, 4, 3, 4], [0, 0, 0, 0], [1, 1, 5, 5]), fps=2, step=1)
     assert line.segment_starts == ((1, 0.0), (5, 1.0))
     assert runs_of(line, [0, 0, 0, 0]) == [(0, 0, 1), (0, 1, 2)]  # A segment ends a run.
 
 
 def test_jitter_of_the_sampling_is_no_gap() -> None:
-    line = Timeline.of(video_of([0, 24, 50, 75, 99], [0] * 5), fps=25, step=25)
+    line = line_of(video_of([0, 24, 50, 75, 99], [0] * 5), fps=25, step=25)
     assert line.num_gaps == 0
     assert len(runs_of(line, [0] * 5)) == 1
 
@@ -179,7 +183,7 @@ def test_short_runs_stay_visible() -> None:
 
 def test_a_video_in_words() -> None:
     video = replace(video_of([3, 4, 9, 3, 4], [0] * 5, [1, 1, 1, 5, 5]), frame_ids=np.array(list("abcde")))
-    shown = describe_video(video, Timeline.of(video, fps=1.0, step=1))
+    shown = describe_video(video, line_of(video, fps=1.0, step=1))
     assert shown == "5 frames; 9 s; from a to e; 1 gap (blank); segments (dashed lines): 1 from 0 s, 5 from 7 s"
 
 

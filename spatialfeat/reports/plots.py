@@ -17,6 +17,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -25,7 +26,7 @@ from matplotlib.ticker import MaxNLocator
 from spatialfeat.console import count_text, omission, shown_phases
 from spatialfeat.files import write_atomically
 from spatialfeat.reports.tables import REPORT
-from spatialfeat.scores.metrics import FloatArray, IntArray
+from spatialfeat.scores.metrics import FloatArray
 from spatialfeat.scores.summary import Evaluation, shown_of
 
 PHASE_COLOURS = (
@@ -96,13 +97,10 @@ def set_colour(index: int) -> str:
     return SET_COLOURS[index % len(SET_COLOURS)]
 
 
-def _set_hatch(index: int) -> str:
-    """Hatching of the index-th set's bars: the first has none."""
-    return HATCHES[index % len(HATCHES)]
-
-
 def _set_bars(index: int) -> dict[str, Any]:
-    return {"color": set_colour(index), "hatch": _set_hatch(index), "edgecolor": "white", "linewidth": 0}
+    """Looks of the index-th set's bars; the first has no hatching."""
+    hatch = HATCHES[index % len(HATCHES)]
+    return {"facecolor": set_colour(index), "hatch": hatch, "edgecolor": "white", "linewidth": 0}
 
 
 def plain_text(text: str, longest: int = LONGEST_NAME) -> str:
@@ -115,33 +113,24 @@ def plain_text(text: str, longest: int = LONGEST_NAME) -> str:
     return (" " + line if line.startswith("_") else line).replace("$", r"\$")
 
 
-def save_figure(figure: Figure, png_path: Path) -> tuple[Path, Path]:
-    """Write a figure as PNG and, beside it, as SVG. Each file is whole or absent. Returns (png, svg)."""
-    svg_path = png_path.with_name(f"{png_path.name.removesuffix('.png')}.svg")
-    png_path = svg_path.with_name(f"{svg_path.name.removesuffix('.svg')}.png")
+def save_figure(figure: Figure, png_path: Path) -> None:
+    """Write a figure as PNG and, beside it, as SVG. Each file is whole or absent."""
+    assert png_path.suffix == ".png", png_path
     save_png(figure, png_path)
     svg = svg_bytes(figure)
-    write_atomically(svg_path, lambda temporary: temporary.write_bytes(svg))
-    return png_path, svg_path
+    write_atomically(png_path.with_suffix(".svg"), lambda temporary: temporary.write_bytes(svg))
 
 
 def save_png(figure: Figure, png_path: Path) -> None:
     """Write a figure of photographs, of which an SVG would be no smaller and no sharper."""
-    _arrange(figure)
-    write_atomically(png_path, lambda temporary: figure.savefig(temporary, dpi=DPI, format="png"))
-
-
-def _arrange(figure: Figure) -> None:
-    """Give everything its place for good, so that all files of a figure look the same.
-
-    Arranging is the slow part. With a layout engine, matplotlib would do it, and draw all once more, for each file.
-    """
     engine = figure.get_layout_engine()
-    if engine is None:
-        return
-    engine.execute(figure)
-    with matplotlib.rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
-        figure.set_layout_engine(None)
+    if engine is not None:
+        # Everything gets its place for good, so that all files look the same. Arranging is the slow part: with a layout
+        # engine, matplotlib would do it, and draw all once more, for each file.
+        engine.execute(figure)
+        with matplotlib.rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
+            figure.set_layout_engine(None)
+    write_atomically(png_path, lambda temporary: figure.savefig(temporary, dpi=DPI, format="png"))
 
 
 def svg_bytes(figure: Figure) -> bytes:
@@ -263,13 +252,7 @@ def per_phase_figure(evaluations: Sequence[Evaluation]) -> Figure:
     figure.suptitle(f"Scores per phase, all frames of all videos pooled{note}", fontsize=10)
     if num_sets > 1:
         handles = [
-            Patch(
-                facecolor=set_colour(i),
-                hatch=_set_hatch(i),
-                edgecolor="white",
-                label=plain_text(evaluation.name),
-            )
-            for i, evaluation in enumerate(evaluations)
+            Patch(**_set_bars(index), label=plain_text(evaluation.name)) for index, evaluation in enumerate(evaluations)
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(num_sets, 4), frameon=False, fontsize=9)
     return figure
@@ -311,26 +294,23 @@ def reliability_figure(evaluation: Evaluation) -> Figure:
     evaluation: with `metrics["calibration"]`.
     """
     calibration = evaluation.metrics["calibration"]
-    bins = calibration["bins"]
-    lows, highs, counts = (np.array([entry[name] for entry in bins]) for name in ("low", "high", "num_frames"))
+    bins = pd.DataFrame(calibration["bins"])
+    filled, widths = bins[bins["num_frames"] > 0], bins["high"] - bins["low"]
     figure = Figure(figsize=(5.6, 6.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.25))
-    filled = [entry for entry in bins if entry["num_frames"]]
-    accuracies = [entry["accuracy"] for entry in filled]
+    bars: dict[str, Any] = {"align": "edge", "edgecolor": "white", "linewidth": 0.6}
     upper.plot([0, 1], [0, 1], color="0.35", linestyle="--", linewidth=1, label="perfect calibration")
     upper.bar(
-        [entry["low"] for entry in filled],
-        accuracies,
-        width=[entry["high"] - entry["low"] for entry in filled],
-        align="edge",
+        filled["low"],
+        filled["accuracy"],
+        width=widths[filled.index],
         color="#56B4E9",
-        edgecolor="white",
-        linewidth=0.6,
         label="accuracy of a bin",
+        **bars,
     )
     upper.plot(
-        [entry["confidence"] for entry in filled],
-        accuracies,
+        filled["confidence"],
+        filled["accuracy"],
         color="#D55E00",
         marker="o",
         markersize=4,
@@ -345,28 +325,15 @@ def reliability_figure(evaluation: Evaluation) -> Figure:
     title = f"{plain_text(evaluation.name, longest=24)}: expected calibration error {shown}"
     upper.set_title(f"{title}\n{frames}, {calibration['num_bins']} bins", fontsize=10)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    _draw_counts(lower, lows, highs - lows, counts)
+    counted = lower.bar(bins["low"], bins["num_frames"], width=widths, color="0.65", **bars)
+    for text, count in zip(
+        lower.bar_label(counted, padding=2, rotation=90, fontsize=7), bins["num_frames"], strict=True
+    ):
+        text.set_color("black" if count else "0.5")
+    lower.set(xlabel="confidence (probability of the predicted phase)", ylabel="frames")
+    lower.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    lower.set_ylim(0, max(1, bins["num_frames"].max()) * 1.45)  # Room for the numbers, which stand upright.
     return figure
-
-
-def _draw_counts(axes: Axes, lows: FloatArray, widths: FloatArray, counts: IntArray) -> None:
-    """Bars of frames per bin, the number above each."""
-    axes.bar(lows, counts, width=widths, align="edge", color="0.65", edgecolor="white", linewidth=0.6)
-    for low, width, count in zip(lows, widths, counts, strict=True):
-        axes.annotate(
-            str(count),
-            (low + width / 2, count),
-            (0, 2),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            rotation=90,
-            fontsize=7,
-            color="black" if count else "0.5",
-        )
-    axes.set(xlabel="confidence (probability of the predicted phase)", ylabel="frames")
-    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes.set_ylim(0, max(1, int(counts.max())) * 1.45)  # Room for the numbers, which stand upright.
 
 
 def balance_figure(counts: Mapping[str, Sequence[int]], phase_names: Sequence[str]) -> Figure:

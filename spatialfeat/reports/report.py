@@ -94,7 +94,12 @@ def write_report(
     """
     videos, suffixes, shown = evaluations[0].videos, name_suffixes(evaluations), shown_of(evaluations)
     lines = timelines(videos, fps)
-    overviews = _write_pictures(out_dir, evaluations, suffixes, lines)
+    save_figure(per_phase_figure(evaluations), out_dir / "per_phase.png")
+    for evaluation, suffix in zip(evaluations, suffixes, strict=True):
+        save_figure(confusion_figure(evaluation), out_dir / f"confusion_matrix{suffix}.png")
+        if "calibration" in evaluation.metrics:
+            save_figure(reliability_figure(evaluation), out_dir / f"reliability{suffix}.png")
+    overviews = write_ribbons(out_dir, evaluations, lines)
     page = _page_template().render(
         title=title,
         facts=facts,
@@ -133,18 +138,6 @@ def name_suffixes(evaluations: Sequence[Evaluation]) -> list[str]:
             safe += "-2"
         suffixes.append(safe)
     return suffixes
-
-
-def _write_pictures(
-    out_dir: Path, evaluations: Sequence[Evaluation], suffixes: Sequence[str], lines: Sequence[Timeline]
-) -> list[str]:
-    """Returns the names of the overview's pages."""
-    save_figure(per_phase_figure(evaluations), out_dir / "per_phase.png")
-    for evaluation, suffix in zip(evaluations, suffixes, strict=True):
-        save_figure(confusion_figure(evaluation), out_dir / f"confusion_matrix{suffix}.png")
-        if "calibration" in evaluation.metrics:
-            save_figure(reliability_figure(evaluation), out_dir / f"reliability{suffix}.png")
-    return write_ribbons(out_dir, evaluations, lines)
 
 
 def write_ribbons(out_dir: Path, evaluations: Sequence[Evaluation], lines: Sequence[Timeline]) -> list[str]:
