@@ -93,11 +93,6 @@ class FeatureFile:
         return PSEUDONYMIZED in self.attributes
 
     @property
-    def paths(self) -> tuple[Path, ...]:
-        """The files that the video is read from: this one."""
-        return (self.path,)
-
-    @property
     def labels(self) -> NDArray[np.int64]:
         """(T,) int64: phase, -100 where unlabelled."""
         return self._vector("labels")

@@ -37,7 +37,6 @@ from spatialfeat.reports.ribbons import Timeline, describe_video, overview_figur
 from spatialfeat.reports.tables import (
     REPORT,
     absence_note,
-    are_strategies_equal,
     can_claim,
     difference_rows,
     latex_table,
@@ -100,6 +99,11 @@ def write_report(
         if "calibration" in evaluation.metrics:
             save_figure(reliability_figure(evaluation), out_dir / f"reliability{suffix}.png")
     overviews = write_ribbons(out_dir, evaluations, lines)
+    mistakes: list[Mistake] = []
+    if frames is not None:
+        row_of = {frame_id: row for row, frame_id in enumerate(frames.ids.tolist())}
+        found = confident_mistakes(evaluations[0])
+        mistakes = [mistake._replace(image=_small_frame(frames, row_of[mistake.frame_id])) for mistake in found]
     page = _page_template().render(
         title=title,
         facts=facts,
@@ -115,7 +119,7 @@ def write_report(
         no_claim_note=no_claim_note(comparisons[0]) if comparisons else "",
         is_marked=all(map(can_claim, comparisons)),
         is_calibrated=any("calibration" in evaluation.metrics for evaluation in evaluations),
-        mistakes=[] if frames is None else _shown_mistakes(evaluations[0], frames),
+        mistakes=mistakes,
         overviews=overviews,
         videos=[(video.video_id, describe_video(video, line)) for video, line in zip(videos, lines, strict=True)],
         has_unlabelled=any((video.labels == UNLABELLED).any() for video in videos),
@@ -175,14 +179,6 @@ def confident_mistakes(evaluation: Evaluation) -> list[Mistake]:
     return sorted(mistakes.values(), key=lambda mistake: -mistake.confidence)[:MOST_MISTAKES]
 
 
-def _shown_mistakes(evaluation: Evaluation, table: FrameTable) -> list[Mistake]:
-    row_of = {frame_id: row for row, frame_id in enumerate(table.ids.tolist())}
-    return [
-        mistake._replace(image=_small_frame(table, row_of[mistake.frame_id]))
-        for mistake in confident_mistakes(evaluation)
-    ]
-
-
 def _small_frame(table: FrameTable, row: int) -> str:
     """A frame as a small JPEG, for the page; "" if it has become unreadable: hours of prediction shall not be lost."""
     try:
@@ -210,7 +206,6 @@ def _page_template() -> Template:
         "hatches": HATCHES,
         "phase_style": phase_style,
         "count": count_text,
-        "are_strategies_equal": are_strategies_equal,
     }
     return environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
 

@@ -101,7 +101,7 @@ def main_rows(evaluations: Sequence[Evaluation]) -> list[MainRow]:
         score = found[0].score
         rows.append(MainRow(score.heading, [_estimate(row.value, row.interval) for row in found], score.averaging.long))
         if found[0].occurring is not None:
-            over = f"the mean over the {count_text(occurring_phases(evaluations[0].metrics), 'phase')} that occur"
+            over = f"the mean over {_occurring(evaluations[0].metrics)}"
             rows.append(MainRow(f"{score.heading}, occurring", [REPORT.number(row.occurring) for row in found], over))
     relaxed = [evaluation.metrics["relaxed"] for evaluation in evaluations]
     if None in relaxed:
@@ -129,8 +129,9 @@ def latex_table(evaluations: Sequence[Evaluation]) -> str:
     def line(cells: Sequence[str]) -> str:
         return " & ".join("".join(LATEX.get(letter, letter) for letter in cell) for cell in cells) + r" \\"
 
-    (headline,) = _headline(evaluations[0])
-    note = f"{headline.partition(': ')[2]}; intervals: {_resampling(evaluations[0].metrics['intervals'])}"
+    note = (
+        f"{_headline(evaluations[0]).partition(': ')[2]}; intervals: {_resampling(evaluations[0].metrics['intervals'])}"
+    )
     return "\n".join([
         rf"% \usepackage{{booktabs}}  % {note}",
         rf"\begin{{tabular}}{{l{'c' * len(evaluations)}}}",
@@ -157,8 +158,7 @@ def absence_note(metrics: Mapping[str, Any]) -> str:
     verb = "counts" if len(absent) == 1 else "count"
     return (
         f"{count_text(len(absent), 'phase')} of {metrics['num_phases']} without a labelled frame ({named}) {verb} as 0 "
-        f"in macro scores; below each of these is its mean over the {count_text(occurring_phases(metrics), 'phase')} "
-        "that occur"
+        f"in macro scores; below each of these is its mean over {_occurring(metrics)}"
     )
 
 
@@ -166,15 +166,9 @@ def _short(name: str) -> str:
     return name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH - 2]}.."
 
 
-def occurring_phases(metrics: Mapping[str, Any]) -> int:
-    """How many phases have a labelled frame."""
-    return int(metrics["occurring"]["num_phases"])
-
-
-def are_strategies_equal(video_wise: Mapping[str, Any]) -> bool:
-    """Whether strategies A and B give the same: no phase is predicted in a video that does not have it."""
-    first, second = (video_wise[strategy] for strategy in STRATEGIES)
-    return bool(first == second)
+def _occurring(metrics: Mapping[str, Any]) -> str:
+    """`the 6 phases that occur`: that have a labelled frame."""
+    return f"the {count_text(metrics['occurring']['num_phases'], 'phase')} that occur"
 
 
 def can_claim(found: Mapping[str, Any]) -> bool:
@@ -207,11 +201,17 @@ def difference_rows(comparison: Mapping[str, Any], evaluations: Sequence[Evaluat
 def score_tables(evaluation: Evaluation) -> str:
     """Everything about one set of predictions for a terminal: overall, video-wise, relaxed, per phase."""
     metrics = evaluation.metrics
-    parts = [_headline(evaluation), _overall(metrics), _video_wise(metrics), _relaxed(metrics), _per_phase(evaluation)]
+    parts = [
+        [_headline(evaluation)],
+        _overall(metrics),
+        _video_wise(metrics),
+        _relaxed(metrics),
+        _per_phase(evaluation),
+    ]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
-def _headline(evaluation: Evaluation) -> list[str]:
+def _headline(evaluation: Evaluation) -> str:
     metrics = evaluation.metrics
     unit = metrics["grouped_by"]
     counts = [f"{count_text(metrics['num_frames'], 'frame')} of {count_text(metrics['num_videos'], unit)}"]
@@ -220,7 +220,7 @@ def _headline(evaluation: Evaluation) -> list[str]:
     counts.append(count_text(metrics["num_phases"], "phase"))
     left_out = sum(int((video.labels == UNLABELLED).sum()) for video in evaluation.videos)
     note = f"; {count_text(left_out, 'unlabelled frame')} left out" if left_out else ""
-    return [f"{evaluation.name}: {', '.join(counts)}{note}"]
+    return f"{evaluation.name}: {', '.join(counts)}{note}"
 
 
 def _overall(metrics: Mapping[str, Any]) -> list[str]:
@@ -229,8 +229,7 @@ def _overall(metrics: Mapping[str, Any]) -> list[str]:
         average = row.score.averaging.short.format(unit=metrics["grouped_by"])
         rows.append([row.score.title, average, TERMINAL.number(row.value), TERMINAL.ends(row.interval)])
         if row.occurring is not None:
-            over = f"over the {count_text(occurring_phases(metrics), 'phase')} that occur"
-            rows.append(["", over, TERMINAL.number(row.occurring)])
+            rows.append(["", f"over {_occurring(metrics)}", TERMINAL.number(row.occurring)])
     if "calibration" in metrics:
         error, bins = (metrics["calibration"][name] for name in ("expected_calibration_error", "num_bins"))
         rows.append(["calibration err.", f"all frames, {bins} bins", TERMINAL.number(error)])
@@ -249,7 +248,8 @@ def _video_wise(metrics: Mapping[str, Any]) -> list[str]:
         ["", f"mean over {unit}s of", "mean over all", "mean over phases of"],
         ["", "means over phases", f"{unit} x phase", f"means over {unit}s"],
     ]
-    are_equal = are_strategies_equal(metrics["video_wise"])
+    # No phase is predicted in a video that does not have it.
+    are_equal = metrics["video_wise"]["A"] == metrics["video_wise"]["B"]
     for strategy in STRATEGIES[:1] if are_equal else STRATEGIES:
         for measure, title in MEASURE_TITLES.items():
             found = metrics["video_wise"][strategy][measure]

@@ -369,7 +369,18 @@ def read_prediction_files(
             )
     rule = IdRule.given(source.id_form, source.id_pattern) or USUAL_RULE
     files = {name: PredictionFile.read(path, num_classes, phase_names, rule) for name, path in paths.items()}
-    truth = _ground_truth(source.csv, list(files.values()), num_classes, phase_names, rule)
+    if source.csv is not None:
+        truth = read_frames(
+            source.csv, Path(), split=SPLIT, id_rule=rule, num_classes=num_classes, phase_names=phase_names
+        )
+    else:
+        found = [file.table for file in files.values() if file.has_truth]
+        if not found:
+            raise SpatialfeatError(
+                f"{next(iter(paths.values()))}: has no column of true phases ({' or '.join(TRUTH_COLUMNS)}) and no "
+                "other file has; pass --csv, the CSV with columns id,label"
+            )
+        truth = found[0]
     rows = {name: file.rows_of(truth) for name, file in files.items()}
     # Frames without a true phase count nowhere: a program may have left them out.
     predicted = np.all([found >= 0 for found in rows.values()], axis=0)
@@ -479,25 +490,6 @@ def one_column(rows: Rows, names: Sequence[str], content: str, *, required: bool
             f"{path}: has no column of {content} (found: {found}); name it {', '.join(names[:-1])} or {names[-1]}"
         )
     return there[0] if there else ""
-
-
-def _ground_truth(
-    csv: Path | None,
-    files: Sequence[PredictionFile],
-    num_phases: int,
-    phase_names: tuple[str, ...] | None,
-    id_rule: IdRule,
-) -> FrameTable:
-    """The frames that every file is compared with."""
-    if csv is not None:
-        return read_frames(csv, Path(), split=SPLIT, id_rule=id_rule, num_classes=num_phases, phase_names=phase_names)
-    for file in files:
-        if file.has_truth:
-            return file.table
-    raise SpatialfeatError(
-        f"{files[0].table.source}: has no column of true phases ({' or '.join(TRUTH_COLUMNS)}) and no other file has; "
-        "pass --csv, the CSV with columns id,label"
-    )
 
 
 def _ids_text(table: FrameTable, rows: Sequence[int]) -> str:

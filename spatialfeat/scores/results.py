@@ -144,7 +144,10 @@ class _Reader:
         pairs = self._match(folder, found, name)
         contents = [_read_content(path) for _, path in pairs]
         self.paths = [path for _, path in pairs]
-        phase_of = self._phase_of_name(folder, contents)
+        texts = [content.values for content in contents if content.values.dtype.kind == "U"]
+        words = set(np.unique(np.concatenate(texts)).tolist()) if texts else set()
+        written = _written_names(self._phase_names, words, PHASE_BREAKS, folder)
+        phase_of = {written[name]: phase for phase, name in enumerate(self._phase_names) if name in written}
         predicted = np.full(len(self._table), UNLABELLED, dtype=np.int64)
         scores = np.zeros((len(self._table), len(self._phase_names)), dtype=np.float32)
         dropped: dict[str, bool] = {}
@@ -263,13 +266,6 @@ class _Reader:
             for sequence in sequences
             if sequence.name not in stems and (labels[sequence.rows] != UNLABELLED).any()
         ]
-
-    def _phase_of_name(self, folder: Path, contents: Iterable[_Content]) -> dict[str, int]:
-        """{name as the files write it: phase}."""
-        texts = [content.values for content in contents if content.values.dtype.kind == "U"]
-        words = set(np.unique(np.concatenate(texts)).tolist()) if texts else set()
-        written = _written_names(self._phase_names, words, PHASE_BREAKS, folder)
-        return {written[name]: phase for phase, name in enumerate(self._phase_names) if name in written}
 
     def _by_frame(self, content: _Content) -> npt.NDArray[Any]:
         """Phases as they are, scores as (T, C) float32. Raises where it is not clear which axis is time."""
