@@ -27,7 +27,7 @@ from spatialfeat.reports.ribbons import (
     timelines,
 )
 from spatialfeat.scores.predictions import EvaluatedVideo, usual_step
-from spatialfeat.scores.summary import ScoreOptions
+from spatialfeat.scores.summary import ScoreOptions, unscored
 
 NO_INTERVALS = ScoreOptions(num_samples=0)
 
@@ -163,6 +163,26 @@ def test_ribbon_rows_and_accuracy() -> None:
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     expected = [f"{e.name} ({e.per_video[1]['accuracy']:.4f})" for e in evaluations]
     assert labels == ["ground truth", *expected]
+
+
+def test_without_truth_the_legend_lists_the_phases_that_are_drawn_and_confidence_has_a_scale() -> None:
+    videos = []
+    for predictions in ([1, 1, 3, 3], [2, 2, 2, 2]):
+        video = replace(video_of([0, 1, 2, 3], [-100] * 4), predictions=np.array(predictions))
+        videos.append(replace(video, probabilities=np.array([[0.1, 0.7, 0.1, 0.1]] * 4, dtype=np.float32)))
+    network = unscored("network", videos, "abcd")
+    figure = drawn_ribbon([network], 0, fps=1.0)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["1 b", "3 d"]
+    (overview,) = overview_figures([network], timelines(videos, 1.0))
+    assert [text.get_text() for text in overview.legends[0].get_texts()] == ["1 b", "2 c", "3 d"]
+    axes = figure.axes[0]
+    (scale,) = axes.child_axes
+    assert [text.get_text() for text in scale.get_yticklabels()] == ["0", "0.5", "1"]
+    figure.draw_without_rendering()
+    places = [axes.transData.transform((0, value))[1] for value in scale.get_yticks()]
+    area = axes.collections[-1].get_window_extent()
+    assert places[0] == pytest.approx(area.y0, abs=1)
+    assert places[0] + 0.7 * (places[2] - places[0]) == pytest.approx(area.y1, abs=1)
 
 
 def test_a_phase_has_one_colour_whichever_phases_occur() -> None:

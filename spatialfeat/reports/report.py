@@ -39,10 +39,10 @@ from spatialfeat.reports.tables import (
     absence_note,
     can_claim,
     difference_rows,
+    headline_cards,
     latex_table,
     main_rows,
     no_claim_note,
-    overall_rows,
 )
 from spatialfeat.scores.metrics import MEASURES
 from spatialfeat.scores.summary import Evaluation, shown_of
@@ -111,7 +111,7 @@ def write_report(
         shown=shown,
         omission=omission(len(shown), evaluations[0].metrics["num_phases"]),
         evaluations=list(zip(evaluations, suffixes, strict=True)),
-        score_rows=[{row.score.key: row for row in overall_rows(evaluation.metrics)} for evaluation in evaluations],
+        headline=headline_cards(evaluations),
         main_rows=main_rows(evaluations),
         latex=latex_table(evaluations),
         absence_note=absence_note(evaluations[0].metrics),

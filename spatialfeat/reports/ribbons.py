@@ -127,7 +127,7 @@ def ribbon_figure(evaluations: Sequence[Evaluation], position: int, line: Timeli
     labels = [label for label, _ in rows]
     if confidence is not None:
         _draw_confidence(axes, line, confidence.max(axis=1), len(rows), unit_s)
-        labels.append("confidence, 0 to 1")
+        labels.append("confidence")
     axes.set_yticks(np.arange(num_rows) + 0.5, labels)
     axes.set_ylim(num_rows, 0)
     title = [plain_text(video.video_id, longest=48), *_facts(line)]
@@ -212,12 +212,17 @@ def _has_truth(evaluations: Sequence[Evaluation]) -> bool:
 
 
 def _draw_confidence(axes: Axes, line: Timeline, values: FloatArray, row: int, unit_s: float) -> None:
-    """Draw values (T,) of 0 to 1 as an area of the row's height, blank where frames are missing."""
+    """Draw values (T,) of 0 to 1 as an area of the row's height, blank where frames are missing, with a scale."""
     bottom, height = row + 0.94, 0.88
     for frames in np.split(np.arange(len(values)), np.flatnonzero(line.breaks) + 1):
         times = np.column_stack([line.starts[frames], line.ends[frames]]).ravel() / unit_s
         axes.fill_between(times, bottom, bottom - height * np.repeat(values[frames], 2), color="#8a8a8a", linewidth=0)
     _frame_row(axes, line, (row + 0.06, height), unit_s)
+    scale = axes.secondary_yaxis("right")
+    scale.set_yticks([bottom, bottom - height / 2, bottom - height], ["0", "0.5", "1"], fontsize=7)
+    scale.tick_params(length=2, pad=1)
+    scale.spines["right"].set_visible(False)
+    axes.plot([0, line.duration_s / unit_s], [bottom - height / 2] * 2, color="0.2", linestyle=":", linewidth=0.6)
 
 
 def _draw_row(
@@ -286,18 +291,23 @@ def _time_axis(axes: Axes, length: float, label: str) -> None:
 
 
 class _Legend:
-    """The phases with number and colour, in as many columns as surely fit: all, or of more than 60 those that occur."""
+    """The phases with number and colour, in as many columns as surely fit: all, or of more than 60 those that occur.
+
+    Without any truth, where a phase that is not drawn means nothing, those that are drawn.
+    """
 
     def __init__(self, evaluations: Sequence[Evaluation], positions: Sequence[int]) -> None:
         """positions: of the videos that are drawn."""
-        names, shown = evaluations[0].metrics["phase_names"], shown_of(evaluations)
+        names = evaluations[0].metrics["phase_names"]
+        drawn = {value for position in positions for _, row in _rows(evaluations, position) for value in np.unique(row)}
+        listed = set(range(len(names))) if _has_truth(evaluations) else drawn - {UNLABELLED}
+        shown = [phase for phase in shown_of(evaluations) if phase in listed]
         self._handles = [
             Patch(label=plain_text(f"{phase} {names[phase]}"), linewidth=0, **_looks(phase)) for phase in shown
         ]
-        if len(shown) < len(names):
-            self._handles.append(Patch(label=f"{len(names) - len(shown)} other phases", linewidth=0, fill=False))
-        rows = [row for position in positions for _, row in _rows(evaluations, position)]
-        if any((row == UNLABELLED).any() for row in rows):
+        if len(shown) < len(listed):
+            self._handles.append(Patch(label=f"{len(listed) - len(shown)} other phases", linewidth=0, fill=False))
+        if UNLABELLED in drawn:
             self._handles.append(Patch(label="no label", linewidth=0.5, **UNLABELLED_LOOKS))
         # An 8 point letter is about 0.07 inch wide.
         longest = max(len(str(handle.get_label())) for handle in self._handles)

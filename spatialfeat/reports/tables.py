@@ -13,7 +13,7 @@ from spatialfeat.console import align, count_text, omission, wrap
 from spatialfeat.data.frames import UNLABELLED
 from spatialfeat.scores.metrics import MEASURES, STRATEGIES
 from spatialfeat.scores.summary import Evaluation, shown_of
-from spatialfeat.scores.table import FEWEST_FOR_A_CLAIM, MEASURE_TITLES, SCORES, VIDEO_MEAN, Score
+from spatialfeat.scores.table import FEWEST_FOR_A_CLAIM, MEASURE_TITLES, POOLED, SCORES, VIDEO_MEAN, Score
 
 Interval: TypeAlias = Sequence[float] | None
 
@@ -63,6 +63,14 @@ class ScoreRow(NamedTuple):
     occurring: float | None
 
 
+class HeadlineCard(NamedTuple):
+    """One of the report's first numbers. estimates: name, value and a note of every set of predictions."""
+
+    heading: str
+    estimates: list[tuple[str, str, str]]
+    averaging: str
+
+
 class MainRow(NamedTuple):
     """A row of the report's main table: one text per set of predictions, and how the number is averaged."""
 
@@ -92,6 +100,42 @@ def overall_rows(metrics: Mapping[str, Any]) -> list[ScoreRow]:
         ScoreRow(found, found.value_in(metrics), metrics["intervals"].get(key), occurring.get(key))
         for key, found in SCORES.items()
     ]
+
+
+def headline_cards(evaluations: Sequence[Evaluation]) -> list[HeadlineCard]:
+    """The few numbers that a reader looks for first; one card for each, however many sets there are."""
+
+    def spread(found: Mapping[str, float | None]) -> str:
+        return f"standard deviation over videos {REPORT.number(found['std_over_videos'])}"
+
+    def score_card(key: str) -> HeadlineCard:
+        score, estimates = SCORES[key], []
+        for name, metrics in sets:
+            row = next(row for row in overall_rows(metrics) if row.score is score)
+            notes = [spread(metrics["video_wise"]["accuracy"])] if key == "video_wise_accuracy" else []
+            if row.occurring is not None:
+                notes.append(f"{REPORT.number(row.occurring)} over the phases that occur")
+            level = f"{metrics['intervals']['level']:.0%}"
+            notes.append(f"{level} interval {REPORT.ends(row.interval)}" if row.interval else "no interval")
+            estimates.append((name, REPORT.number(row.value), "; ".join(notes)))
+        return HeadlineCard(score.heading, estimates, score.averaging.long)
+
+    def mean_card(measure: str) -> HeadlineCard:
+        found = [(name, metrics["video_wise"]["A"][measure]["video_macro"]) for name, metrics in sets]
+        estimates = [(name, REPORT.number(average["mean"]), spread(average)) for name, average in found]
+        averaging = "strategy A; mean over the phases of each video, then the mean over videos"
+        return HeadlineCard(f"{MEASURE_TITLES[measure]}, video-wise", estimates, averaging)
+
+    sets = [(evaluation.name, evaluation.metrics) for evaluation in evaluations]
+    cards = [score_card(key) for key in ("accuracy", "macro_f1", "video_wise_accuracy")]
+    cards += [mean_card(measure) for measure in ("f1", "jaccard")]
+    cards += [score_card(key) for key in ("edit", "f1_50")]
+    calibrated = [(name, metrics["calibration"]) for name, metrics in sets if "calibration" in metrics]
+    if calibrated:
+        errors = [(name, REPORT.number(found["expected_calibration_error"]), "0 is best") for name, found in calibrated]
+        averaging = f"{POOLED.long}, {calibrated[0][1]['num_bins']} bins of equal width"
+        cards.append(HeadlineCard("Expected calibration error", errors, averaging))
+    return cards
 
 
 def main_rows(evaluations: Sequence[Evaluation]) -> list[MainRow]:
