@@ -138,9 +138,7 @@ def softmax(logits: npt.ArrayLike) -> FloatArray:
     return np.asarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float64)
 
 
-def calibration(
-    probabilities: npt.NDArray[np.floating[Any]], labels: IntArray, num_bins: int = NUM_BINS
-) -> dict[str, Any]:
+def calibration(probabilities: npt.NDArray[np.floating[Any]], labels: IntArray) -> dict[str, Any]:
     """Bin frames by the probability of their most probable phase (the first on a tie): whether confidence 0.8 is right
     in 80 % of cases.
 
@@ -155,14 +153,14 @@ def calibration(
     """
     labelled = labels != UNLABELLED
     table, truth = probabilities[labelled].astype(np.float64), labels[labelled]
-    edges = np.linspace(0.0, 1.0, num_bins + 1)
+    edges = np.linspace(0.0, 1.0, NUM_BINS + 1)
     confidence = np.minimum(table.max(axis=1), 1.0)
     # side="left": a confidence equal to an edge belongs to the bin that ends there.
     bins = np.maximum(np.searchsorted(edges, confidence, side="left") - 1, 0)
-    counts = np.bincount(bins, minlength=num_bins)
+    counts = np.bincount(bins, minlength=NUM_BINS)
     right = (table.argmax(axis=1) == truth).astype(np.float64)
-    summed_confidence = np.bincount(bins, weights=confidence, minlength=num_bins)
-    summed_right = np.bincount(bins, weights=right, minlength=num_bins)
+    summed_confidence = np.bincount(bins, weights=confidence, minlength=NUM_BINS)
+    summed_right = np.bincount(bins, weights=right, minlength=NUM_BINS)
     columns = {
         "low": edges[:-1],
         "high": edges[1:],
@@ -172,7 +170,7 @@ def calibration(
     }
     return {
         "expected_calibration_error": float(ratio(np.abs(summed_right - summed_confidence).sum(), len(truth))),
-        "num_bins": num_bins,
+        "num_bins": NUM_BINS,
         "num_frames": len(truth),
-        "bins": [{name: values[index].item() for name, values in columns.items()} for index in range(num_bins)],
+        "bins": [{name: values[index].item() for name, values in columns.items()} for index in range(NUM_BINS)],
     }

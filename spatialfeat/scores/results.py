@@ -163,8 +163,12 @@ class _Reader:
                 predicted[rows], odd = self._phases(content.path, values, rows, phase_of)
                 strange |= odd
         self._notice(folder, name, dropped, strange)
-        whole = all(content.values.ndim == 2 for content in contents)
-        return FramePredictions(self._table, predicted, self._probabilities(predicted, scores) if whole else None)
+        if any(content.values.ndim == 1 for content in contents):
+            return FramePredictions(self._table, predicted)
+        known: BoolArray = predicted != UNLABELLED
+        probabilities = np.full_like(scores, 1 / scores.shape[1])
+        probabilities[known] = _probabilities(scores[known].astype(np.float64))
+        return FramePredictions(self._table, predicted, probabilities)
 
     def read_csv(self, path: Path, name: str) -> FramePredictions:
         """The predictions of a CSV of all videos."""
@@ -363,14 +367,11 @@ class _Reader:
         for word in strange:
             self.notices.append(f"{name}: {word}, which is no phase, is predicted for frames without a label only")
 
-    def _probabilities(self, predicted: IntArray, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """(N, C): the scores themselves where all rows are probabilities, else their softmax."""
-        known: BoolArray = predicted != UNLABELLED
-        given: FloatArray = scores[known].astype(np.float64)
-        are_probabilities = (given >= 0).all() and np.allclose(given.sum(axis=1), 1, atol=1e-3)
-        probabilities = np.full_like(scores, 1 / scores.shape[1])
-        probabilities[known] = given / given.sum(axis=1, keepdims=True) if are_probabilities else softmax(given)
-        return probabilities
+
+def _probabilities(scores: FloatArray) -> FloatArray:
+    """(N, C): the scores themselves where all rows are probabilities, else their softmax."""
+    are_probabilities = (scores >= 0).all() and np.allclose(scores.sum(axis=1), 1, atol=1e-3)
+    return scores / scores.sum(axis=1, keepdims=True) if are_probabilities else softmax(scores)
 
 
 def _list_results(folder: Path) -> dict[str, list[Path]]:

@@ -134,15 +134,15 @@ def pooled_phase_scores(tallies: Tallies, resamples: Resamples) -> PhaseScores:
     return phase_scores(*map(resamples.total, (tallies.hits, tallies.support, tallies.predicted)))
 
 
-def interval(samples: FloatArray, level: float = LEVEL) -> list[float] | None:
-    """[low, high]: cut (1 - level) / 2 off each end of (S,) samples, interpolating linearly.
+def interval(samples: FloatArray) -> list[float] | None:
+    """[low, high]: cut (1 - LEVEL) / 2 off each end of (S,) samples, interpolating linearly.
 
     Resamples in which the score is undefined (NaN) are left out; None where none remains.
     """
     defined = samples[~np.isnan(samples)]
     if len(defined) == 0:
         return None
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return [float(low), float(high)]
 
 
