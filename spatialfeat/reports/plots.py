@@ -26,7 +26,6 @@ from matplotlib.ticker import MaxNLocator
 from spatialfeat.console import count_text, omission, shown_phases
 from spatialfeat.files import write_atomically
 from spatialfeat.reports.tables import REPORT
-from spatialfeat.scores.metrics import FloatArray
 from spatialfeat.scores.summary import Evaluation, shown_of
 
 PHASE_COLOURS = (
@@ -232,8 +231,12 @@ def per_phase_figure(evaluations: Sequence[Evaluation]) -> Figure:
     bar = 0.8 / num_sets
     for axes, (measure, label) in zip(panels, BAR_SCORES.items(), strict=True):
         for index, evaluation in enumerate(evaluations):
-            places: FloatArray = np.arange(num_phases, dtype=np.float64) + (index + 0.5) * bar - 0.4
-            _draw_bars(axes, evaluation.metrics, shown, measure, places, bar, index)
+            intervals = evaluation.metrics["intervals"]["per_phase"]
+            for number, phase in enumerate(shown):
+                row = evaluation.metrics["per_phase"][phase]
+                if row["support"]:
+                    place = number + (index + 0.5) * bar - 0.4
+                    _draw_bar(axes, row[measure], intervals[phase][measure], place, bar, index)
         for phase, row in enumerate(rows):
             if row["support"] == 0:
                 axes.text(0.02, phase, "no frames", va="center", color="0.35", fontsize=8, style="italic")
@@ -258,34 +261,23 @@ def per_phase_figure(evaluations: Sequence[Evaluation]) -> Figure:
     return figure
 
 
-def _draw_bars(
-    axes: Axes,
-    metrics: dict[str, Any],
-    shown: Sequence[int],
-    measure: str,
-    places: FloatArray,
-    bar: float,
-    index: int,
+def _draw_bar(
+    axes: Axes, value: float | None, interval: Sequence[float] | None, place: float, bar: float, index: int
 ) -> None:
-    """One evaluation's bars of one measure. places: the middles of the shown phases; bar: thickness, in phases."""
-    for place, phase in zip(places, shown, strict=True):
-        row = metrics["per_phase"][phase]
-        value, interval = row[measure], metrics["intervals"]["per_phase"][phase][measure]
-        if row["support"] == 0:
-            continue
-        if value is None:
-            axes.text(0.02, place, "undefined", va="center", color="0.35", fontsize=7, style="italic")
-            continue
-        axes.barh(place, value, height=bar * 0.9, **_set_bars(index))
-        high = value if interval is None else interval[1]
-        if value == 0:
-            ends = [place - 0.45 * bar, place + 0.45 * bar]
-            axes.plot([0, 0], ends, color=set_colour(index), linewidth=1.6, solid_capstyle="butt", clip_on=False)
-            axes.annotate("0", (high, place), (4, 0), textcoords="offset points", va="center", fontsize=7)
-        if interval is not None and high > 0:
-            # White under black: seen on every colour. An end on the frame is seen whole.
-            axes.plot(interval, [place, place], color="white", linewidth=3.4, solid_capstyle="butt")
-            axes.plot(interval, [place, place], color="black", linewidth=1.4, marker="|", markersize=5, clip_on=False)
+    """A score of the index-th set. place: the bar's middle; bar: its thickness, in phases."""
+    if value is None:
+        axes.text(0.02, place, "undefined", va="center", color="0.35", fontsize=7, style="italic")
+        return
+    axes.barh(place, value, height=bar * 0.9, **_set_bars(index))
+    high = value if interval is None else interval[1]
+    if value == 0:
+        ends = [place - 0.45 * bar, place + 0.45 * bar]
+        axes.plot([0, 0], ends, color=set_colour(index), linewidth=1.6, solid_capstyle="butt", clip_on=False)
+        axes.annotate("0", (high, place), (4, 0), textcoords="offset points", va="center", fontsize=7)
+    if interval is not None and high > 0:
+        # White under black: seen on every colour. An end on the frame is seen whole.
+        axes.plot(interval, [place, place], color="white", linewidth=3.4, solid_capstyle="butt")
+        axes.plot(interval, [place, place], color="black", linewidth=1.4, marker="|", markersize=5, clip_on=False)
 
 
 def reliability_figure(evaluation: Evaluation) -> Figure:
