@@ -87,20 +87,15 @@ def read_results(source: ResultsSource, num_classes: int | None, phase_names: tu
             f"the files in {source.place} have no logits, as the weights that made them have no classifier; there "
             f"is no {network} to compare with"
         )
-    data: list[Path] = []
     for name, path in paths.items():
-        if path.is_dir():
-            results = reader.read(path, name)
-            sets[name], data = [results], data + reader.paths
-        else:
-            sets[name], data = [reader.read_csv(path, name)], [*data, path]
+        sets[name] = [(reader.read if path.is_dir() else reader.read_csv)(path, name)]
     facts = feature_facts(source, files)
     return OpenedSource(
         tables=(table,),
         phase_names=phase_names or files[0].phase_names,
         predict=lambda: sets,
         stored_fps=files[0].fps,
-        data=tuple(data),
+        data=tuple(reader.paths),
         **facts | {"notices": (*facts.get("notices", ()), *reader.notices)},
     )
 
@@ -125,7 +120,7 @@ class _Content:
 class _Reader:
     """Reads folders of result files, and CSVs, of the same videos.
 
-    notices: what the user should know of all folders read so far. paths: the files read of the last one.
+    notices: what the user should know of what was read so far. paths: the files that were read.
     """
 
     def __init__(self, files: Sequence[FeatureFile], table: FrameTable, given_names: tuple[str, ...] | None) -> None:
@@ -143,7 +138,7 @@ class _Reader:
         found = _list_results(folder)
         pairs = self._match(folder, found, name)
         contents = [_read_content(path) for _, path in pairs]
-        self.paths = [path for _, path in pairs]
+        self.paths += [path for _, path in pairs]
         texts = [content.values for content in contents if content.values.dtype.kind == "U"]
         words = set(np.unique(np.concatenate(texts)).tolist()) if texts else set()
         written = _written_names(self._phase_names, words, PHASE_BREAKS, folder)
@@ -172,6 +167,7 @@ class _Reader:
 
     def read_csv(self, path: Path, name: str) -> FramePredictions:
         """The predictions of a CSV of all videos."""
+        self.paths.append(path)
         names = self._given_names or self._phase_names
         rows = read_rows(path, "frame_id,true_label,predicted_label", [])
         id_column = next((column for column in ID_COLUMNS if column in rows.columns), None)
