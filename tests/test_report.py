@@ -137,6 +137,13 @@ def test_a_headline_number_has_one_card_for_all_sets(page: str, evaluations: lis
                 assert f"{value}{name} 95% interval [{low:.4f}, {high:.4f}]" in card
 
 
+def test_without_resamples_no_card_blames_the_patients(tmp_path: Path) -> None:
+    options = ScoreOptions(num_samples=0)
+    text = read(written(tmp_path, drawn_evaluations(3, 40, names=("one",), options=options))).text
+    assert text.count("no interval") == 5
+    assert "fewer than two patients" not in text
+
+
 def test_every_section_is_there_and_linked(page: str) -> None:
     reader = read(page)
     ids = {value for _, name, value in reader.attributes if name == "id"}
