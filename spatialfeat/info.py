@@ -46,13 +46,8 @@ class VideoSummary:
     """
 
     def __init__(self, file: FeatureFile, data_set: str | None = None) -> None:
-        labels, segments, frames = file.labels, file.segments, file.frames
+        labels, segments, frames = file.phases(), file.segments, file.frames
         labelled = labels[labels != UNLABELLED]
-        foreign = labelled[(labelled < 0) | (labelled >= file.num_phases)]
-        if len(foreign):
-            raise SpatialfeatError(
-                f"{file.path}: label {foreign[0]} is outside 0..{file.num_phases - 1}; extract the video again"
-            )
         self.file = file
         self.datasets = file.describe_datasets()
         self.size_bytes = file.path.stat().st_size

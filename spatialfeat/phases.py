@@ -66,7 +66,7 @@ def read_phase_names(text: str) -> tuple[str, ...]:
         return tuple(name.strip() for name in text.split(","))
     path = Path(text)
     if path.is_dir() or path.suffix == ".h5":
-        stored: tuple[str, ...] = pkgutil.resolve_name("spatialfeat.features.folder:stored_phase_names")(path)
+        stored: tuple[str, ...] = pkgutil.resolve_name("spatialfeat.features.folder:read_features")(path)[0].phase_names
         return stored
     try:
         content = path.read_text(encoding="utf-8-sig")

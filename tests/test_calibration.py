@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatialfeat.scores.calibration import calibration, softmax
+from spatialfeat.scores.metrics import calibration, softmax
 
 
 @pytest.fixture(autouse=True)
@@ -20,8 +20,8 @@ def no_warnings() -> Iterator[None]:
         yield
 
 
-def curve(probabilities: Any, labels: list[int], **options: int) -> dict[str, Any]:
-    return calibration(np.array(probabilities, dtype=np.float64), np.array(labels, dtype=np.int64), **options)
+def curve(probabilities: Any, labels: list[int]) -> dict[str, Any]:
+    return calibration(np.array(probabilities, dtype=np.float64), np.array(labels, dtype=np.int64))
 
 
 def column(found: dict[str, Any], name: str) -> list[float]:
@@ -29,18 +29,19 @@ def column(found: dict[str, Any], name: str) -> list[float]:
 
 
 def test_bins_by_hand() -> None:
-    # Two phases, 5 bins: (0.4, 0.6] holds 0.55 (right); (0.6, 0.8] holds 0.7 (right) and 0.8 (wrong), 0.8
-    # being the bin's upper edge; (0.8, 1] holds 0.9 (right). The last frame is unlabelled.
-    probabilities = [[0.55, 0.45], [0.3, 0.7], [0.8, 0.2], [0.1, 0.9], [0.5, 0.5]]
-    found = curve(probabilities, [0, 1, 1, 1, -100], num_bins=5)
-    np.testing.assert_allclose(column(found, "low"), [0, 0.2, 0.4, 0.6, 0.8])
-    np.testing.assert_allclose(column(found, "high"), [0.2, 0.4, 0.6, 0.8, 1])
-    assert column(found, "num_frames") == [0, 0, 1, 2, 1]
-    np.testing.assert_allclose(column(found, "confidence"), [np.nan, np.nan, 0.55, 0.75, 0.9])
-    np.testing.assert_allclose(column(found, "accuracy"), [np.nan, np.nan, 1, 0.5, 1])
-    # (1 * 0.45 + 2 * 0.25 + 1 * 0.1) / 4
-    assert found["expected_calibration_error"] == pytest.approx(1.05 / 4)
-    assert (found["num_bins"], found["num_frames"]) == (5, 4)
+    # Two phases, 15 bins: (8/15, 9/15] holds 0.55 (right); (11/15, 12/15] holds 0.75 (right) and 0.8 (wrong), 0.8
+    # being the bin's upper edge; (13/15, 14/15] holds 0.9 (right). The last frame is unlabelled.
+    probabilities = [[0.55, 0.45], [0.25, 0.75], [0.8, 0.2], [0.1, 0.9], [0.5, 0.5]]
+    found = curve(probabilities, [0, 1, 1, 1, -100])
+    np.testing.assert_allclose(column(found, "low"), np.arange(15) / 15)
+    np.testing.assert_allclose(column(found, "high"), np.arange(1, 16) / 15)
+    assert column(found, "num_frames") == [0] * 8 + [1, 0, 0, 2, 0, 1, 0]
+    nan = np.nan
+    np.testing.assert_allclose(column(found, "confidence"), [nan] * 8 + [0.55, nan, nan, 0.775, nan, 0.9, nan])
+    np.testing.assert_allclose(column(found, "accuracy"), [nan] * 8 + [1, nan, nan, 0.5, nan, 1, nan])
+    # (1 * 0.45 + 2 * 0.275 + 1 * 0.1) / 4
+    assert found["expected_calibration_error"] == pytest.approx(1.1 / 4)
+    assert (found["num_bins"], found["num_frames"]) == (15, 4)
 
 
 def test_confident_and_right_is_calibrated_confident_and_wrong_is_not() -> None:
@@ -69,19 +70,19 @@ def test_rows_of_unlabelled_frames_do_not_matter() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 15), st.integers(1, 5))
-def test_matches_brute_force(seed: int, num_frames: int, num_bins: int, num_phases: int) -> None:
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 5))
+def test_matches_brute_force(seed: int, num_frames: int, num_phases: int) -> None:
     rng = np.random.default_rng(seed)
     probabilities = softmax(rng.normal(scale=3, size=(num_frames, num_phases)))
     labels = rng.integers(num_phases, size=num_frames)
-    found = curve(probabilities, labels, num_bins=num_bins)
+    found = curve(probabilities, labels)
     error = 0.0
     for number, entry in enumerate(found["bins"]):
-        low, high = number / num_bins, (number + 1) / num_bins
+        low, high = number / 15, (number + 1) / 15
         inside = [
             (max(row), float(row.index(max(row)) == label))
             for row, label in zip(probabilities.tolist(), labels.tolist(), strict=True)
-            if low < max(row) <= high or (number == num_bins - 1 and max(row) > high)
+            if low < max(row) <= high or (number == 14 and max(row) > high)
         ]
         assert entry["num_frames"] == len(inside)
         if inside:

@@ -342,7 +342,7 @@ def test_mistakes_are_told_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("label", "1_1.h5: 1_1_2: label 9 is outside 0..3; extract the video again"),
+        ("label", "1_1.h5: frame 1_1_2 has label 9, which is outside 0..3; extract the video again"),
         ("logits", "1_1.h5: 1_1_3: its logits are not finite; extract the video again"),
         ("classes", "its files have 4 phases, not 7"),
     ],

@@ -204,7 +204,7 @@ def test_other_phase_names_are_refused(features_dir: Path) -> None:
 
 def test_labels_beyond_the_phases_are_refused(features_dir: Path) -> None:
     make_video(features_dir, "2000_1", [0, 3], num_channels=NUM_CHANNELS)
-    refuse(features_dir, features_dir.parent / "out", "frame 2000_1_000002 has label 3, but the file names 3 phases")
+    refuse(features_dir, features_dir.parent / "out", "frame 2000_1_000002 has label 3, which is outside 0..2")
 
 
 def test_a_missing_or_empty_feature_folder_is_reported(features_dir: Path) -> None:

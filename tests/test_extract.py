@@ -20,7 +20,7 @@ from spatialfeat.config import ExtractConfig
 from spatialfeat.device import choose_precision
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.extract import extract
-from spatialfeat.features.file import read_info
+from spatialfeat.features.folder import read_features
 from spatialfeat.finetune import FinetuneResult
 
 
@@ -180,8 +180,7 @@ def test_precision_is_recorded_and_never_mixed_unasked(config: ExtractConfig, tm
     if fastest == "fp32":
         pytest.skip("this processor computes nothing faster than fp32")
     extract(replace(config, precision="auto"))
-    infos = [read_info(path) for path in sorted(config.out_dir.glob("*.h5"))]
-    assert {info.provenance.precision for info in infos} == {fastest}
+    assert {file.provenance.precision for file in read_features(config.out_dir)} == {fastest}
     with pytest.raises(SpatialfeatError, match="was made with other precision"):
         extract(config)
 

@@ -111,13 +111,19 @@ def test_an_unfinished_file_does_not_count(videos: list[Video], out_dir: Path) -
 @pytest.mark.parametrize(
     ("provenance", "named"),
     [
-        (replace(PROVENANCE, weights_sha256="b" * 64), "weights"),
-        (replace(PROVENANCE, phase_names=("nasal", "sellar", "sphenoid")), "phase names"),
-        (replace(PROVENANCE, preprocessing="{}"), "preprocessing"),
+        (replace(PROVENANCE, weights_sha256="b" * 64), "weights (aaaaaaaa there, bbbbbbbb now)"),
+        (
+            replace(PROVENANCE, phase_names=("nasal", "sellar", "sphenoid")),
+            "phase names (nasal, sphenoid, sellar there, nasal, sellar, sphenoid now)",
+        ),
+        (replace(PROVENANCE, preprocessing="{}"), "preprocessing (image_size_px 224 there, None now)"),
         (replace(PROVENANCE, precision="bf16"), "precision (fp32 there, bf16 now)"),
         (TIME_FIRST_PROVENANCE, "layout (channel-first there, time-first now)"),
         (replace(PROVENANCE, group_by="patient"), "grouping (video there, patient now)"),
-        (replace(PROVENANCE, weights_sha256="b" * 64, fps=25.0), "weights, fps (1.0 there, 25.0 now)"),
+        (
+            replace(PROVENANCE, weights_sha256="b" * 64, fps=25.0),
+            "weights (aaaaaaaa there, bbbbbbbb now), fps (1.0 there, 25.0 now)",
+        ),
     ],
 )
 def test_files_of_another_provenance(videos: list[Video], out_dir: Path, provenance: Provenance, named: str) -> None:
@@ -204,7 +210,8 @@ def test_a_stranger_made_with_other_weights_is_never_mixed_in(
         out_dir / "video7.h5", make_header(2, "video7"), replace(PROVENANCE, weights_sha256="b" * 64)
     )
     assert _refusal(videos, out_dir, overwrite=overwrite) == (
-        "video7.h5: was made with other weights and is not part of this run; move it away, or choose another --out"
+        "video7.h5: was made with other weights (bbbbbbbb there, aaaaaaaa now) and is not part of this run; "
+        "move it away, or choose another --out"
     )
     assert path.exists()
 

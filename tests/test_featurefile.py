@@ -24,7 +24,7 @@ from tinydata import (
 )
 
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.file import read_info
+from spatialfeat.features.file import FeatureFile
 from spatialfeat.features.schema import Provenance, VideoHeader
 from spatialfeat.features.writer import FeatureFileWriter
 
@@ -115,18 +115,18 @@ def test_short_videos_get_no_longer_chunks_than_frames(tmp_path: Path, num_frame
 
 
 @LAYOUTS
-def test_read_info_gives_back_what_was_written(tmp_path: Path, provenance: Provenance) -> None:
+def test_everything_but_the_matrices_is_given_back(tmp_path: Path, provenance: Provenance) -> None:
     header = replace(make_header(70), split="holdout")
     path = write_feature_file(tmp_path / "1050_1.h5", header, provenance, attributes={"images_content": "c"})
-    info = read_info(path)
-    assert info.path == path
-    assert info.provenance == provenance
-    assert info.attributes["images_content"] == "c"
-    assert (info.header.video_id, info.header.patient_id, info.header.split) == ("1050_1", "1050", "holdout")
-    assert info.header.frame_ids.tolist() == header.frame_ids.tolist()
-    assert info.header.labels.tolist() == header.labels.tolist()
-    assert info.header.segments.tolist() == header.segments.tolist()
-    assert info.header.frame_numbers.tolist() == header.frame_numbers.tolist()
+    file = FeatureFile(path)
+    assert file.path == path
+    assert file.provenance == provenance
+    assert file.attributes["images_content"] == "c"
+    assert (file.video_id, file.patient_id, file.split) == ("1050_1", "1050", "holdout")
+    assert file.frame_ids.tolist() == header.frame_ids.tolist()
+    assert file.labels.tolist() == header.labels.tolist()
+    assert file.segments.tolist() == header.segments.tolist()
+    assert file.frames.tolist() == header.frame_numbers.tolist()
 
 
 def test_text_is_utf8(tmp_path: Path) -> None:
@@ -134,10 +134,10 @@ def test_text_is_utf8(tmp_path: Path) -> None:
         make_header(2, "Fälle-手術_1"),
         replace(PROVENANCE, phase_names=("Zugang", "Präparation", "縫合")),
     )
-    info = read_info(write_feature_file(tmp_path / "Fälle-手術_1.h5", header, provenance))
-    assert info.header.video_id == "Fälle-手術_1"
-    assert info.header.frame_ids.tolist() == ["Fälle-手術_1_1", "Fälle-手術_1_3"]
-    assert info.provenance.phase_names == ("Zugang", "Präparation", "縫合")
+    file = FeatureFile(write_feature_file(tmp_path / "Fälle-手術_1.h5", header, provenance))
+    assert file.video_id == "Fälle-手術_1"
+    assert file.frame_ids.tolist() == ["Fälle-手術_1_1", "Fälle-手術_1_3"]
+    assert file.provenance.phase_names == ("Zugang", "Präparation", "縫合")
 
 
 def test_provenance_differences() -> None:
@@ -231,7 +231,7 @@ def test_what_a_killed_run_left_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / ".1050_1.h5.partial").write_bytes(b"half a file")
     write_feature_file(tmp_path / "1050_1.h5", make_header(2))
     assert _names(tmp_path) == ["1050_1.h5"]
-    assert read_info(tmp_path / "1050_1.h5").header.frame_numbers.tolist() == [1, 3]
+    assert FeatureFile(tmp_path / "1050_1.h5").frames.tolist() == [1, 3]
 
 
 def test_two_processes_at_one_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +246,7 @@ def test_two_processes_at_one_video(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(SpatialfeatError, match=r"gone\.h5: no such feature file; make it with"):
-        read_info(tmp_path / "gone.h5")
+        FeatureFile(tmp_path / "gone.h5")
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.999])
@@ -255,14 +255,14 @@ def test_a_truncated_file(tmp_path: Path, kept: float) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * kept)])
     with pytest.raises(SpatialfeatError, match=r"1050_1\.h5: is not a whole HDF5 file .*; extract the video again"):
-        read_info(path)
+        FeatureFile(path)
 
 
 def test_a_text_file(tmp_path: Path) -> None:
     path = tmp_path / "notes.h5"
     path.write_text("not HDF5 at all, but long enough to hold a superblock " * 100)
     with pytest.raises(SpatialfeatError, match=r"notes\.h5: is not a whole HDF5 file"):
-        read_info(path)
+        FeatureFile(path)
 
 
 @pytest.mark.parametrize("attributes", [{}, {"format": "other"}, {"format": 3}], ids=["none", "other", "number"])
@@ -272,7 +272,7 @@ def test_a_foreign_hdf5_file(tmp_path: Path, attributes: dict[str, object]) -> N
         file["features"] = np.zeros((2, 2))
         file.attrs.update(attributes)
     with pytest.raises(SpatialfeatError, match=r"other\.h5: is not a feature file of spatialfeat"):
-        read_info(path)
+        FeatureFile(path)
 
 
 def _set_schema(file: h5py.File) -> None:
@@ -310,7 +310,7 @@ def test_a_changed_file(
     with h5py.File(path, "r+") as file:
         change(file)
     with pytest.raises(SpatialfeatError, match=rf"1050_1\.h5: {message}"):
-        read_info(path)
+        FeatureFile(path)
     path.rename(tmp_path / "moved.h5")  # refused files are closed again
     with h5py.File(tmp_path / "moved.h5", "r+"):
         pass

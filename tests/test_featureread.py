@@ -62,7 +62,6 @@ def test_a_file_says_everything(tmp_path: Path, provenance: Provenance) -> None:
             np.testing.assert_array_equal(found, expected)
         assert file.frame_ids.dtype.kind == "U"
         assert file.frame_ids.tolist() == header.frame_ids.tolist()
-        assert file.info.header.frame_ids.tolist() == header.frame_ids.tolist()
         assert repr(file) == "FeatureFile('1050_1.h5', video 1050_1, split train, features (2048, 10), 3 phases)"
 
 
@@ -338,7 +337,7 @@ def test_layouts_may_be_mixed(tmp_path: Path) -> None:
         ({"precision": "bf16", "fps": 25.0}, r"other precision \(bf16 against fp32\), fps \(25.0 against 1.0\)"),
         ({"backbone": "resnet18"}, "other backbone"),
         ({"layer": "layer4"}, "other layer"),
-        ({"group_by": "patient"}, "other group by"),
+        ({"group_by": "patient"}, "other grouping"),
     ],
 )  # fmt: skip
 def test_mixed_provenances(tmp_path: Path, changes: dict[str, object], message: str) -> None:

@@ -419,7 +419,7 @@ def test_other_preprocessing_does_not_go_into_the_same_folder(
     )  # fmt: skip
     assert extract(config).written == []  # The same again: nothing to do.
     for change in ({"preprocessing": "short-side"}, {"mean": (0.5, 0.5, 0.5)}, {"std": None}):
-        with pytest.raises(SpatialfeatError, match="was made with other preprocessing; pass --overwrite"):
+        with pytest.raises(SpatialfeatError, match=r"made with other preprocessing \(.* there, .* now\); pass --overw"):
             extract(replace(config, **change))
 
 

@@ -167,7 +167,7 @@ def test_a_label_outside_the_phases(tmp_path: Path) -> None:
     path = _write(tmp_path, "1_1")
     with h5py.File(path, "r+") as file:
         file["labels"][4] = 9
-    with pytest.raises(SpatialfeatError, match=r"1_1\.h5: label 9 is outside 0\.\.2; extract the video again"):
+    with pytest.raises(SpatialfeatError, match=r"1_1\.h5: frame \S+ has label 9, which is outside 0\.\.2; extract"):
         describe(path)
     assert run(app, ["info", str(tmp_path)]).exit_code == 1
 

@@ -196,8 +196,8 @@ def test_no_text_leaves_the_picture() -> None:
 
 
 def test_names_with_dots_keep_them(tmp_path: Path) -> None:
-    png, svg = save_figure(Figure(), tmp_path / "video.1.png")
-    assert (png.name, svg.name) == ("video.1.png", "video.1.svg")
+    save_figure(Figure(), tmp_path / "video.1.png")
+    assert {path.name for path in tmp_path.iterdir()} == {"video.1.png", "video.1.svg"}
 
 
 def test_a_thousand_classes_give_pictures_of_those_that_occur() -> None:
@@ -247,7 +247,7 @@ def test_of_a_thousand_classes_without_any_truth_those_that_are_predicted_are_sh
     evaluation = unscored("network", [video], [f"class {number}" for number in range(1000)])
     assert shown_of([evaluation]) == [5, 999]
     legend = [text.get_text() for text in drawn_ribbon([evaluation], 0, fps=1).legends[0].get_texts()]
-    assert {"5 class 5", "999 class 999", "998 other phases"} <= set(legend)
+    assert legend == ["5 class 5", "999 class 999", "no label"]
 
 
 def test_all_of_sixty_phases_are_shown_also_where_they_do_not_occur() -> None:

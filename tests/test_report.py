@@ -124,6 +124,26 @@ def test_comparison_is_second_minus_first(page: str, evaluations: list[Evaluatio
     assert rows[1][1:4] == [f"{values[0]:.4f}", f"{values[1]:.4f}", f"{values[1] - values[0]:+.4f}"]
 
 
+def test_a_headline_number_has_one_card_for_all_sets(page: str, evaluations: list[Evaluation], tmp_path: Path) -> None:
+    for shown, sets in ((page, evaluations), (written(tmp_path, evaluations[:1]), evaluations[:1])):
+        cards = [" ".join(re.sub("<.*?>", " ", card).split()) for card in shown.split('<div class="card">')[1:]]
+        assert len(cards) == 8
+        for heading, section, key in (("Accuracy, pooled", "pooled", "accuracy"), ("Edit score", "segmental", "edit")):
+            (card,) = [card for card in cards if card.startswith(heading)]
+            for evaluation in sets:
+                low, high = evaluation.metrics["intervals"][key]
+                name = f" {evaluation.name}" if len(sets) > 1 else ""
+                value = f"{evaluation.metrics[section][key]:.4f}"
+                assert f"{value}{name} 95% interval [{low:.4f}, {high:.4f}]" in card
+
+
+def test_without_resamples_no_card_blames_the_patients(tmp_path: Path) -> None:
+    options = ScoreOptions(num_samples=0)
+    text = read(written(tmp_path, drawn_evaluations(3, 40, names=("one",), options=options))).text
+    assert text.count("no interval") == 5
+    assert "fewer than two patients" not in text
+
+
 def test_every_section_is_there_and_linked(page: str) -> None:
     reader = read(page)
     ids = {value for _, name, value in reader.attributes if name == "id"}

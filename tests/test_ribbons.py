@@ -27,7 +27,7 @@ from spatialfeat.reports.ribbons import (
     timelines,
 )
 from spatialfeat.scores.predictions import EvaluatedVideo, usual_step
-from spatialfeat.scores.summary import ScoreOptions
+from spatialfeat.scores.summary import ScoreOptions, unscored
 
 NO_INTERVALS = ScoreOptions(num_samples=0)
 
@@ -37,6 +37,10 @@ def video_of(frames: list[int], labels: list[int], segments: list[int] | None = 
     video = small_video("v", labels, [0] * len(frames))
     numbers, of_segments = (np.array(values, dtype=np.int64) for values in (frames, segments or [0] * len(frames)))
     return replace(video, frame_numbers=numbers, segments=of_segments)
+
+
+def line_of(video: EvaluatedVideo, *, fps: float, step: float) -> Timeline:
+    return Timeline.of(video.segments, video.frame_numbers, fps=fps, step=step)
 
 
 def runs_of(line: Timeline, values: list[int]) -> list[tuple[int, float, float]]:
@@ -61,7 +65,7 @@ def test_runs_equal_brute_force(data: st.DataObject) -> None:
             frames.append(place)
             segments.append(segment)
             place += step * skips[len(frames) - 1]
-    line = Timeline.of(video_of(frames, labels, segments), fps=5.0, step=step)
+    line = line_of(video_of(frames, labels, segments), fps=5.0, step=step)
 
     expected, offset = [], 0  # One cell per step: a label, or None in a gap.
     for index, (frame, segment) in enumerate(zip(frames, segments, strict=True)):
@@ -86,19 +90,19 @@ def test_runs_equal_brute_force(data: st.DataObject) -> None:
 def test_runs_worked_by_hand() -> None:
     # Frames 0 25 50 | gap | 150 175, 25 per second: one second each, seconds 3 to 6 are missing.
     labels = [1, 1, 2, 2, 2]
-    line = Timeline.of(video_of([0, 25, 50, 150, 175], labels), fps=25, step=25)
+    line = line_of(video_of([0, 25, 50, 150, 175], labels), fps=25, step=25)
     assert runs_of(line, labels) == [(1, 0, 2), (2, 2, 3), (2, 6, 8)]
     assert (line.num_gaps, line.duration_s) == (1, 8.0)
 
 
 def test_segments_follow_each_other() -> None:
-    line = Timeline.of(video_of([3, 4, 3, 4], [0, 0, 0, 0], [1, 1, 5, 5]), fps=2, step=1)
+    line = line_of(video_of([3, 4, 3, 4], [0, 0, 0, 0], [1, 1, 5, 5]), fps=2, step=1)
     assert line.segment_starts == ((1, 0.0), (5, 1.0))
     assert runs_of(line, [0, 0, 0, 0]) == [(0, 0, 1), (0, 1, 2)]  # A segment ends a run.
 
 
 def test_jitter_of_the_sampling_is_no_gap() -> None:
-    line = Timeline.of(video_of([0, 24, 50, 75, 99], [0] * 5), fps=25, step=25)
+    line = line_of(video_of([0, 24, 50, 75, 99], [0] * 5), fps=25, step=25)
     assert line.num_gaps == 0
     assert len(runs_of(line, [0] * 5)) == 1
 
@@ -161,6 +165,26 @@ def test_ribbon_rows_and_accuracy() -> None:
     assert labels == ["ground truth", *expected]
 
 
+def test_without_truth_the_legend_lists_the_phases_that_are_drawn_and_confidence_has_a_scale() -> None:
+    videos = []
+    for predictions in ([1, 1, 3, 3], [2, 2, 2, 2]):
+        video = replace(video_of([0, 1, 2, 3], [-100] * 4), predictions=np.array(predictions))
+        videos.append(replace(video, probabilities=np.array([[0.1, 0.7, 0.1, 0.1]] * 4, dtype=np.float32)))
+    network = unscored("network", videos, "abcd")
+    figure = drawn_ribbon([network], 0, fps=1.0)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["1 b", "3 d"]
+    (overview,) = overview_figures([network], timelines(videos, 1.0))
+    assert [text.get_text() for text in overview.legends[0].get_texts()] == ["1 b", "2 c", "3 d"]
+    axes = figure.axes[0]
+    (scale,) = axes.child_axes
+    assert [text.get_text() for text in scale.get_yticklabels()] == ["0", "0.5", "1"]
+    figure.draw_without_rendering()
+    places = [axes.transData.transform((0, value))[1] for value in scale.get_yticks()]
+    area = axes.collections[-1].get_window_extent()
+    assert places[0] == pytest.approx(area.y0, abs=1)
+    assert places[0] + 0.7 * (places[2] - places[0]) == pytest.approx(area.y1, abs=1)
+
+
 def test_a_phase_has_one_colour_whichever_phases_occur() -> None:
     only_two = drawn_ribbon([evaluation_of("x", [video_of([0, 1], [2, 2])], "abc", NO_INTERVALS)], 0, fps=1.0)
     assert (phase_style(2).colour, 0.0, 2.0) in bars_of(only_two)
@@ -179,7 +203,7 @@ def test_short_runs_stay_visible() -> None:
 
 def test_a_video_in_words() -> None:
     video = replace(video_of([3, 4, 9, 3, 4], [0] * 5, [1, 1, 1, 5, 5]), frame_ids=np.array(list("abcde")))
-    shown = describe_video(video, Timeline.of(video, fps=1.0, step=1))
+    shown = describe_video(video, line_of(video, fps=1.0, step=1))
     assert shown == "5 frames; 9 s; from a to e; 1 gap (blank); segments (dashed lines): 1 from 0 s, 5 from 7 s"
 
 

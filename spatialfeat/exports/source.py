@@ -57,14 +57,7 @@ class ExportVideo:
         self.num_labelled = self.num_unlabelled = 0
         self._kept: list[NDArray[np.bool_] | slice] = []
         for file in files:
-            labels = file.labels
-            labelled = labels != UNLABELLED
-            wrong = np.flatnonzero(labelled & ((labels < 0) | (labels >= file.num_phases)))
-            if len(wrong):
-                raise SpatialfeatError(
-                    f"{file.path}: frame {file.frame_ids[wrong[0]]} has label {labels[wrong[0]]}, "
-                    f"but the file names {file.num_phases} phases; extract the video again"
-                )
+            labelled = file.phases() != UNLABELLED
             self.num_labelled += int(labelled.sum())
             self.num_unlabelled += int((~labelled).sum())
             self._kept.append(labelled if drop_unlabelled and not labelled.all() else slice(None))

@@ -46,12 +46,10 @@ class TecnoExport(ExportJob):
         if float(f"{fps:.1f}") != fps:
             self.notices.append(f"names say {self.rate} for features at {fps:g} fps, as TeCNO's do")
         self.numbered = dict(enumerate((video for part in self.per_split().values() for video in part), start=1))
-        self.numbers: dict[str, range] = {}
+        self.numbers: dict[str, list[int]] = {}
         """{split: numbers of its videos}."""
-        first = 1
-        for split, part in self.per_split().items():
-            self.numbers[split] = range(first, first + len(part))
-            first += len(part)
+        for number, video in self.numbered.items():
+            self.numbers.setdefault(video.split, []).append(number)
         self.ranges = ", ".join(f"{split} {numbers[0]} to {numbers[-1]}" for split, numbers in self.numbers.items())
         self.notices.append(f"videos are numbered {self.ranges}; videos.csv lists them")
 
@@ -129,12 +127,12 @@ class TecnoExport(ExportJob):
     def _ranges(self) -> dict[str, str]:
         """{split: what to write for i in range(41, 49) and the like}, also of splits without any video."""
         ranges = {split: f"range({numbers[0]}, {numbers[-1] + 1})" for split, numbers in self.numbers.items()}
-        train = self.numbers.get("train", range(0))
+        train = self.numbers.get("train", [])
         if not train:
             ranges["train"] = "no video has this split, and TeCNO cannot train without"
         if "val" not in self.numbers:
-            end = train.stop
-            instead = f"train {range(1, end - 1)} and val {range(end - 1, end)}" if len(train) > 1 else "it"
+            last = len(train)
+            instead = f"train {range(1, last)} and val {range(last, last + 1)}" if last > 1 else "it"
             ranges["val"] = (
                 "no video has this split, but TeCNO chooses its epoch there, and 41 to 48 would stay in force; take "
                 f"some from train, for example {instead}"

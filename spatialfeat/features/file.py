@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from spatialfeat.data.frames import UNLABELLED
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.schema import (
     AXES_OF_LAYOUT,
@@ -25,12 +26,13 @@ from spatialfeat.features.schema import (
     PSEUDONYMIZED,
     TIME_CHANNEL,
     TYPES,
-    FeatureFileInfo,
     Provenance,
-    VideoHeader,
     check_schema,
     read_frame_ids,
 )
+
+AGAIN = "extract the video again"
+"""The remedy for a file that holds what this program never writes."""
 
 MAX_OPEN_FILES = 64
 """A folder of a thousand videos, read in random order, would pass the usual limit of 1024 open files."""
@@ -91,14 +93,20 @@ class FeatureFile:
         return PSEUDONYMIZED in self.attributes
 
     @property
-    def paths(self) -> tuple[Path, ...]:
-        """The files that the video is read from: this one."""
-        return (self.path,)
-
-    @property
     def labels(self) -> NDArray[np.int64]:
         """(T,) int64: phase, -100 where unlabelled."""
         return self._vector("labels")
+
+    def phases(self) -> NDArray[np.int64]:
+        """`labels`, for those who use them as phases. Raises SpatialfeatError for one that is no phase of the file."""
+        labels = self.labels
+        wrong = np.flatnonzero(((labels < 0) | (labels >= self.num_phases)) & (labels != UNLABELLED))
+        if len(wrong):
+            raise SpatialfeatError(
+                f"{self.path}: frame {self.frame_ids[wrong[0]]} has label {labels[wrong[0]]}, which is outside "
+                f"0..{self.num_phases - 1}; {AGAIN}"
+            )
+        return labels
 
     def labels_of(self, start: int, stop: int) -> NDArray[np.int64]:
         """Labels of the frames [start, stop), (n,) int64; nothing else is read."""
@@ -119,20 +127,6 @@ class FeatureFile:
         """(T,) str: the frames' ids in time order."""
         with self._opened() as file:
             return read_frame_ids(self.path, file["frame_ids"])
-
-    @property
-    def info(self) -> FeatureFileInfo:
-        """Everything but features and logits."""
-        header = VideoHeader(
-            video_id=self.video_id,
-            patient_id=self.patient_id,
-            split=self.split,
-            frame_ids=self.frame_ids,
-            labels=self.labels,
-            segments=self.segments,
-            frame_numbers=self.frames,
-        )
-        return FeatureFileInfo(self.path, self.provenance, header, self.attributes)
 
     def features(self, start: int = 0, stop: int | None = None, *, axes: str = CHANNEL_TIME) -> NDArray[np.float32]:
         """Features of the frames [start, stop), or to the end.
@@ -214,12 +208,6 @@ class FeatureFile:
 
     def _opened(self) -> AbstractContextManager[h5py.File]:
         return _open_files().lend(self.path, self._stamp)
-
-
-def read_info(path: Path) -> FeatureFileInfo:
-    """Everything but features and logits of a file. Raises SpatialfeatError as `FeatureFile` does."""
-    with FeatureFile(path) as file:
-        return file.info
 
 
 _Stamp = tuple[int, int, int]

@@ -12,7 +12,7 @@ from spatialfeat.console import count_text
 from spatialfeat.encoders import NOT_FINE_TUNED
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
-from spatialfeat.features.schema import CHANNEL_FIRST, SUFFIX, WEIGHTS_ORIGIN
+from spatialfeat.features.schema import CHANNEL_FIRST, SUFFIX, WEIGHTS_ORIGIN, Provenance
 from spatialfeat.files import parse_json_object
 from spatialfeat.names import natural_key, same_name_key
 
@@ -103,11 +103,6 @@ def seen_in_training(files: Iterable[FeatureFile]) -> str:
         f"{count_text(len(seen), 'video')} of split train or val {are} now tested on: if the network was trained on "
         "them, scores will be too good"
     )
-
-
-def stored_phase_names(path: Path) -> tuple[str, ...]:
-    """The phase names, in label order, that a folder of feature files, or one, holds. Raises as `read_features`."""
-    return read_features(path)[0].phase_names
 
 
 def of_split(files: Sequence[FeatureFile], split: str, place: Path | str) -> list[FeatureFile]:
@@ -235,31 +230,32 @@ def mixed_provenances(files: Sequence[FeatureFile], *, across_folds: bool = Fals
     return conflicts
 
 
+def describe_differences(provenance: Provenance, other: Provenance, form: str, free: Collection[str] = ()) -> list[str]:
+    """`precision (bf16 against fp32)` for everything that differs. form: "{} against {}". free: what may differ."""
+    texts = []
+    for name in provenance.differences(other):
+        if name in free:
+            continue
+        values = getattr(provenance, name), getattr(other, name)
+        parts, others = map(parse_json_object, values) if name == "preprocessing" else (None, None)
+        if parts is not None and others is not None:
+            keys = [key for key in {**others, **parts} if parts.get(key) != others.get(key)]
+            shown = [f"{key} {form.format(parts.get(key), others.get(key))}" for key in keys]
+        elif name == "phase_names":
+            shown = [form.format(*map(", ".join, values))]
+        else:
+            longest = SHORT_HASH if name == "weights_sha256" else _SHOWN
+            shown = [form.format(*(str(value)[:longest] for value in values))]
+        title = {"weights_sha256": "weights", "group_by": "grouping"}.get(name, name.replace("_", " "))
+        texts.append(f"{title} ({', '.join(shown)})")
+    return texts
+
+
 def _differences(file: FeatureFile, usual: FeatureFile, free: Collection[str]) -> list[str]:
-    """`precision (bf16 against fp32)` for everything that differs. free: what may."""
-    texts = [
-        f"{name.replace('_sha256', '').replace('_', ' ')} "
-        f"({_against(name, getattr(file.provenance, name), getattr(usual.provenance, name))})"
-        for name in file.provenance.differences(usual.provenance)
-        if name not in free
-    ]
+    """`describe_differences`, also of what the files hold."""
+    texts = describe_differences(file.provenance, usual.provenance, "{} against {}", free)
     if file.num_channels != usual.num_channels:
         texts.append(f"number of channels ({file.num_channels} against {usual.num_channels})")
     if file.has_logits != usual.has_logits:
         texts.append("classifier ({} against {})".format(*("there" if f.has_logits else "none" for f in (file, usual))))
     return texts
-
-
-def _against(name: str, value: Any, usual: Any) -> str:
-    """`bf16 against fp32`, and only what differs of the preprocessing."""
-    if name == "weights_sha256":
-        value, usual = value[:SHORT_HASH], usual[:SHORT_HASH]
-    elif name == "phase_names":
-        value, usual = ", ".join(value), ", ".join(usual)
-    elif name == "preprocessing":
-        parts, usual_parts = parse_json_object(value), parse_json_object(usual)
-        if parts is not None and usual_parts is not None:
-            keys = [key for key in {**usual_parts, **parts} if parts.get(key) != usual_parts.get(key)]
-            return ", ".join(f"{key} {parts.get(key)} against {usual_parts.get(key)}" for key in keys)
-        value, usual = value[:_SHOWN], usual[:_SHOWN]
-    return f"{value} against {usual}"

@@ -12,9 +12,12 @@ from spatialfeat.data.frames import Video
 from spatialfeat.data.images import content_digest
 from spatialfeat.data.pseudonyms import Pseudonyms
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.file import FeatureFile, read_info
-from spatialfeat.features.schema import SUFFIX, FeatureFileInfo, Provenance, VideoHeader
+from spatialfeat.features.file import FeatureFile
+from spatialfeat.features.folder import describe_differences
+from spatialfeat.features.schema import SUFFIX, Provenance, VideoHeader
 from spatialfeat.names import file_name
+
+THERE_AND_NOW = "{} there, {} now"
 
 
 @dataclass(frozen=True)
@@ -130,56 +133,46 @@ def _refuse_stranger(path: Path, provenance: Provenance, pseudonyms: Pseudonyms 
         raise SpatialfeatError(f"{path}: was made with --pseudonymize, and this run is without; {apart}")
     if pseudonyms is not None and file.patient_id not in pseudonyms.of_patient.values():
         raise SpatialfeatError(f"{path}: its patient {file.patient_id} is no pseudonym of {pseudonyms.path}; {apart}")
-    differing = provenance.differences(file.provenance)
+    differing = describe_differences(file.provenance, provenance, THERE_AND_NOW)
     if differing:
         raise SpatialfeatError(
-            f"{path}: was made with other {_differences(differing, file.provenance, provenance)} and is not part of "
-            "this run; move it away, or choose another --out"
+            f"{path}: was made with other {', '.join(differing)} and is not part of this run; move it away, or choose "
+            "another --out"
         )
 
 
 def _why_not_reusable(path: Path, video: Video, provenance: Provenance) -> str | None:
     try:
-        info = read_info(path)
+        with FeatureFile(path) as file:
+            # All but features and logits is read, so that damage there is seen.
+            ids, labels, _, _ = file.frame_ids, file.labels, file.segments, file.frames
     except SpatialfeatError as error:
         return f"cannot be reused ({str(error).removeprefix(f'{path}: ')})"
-    differing = provenance.differences(info.provenance)
+    differing = describe_differences(file.provenance, provenance, THERE_AND_NOW)
     if differing:
-        return f"was made with other {_differences(differing, info.provenance, provenance)}"
-    expected, found = video_header(video), info.header
-    if expected.split != found.split:
-        return f"was made for split {found.split}, now {expected.split}"
-    if expected.patient_id != found.patient_id:
-        return f"was made for patient {found.patient_id}, now {expected.patient_id}"
-    if expected.frame_ids.tolist() != found.frame_ids.tolist():
-        return f"holds other frames ({len(found.frame_ids)} there, {len(expected.frame_ids)} now)"
-    if expected.labels.tolist() != found.labels.tolist():
+        return f"was made with other {', '.join(differing)}"
+    expected = video_header(video)
+    if expected.split != file.split:
+        return f"was made for split {file.split}, now {expected.split}"
+    if expected.patient_id != file.patient_id:
+        return f"was made for patient {file.patient_id}, now {expected.patient_id}"
+    if expected.frame_ids.tolist() != ids.tolist():
+        return f"holds other frames ({len(ids)} there, {len(expected.frame_ids)} now)"
+    if expected.labels.tolist() != labels.tolist():
         return "holds other labels"
-    if not _same_images(info, video):
+    if not _same_images(file, video):
         return "was made from images that have changed since"
     return None
 
 
-def _same_images(info: FeatureFileInfo, video: Video) -> bool:
-    if info.attributes.get("images_stat") == fingerprints_digest(video):
+def _same_images(file: FeatureFile, video: Video) -> bool:
+    if file.attributes.get("images_stat") == fingerprints_digest(video):
         return True
     # Copied files have new times but the same content; reading them is far cheaper than extracting them.
     digest = hashlib.sha256()
     for name in video.table.image_names[video.rows].tolist():
         digest.update(content_digest(video.table.images.read(name)))
-    return info.attributes.get("images_content") == digest.hexdigest()
-
-
-def _differences(fields: Sequence[str], there: Provenance, now: Provenance) -> str:
-    """`weights, precision (bf16 there, fp32 now)`: with the values of those that are options."""
-    texts = []
-    for name in fields:
-        text = name.replace("_sha256", "").replace("group_by", "grouping").replace("_", " ")
-        if name in ("precision", "layout", "group_by", "fps", "id_rule", "jpeg_decoder"):
-            values = (str(getattr(provenance, name) or "none") for provenance in (there, now))
-            text += " ({} there, {} now)".format(*values)
-        texts.append(text)
-    return ", ".join(texts)
+    return file.attributes.get("images_content") == digest.hexdigest()
 
 
 def share_out(videos: Sequence[Video], shares: int) -> list[list[Video]]:

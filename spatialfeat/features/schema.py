@@ -91,16 +91,6 @@ class VideoHeader:
     frame_numbers: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class FeatureFileInfo:
-    """The small part of a feature file: everything but features and logits."""
-
-    path: Path
-    provenance: Provenance
-    header: VideoHeader
-    attributes: dict[str, Any]
-
-
 REQUIRED_ATTRIBUTES = (
     "video_id", "patient_id", "split", *(field.name for field in fields(Provenance) if field.default is MISSING),
 )  # fmt: skip

@@ -17,6 +17,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -25,7 +26,6 @@ from matplotlib.ticker import MaxNLocator
 from spatialfeat.console import count_text, omission, shown_phases
 from spatialfeat.files import write_atomically
 from spatialfeat.reports.tables import REPORT
-from spatialfeat.scores.metrics import FloatArray, IntArray
 from spatialfeat.scores.summary import Evaluation, shown_of
 
 PHASE_COLOURS = (
@@ -96,13 +96,10 @@ def set_colour(index: int) -> str:
     return SET_COLOURS[index % len(SET_COLOURS)]
 
 
-def _set_hatch(index: int) -> str:
-    """Hatching of the index-th set's bars: the first has none."""
-    return HATCHES[index % len(HATCHES)]
-
-
 def _set_bars(index: int) -> dict[str, Any]:
-    return {"color": set_colour(index), "hatch": _set_hatch(index), "edgecolor": "white", "linewidth": 0}
+    """Looks of the index-th set's bars; the first has no hatching."""
+    hatch = HATCHES[index % len(HATCHES)]
+    return {"facecolor": set_colour(index), "hatch": hatch, "edgecolor": "white", "linewidth": 0}
 
 
 def plain_text(text: str, longest: int = LONGEST_NAME) -> str:
@@ -115,33 +112,24 @@ def plain_text(text: str, longest: int = LONGEST_NAME) -> str:
     return (" " + line if line.startswith("_") else line).replace("$", r"\$")
 
 
-def save_figure(figure: Figure, png_path: Path) -> tuple[Path, Path]:
-    """Write a figure as PNG and, beside it, as SVG. Each file is whole or absent. Returns (png, svg)."""
-    svg_path = png_path.with_name(f"{png_path.name.removesuffix('.png')}.svg")
-    png_path = svg_path.with_name(f"{svg_path.name.removesuffix('.svg')}.png")
+def save_figure(figure: Figure, png_path: Path) -> None:
+    """Write a figure as PNG and, beside it, as SVG. Each file is whole or absent."""
+    assert png_path.suffix == ".png", png_path
     save_png(figure, png_path)
     svg = svg_bytes(figure)
-    write_atomically(svg_path, lambda temporary: temporary.write_bytes(svg))
-    return png_path, svg_path
+    write_atomically(png_path.with_suffix(".svg"), lambda temporary: temporary.write_bytes(svg))
 
 
 def save_png(figure: Figure, png_path: Path) -> None:
     """Write a figure of photographs, of which an SVG would be no smaller and no sharper."""
-    _arrange(figure)
-    write_atomically(png_path, lambda temporary: figure.savefig(temporary, dpi=DPI, format="png"))
-
-
-def _arrange(figure: Figure) -> None:
-    """Give everything its place for good, so that all files of a figure look the same.
-
-    Arranging is the slow part. With a layout engine, matplotlib would do it, and draw all once more, for each file.
-    """
     engine = figure.get_layout_engine()
-    if engine is None:
-        return
-    engine.execute(figure)
-    with matplotlib.rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
-        figure.set_layout_engine(None)
+    if engine is not None:
+        # Everything gets its place for good, so that all files look the same. Arranging is the slow part: with a layout
+        # engine, matplotlib would do it, and draw all once more, for each file.
+        engine.execute(figure)
+        with matplotlib.rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
+            figure.set_layout_engine(None)
+    write_atomically(png_path, lambda temporary: figure.savefig(temporary, dpi=DPI, format="png"))
 
 
 def svg_bytes(figure: Figure) -> bytes:
@@ -243,8 +231,12 @@ def per_phase_figure(evaluations: Sequence[Evaluation]) -> Figure:
     bar = 0.8 / num_sets
     for axes, (measure, label) in zip(panels, BAR_SCORES.items(), strict=True):
         for index, evaluation in enumerate(evaluations):
-            places: FloatArray = np.arange(num_phases, dtype=np.float64) + (index + 0.5) * bar - 0.4
-            _draw_bars(axes, evaluation.metrics, shown, measure, places, bar, index)
+            intervals = evaluation.metrics["intervals"]["per_phase"]
+            for number, phase in enumerate(shown):
+                row = evaluation.metrics["per_phase"][phase]
+                if row["support"]:
+                    place = number + (index + 0.5) * bar - 0.4
+                    _draw_bar(axes, row[measure], intervals[phase][measure], place, bar, index)
         for phase, row in enumerate(rows):
             if row["support"] == 0:
                 axes.text(0.02, phase, "no frames", va="center", color="0.35", fontsize=8, style="italic")
@@ -263,46 +255,29 @@ def per_phase_figure(evaluations: Sequence[Evaluation]) -> Figure:
     figure.suptitle(f"Scores per phase, all frames of all videos pooled{note}", fontsize=10)
     if num_sets > 1:
         handles = [
-            Patch(
-                facecolor=set_colour(i),
-                hatch=_set_hatch(i),
-                edgecolor="white",
-                label=plain_text(evaluation.name),
-            )
-            for i, evaluation in enumerate(evaluations)
+            Patch(**_set_bars(index), label=plain_text(evaluation.name)) for index, evaluation in enumerate(evaluations)
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(num_sets, 4), frameon=False, fontsize=9)
     return figure
 
 
-def _draw_bars(
-    axes: Axes,
-    metrics: dict[str, Any],
-    shown: Sequence[int],
-    measure: str,
-    places: FloatArray,
-    bar: float,
-    index: int,
+def _draw_bar(
+    axes: Axes, value: float | None, interval: Sequence[float] | None, place: float, bar: float, index: int
 ) -> None:
-    """One evaluation's bars of one measure. places: the middles of the shown phases; bar: thickness, in phases."""
-    for place, phase in zip(places, shown, strict=True):
-        row = metrics["per_phase"][phase]
-        value, interval = row[measure], metrics["intervals"]["per_phase"][phase][measure]
-        if row["support"] == 0:
-            continue
-        if value is None:
-            axes.text(0.02, place, "undefined", va="center", color="0.35", fontsize=7, style="italic")
-            continue
-        axes.barh(place, value, height=bar * 0.9, **_set_bars(index))
-        high = value if interval is None else interval[1]
-        if value == 0:
-            ends = [place - 0.45 * bar, place + 0.45 * bar]
-            axes.plot([0, 0], ends, color=set_colour(index), linewidth=1.6, solid_capstyle="butt", clip_on=False)
-            axes.annotate("0", (high, place), (4, 0), textcoords="offset points", va="center", fontsize=7)
-        if interval is not None and high > 0:
-            # White under black: seen on every colour. An end on the frame is seen whole.
-            axes.plot(interval, [place, place], color="white", linewidth=3.4, solid_capstyle="butt")
-            axes.plot(interval, [place, place], color="black", linewidth=1.4, marker="|", markersize=5, clip_on=False)
+    """A score of the index-th set. place: the bar's middle; bar: its thickness, in phases."""
+    if value is None:
+        axes.text(0.02, place, "undefined", va="center", color="0.35", fontsize=7, style="italic")
+        return
+    axes.barh(place, value, height=bar * 0.9, **_set_bars(index))
+    high = value if interval is None else interval[1]
+    if value == 0:
+        ends = [place - 0.45 * bar, place + 0.45 * bar]
+        axes.plot([0, 0], ends, color=set_colour(index), linewidth=1.6, solid_capstyle="butt", clip_on=False)
+        axes.annotate("0", (high, place), (4, 0), textcoords="offset points", va="center", fontsize=7)
+    if interval is not None and high > 0:
+        # White under black: seen on every colour. An end on the frame is seen whole.
+        axes.plot(interval, [place, place], color="white", linewidth=3.4, solid_capstyle="butt")
+        axes.plot(interval, [place, place], color="black", linewidth=1.4, marker="|", markersize=5, clip_on=False)
 
 
 def reliability_figure(evaluation: Evaluation) -> Figure:
@@ -311,26 +286,23 @@ def reliability_figure(evaluation: Evaluation) -> Figure:
     evaluation: with `metrics["calibration"]`.
     """
     calibration = evaluation.metrics["calibration"]
-    bins = calibration["bins"]
-    lows, highs, counts = (np.array([entry[name] for entry in bins]) for name in ("low", "high", "num_frames"))
+    bins = pd.DataFrame(calibration["bins"])
+    filled, widths = bins[bins["num_frames"] > 0], bins["high"] - bins["low"]
     figure = Figure(figsize=(5.6, 6.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.25))
-    filled = [entry for entry in bins if entry["num_frames"]]
-    accuracies = [entry["accuracy"] for entry in filled]
+    bars: dict[str, Any] = {"align": "edge", "edgecolor": "white", "linewidth": 0.6}
     upper.plot([0, 1], [0, 1], color="0.35", linestyle="--", linewidth=1, label="perfect calibration")
     upper.bar(
-        [entry["low"] for entry in filled],
-        accuracies,
-        width=[entry["high"] - entry["low"] for entry in filled],
-        align="edge",
+        filled["low"],
+        filled["accuracy"],
+        width=widths[filled.index],
         color="#56B4E9",
-        edgecolor="white",
-        linewidth=0.6,
         label="accuracy of a bin",
+        **bars,
     )
     upper.plot(
-        [entry["confidence"] for entry in filled],
-        accuracies,
+        filled["confidence"],
+        filled["accuracy"],
         color="#D55E00",
         marker="o",
         markersize=4,
@@ -345,28 +317,15 @@ def reliability_figure(evaluation: Evaluation) -> Figure:
     title = f"{plain_text(evaluation.name, longest=24)}: expected calibration error {shown}"
     upper.set_title(f"{title}\n{frames}, {calibration['num_bins']} bins", fontsize=10)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    _draw_counts(lower, lows, highs - lows, counts)
+    counted = lower.bar(bins["low"], bins["num_frames"], width=widths, color="0.65", **bars)
+    for text, count in zip(
+        lower.bar_label(counted, padding=2, rotation=90, fontsize=7), bins["num_frames"], strict=True
+    ):
+        text.set_color("black" if count else "0.5")
+    lower.set(xlabel="confidence (probability of the predicted phase)", ylabel="frames")
+    lower.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    lower.set_ylim(0, max(1, bins["num_frames"].max()) * 1.45)  # Room for the numbers, which stand upright.
     return figure
-
-
-def _draw_counts(axes: Axes, lows: FloatArray, widths: FloatArray, counts: IntArray) -> None:
-    """Bars of frames per bin, the number above each."""
-    axes.bar(lows, counts, width=widths, align="edge", color="0.65", edgecolor="white", linewidth=0.6)
-    for low, width, count in zip(lows, widths, counts, strict=True):
-        axes.annotate(
-            str(count),
-            (low + width / 2, count),
-            (0, 2),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            rotation=90,
-            fontsize=7,
-            color="black" if count else "0.5",
-        )
-    axes.set(xlabel="confidence (probability of the predicted phase)", ylabel="frames")
-    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes.set_ylim(0, max(1, int(counts.max())) * 1.45)  # Room for the numbers, which stand upright.
 
 
 def balance_figure(counts: Mapping[str, Sequence[int]], phase_names: Sequence[str]) -> Figure:

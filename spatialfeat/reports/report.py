@@ -37,13 +37,12 @@ from spatialfeat.reports.ribbons import Timeline, describe_video, overview_figur
 from spatialfeat.reports.tables import (
     REPORT,
     absence_note,
-    are_strategies_equal,
     can_claim,
     difference_rows,
+    headline_cards,
     latex_table,
     main_rows,
     no_claim_note,
-    overall_rows,
 )
 from spatialfeat.scores.metrics import MEASURES
 from spatialfeat.scores.summary import Evaluation, shown_of
@@ -94,7 +93,17 @@ def write_report(
     """
     videos, suffixes, shown = evaluations[0].videos, name_suffixes(evaluations), shown_of(evaluations)
     lines = timelines(videos, fps)
-    overviews = _write_pictures(out_dir, evaluations, suffixes, lines)
+    save_figure(per_phase_figure(evaluations), out_dir / "per_phase.png")
+    for evaluation, suffix in zip(evaluations, suffixes, strict=True):
+        save_figure(confusion_figure(evaluation), out_dir / f"confusion_matrix{suffix}.png")
+        if "calibration" in evaluation.metrics:
+            save_figure(reliability_figure(evaluation), out_dir / f"reliability{suffix}.png")
+    overviews = write_ribbons(out_dir, evaluations, lines)
+    mistakes: list[Mistake] = []
+    if frames is not None:
+        row_of = {frame_id: row for row, frame_id in enumerate(frames.ids.tolist())}
+        found = confident_mistakes(evaluations[0])
+        mistakes = [mistake._replace(image=_small_frame(frames, row_of[mistake.frame_id])) for mistake in found]
     page = _page_template().render(
         title=title,
         facts=facts,
@@ -102,7 +111,7 @@ def write_report(
         shown=shown,
         omission=omission(len(shown), evaluations[0].metrics["num_phases"]),
         evaluations=list(zip(evaluations, suffixes, strict=True)),
-        score_rows=[{row.score.key: row for row in overall_rows(evaluation.metrics)} for evaluation in evaluations],
+        headline=headline_cards(evaluations),
         main_rows=main_rows(evaluations),
         latex=latex_table(evaluations),
         absence_note=absence_note(evaluations[0].metrics),
@@ -110,7 +119,7 @@ def write_report(
         no_claim_note=no_claim_note(comparisons[0]) if comparisons else "",
         is_marked=all(map(can_claim, comparisons)),
         is_calibrated=any("calibration" in evaluation.metrics for evaluation in evaluations),
-        mistakes=[] if frames is None else _shown_mistakes(evaluations[0], frames),
+        mistakes=mistakes,
         overviews=overviews,
         videos=[(video.video_id, describe_video(video, line)) for video, line in zip(videos, lines, strict=True)],
         has_unlabelled=any((video.labels == UNLABELLED).any() for video in videos),
@@ -133,18 +142,6 @@ def name_suffixes(evaluations: Sequence[Evaluation]) -> list[str]:
             safe += "-2"
         suffixes.append(safe)
     return suffixes
-
-
-def _write_pictures(
-    out_dir: Path, evaluations: Sequence[Evaluation], suffixes: Sequence[str], lines: Sequence[Timeline]
-) -> list[str]:
-    """Returns the names of the overview's pages."""
-    save_figure(per_phase_figure(evaluations), out_dir / "per_phase.png")
-    for evaluation, suffix in zip(evaluations, suffixes, strict=True):
-        save_figure(confusion_figure(evaluation), out_dir / f"confusion_matrix{suffix}.png")
-        if "calibration" in evaluation.metrics:
-            save_figure(reliability_figure(evaluation), out_dir / f"reliability{suffix}.png")
-    return write_ribbons(out_dir, evaluations, lines)
 
 
 def write_ribbons(out_dir: Path, evaluations: Sequence[Evaluation], lines: Sequence[Timeline]) -> list[str]:
@@ -182,14 +179,6 @@ def confident_mistakes(evaluation: Evaluation) -> list[Mistake]:
     return sorted(mistakes.values(), key=lambda mistake: -mistake.confidence)[:MOST_MISTAKES]
 
 
-def _shown_mistakes(evaluation: Evaluation, table: FrameTable) -> list[Mistake]:
-    row_of = {frame_id: row for row, frame_id in enumerate(table.ids.tolist())}
-    return [
-        mistake._replace(image=_small_frame(table, row_of[mistake.frame_id]))
-        for mistake in confident_mistakes(evaluation)
-    ]
-
-
 def _small_frame(table: FrameTable, row: int) -> str:
     """A frame as a small JPEG, for the page; "" if it has become unreadable: hours of prediction shall not be lost."""
     try:
@@ -217,7 +206,6 @@ def _page_template() -> Template:
         "hatches": HATCHES,
         "phase_style": phase_style,
         "count": count_text,
-        "are_strategies_equal": are_strategies_equal,
     }
     return environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
 

@@ -61,14 +61,14 @@ class Timeline:
     num_gaps: int
 
     @classmethod
-    def of(cls, video: EvaluatedVideo, *, fps: float, step: float) -> Timeline:
-        """Place a video's frames, at least one, in time.
+    def of(cls, segments: IntArray, frame_numbers: IntArray, *, fps: float, step: float) -> Timeline:
+        """Place a video's T frames, at least one, in time.
 
         fps: frame numbers per second. step: frame numbers from one frame to the next where none is missing.
         """
         assert fps > 0, fps
-        new_segment = np.diff(video.segments) != 0
-        distance = np.diff(video.frame_numbers).astype(np.float64)
+        new_segment = np.diff(segments) != 0
+        distance = np.diff(frame_numbers).astype(np.float64)
         gap = ~new_segment & (distance > GAP_FACTOR * step)
         # The first frame of a segment follows the last frame of the one before at the usual distance.
         advance = np.where(new_segment, step, distance)
@@ -79,7 +79,7 @@ class Timeline:
             starts=starts,
             ends=np.where(np.append(gap, True), starts + lasts, np.append(starts[1:], 0.0)),
             breaks=gap | new_segment,
-            segment_starts=tuple((int(video.segments[first]), float(starts[first])) for first in firsts),
+            segment_starts=tuple((int(segments[first]), float(starts[first])) for first in firsts),
             num_gaps=int(gap.sum()),
         )
 
@@ -96,7 +96,7 @@ class Timeline:
 def timelines(videos: Sequence[EvaluatedVideo], fps: float) -> list[Timeline]:
     """One per video. fps: frame numbers per second."""
     step = usual_step(videos)
-    return [Timeline.of(video, fps=fps, step=step) for video in videos]
+    return [Timeline.of(video.segments, video.frame_numbers, fps=fps, step=step) for video in videos]
 
 
 def time_unit(duration_s: float) -> tuple[float, str]:
@@ -127,10 +127,10 @@ def ribbon_figure(evaluations: Sequence[Evaluation], position: int, line: Timeli
     labels = [label for label, _ in rows]
     if confidence is not None:
         _draw_confidence(axes, line, confidence.max(axis=1), len(rows), unit_s)
-        labels.append("confidence, 0 to 1")
+        labels.append("confidence")
     axes.set_yticks(np.arange(num_rows) + 0.5, labels)
     axes.set_ylim(num_rows, 0)
-    title = [plain_text(video.video_id, longest=48), *_facts(video, line)]
+    title = [plain_text(video.video_id, longest=48), *_facts(line)]
     axes.set_title(", ".join(title), fontsize=10, pad=18 if len(line.segment_starts) > 1 else 6)
     _time_axis(axes, line.duration_s / unit_s, f"time since the first frame ({unit})")
     legend.draw(figure)
@@ -139,7 +139,7 @@ def ribbon_figure(evaluations: Sequence[Evaluation], position: int, line: Timeli
 
 def describe_video(video: EvaluatedVideo, line: Timeline) -> str:
     """A video in words: frames, duration, first and last id, gaps and segments."""
-    frames, duration, *gaps = _facts(video, line)
+    frames, duration, *gaps = _facts(line)
     parts = [frames, duration, f"from {video.frame_ids[0]} to {video.frame_ids[-1]}", *gaps]
     if len(line.segment_starts) > 1:
         starts = ", ".join(f"{number} from {duration_text(start)}" for number, start in line.segment_starts)
@@ -147,9 +147,9 @@ def describe_video(video: EvaluatedVideo, line: Timeline) -> str:
     return "; ".join(parts)
 
 
-def _facts(video: EvaluatedVideo, line: Timeline) -> list[str]:
+def _facts(line: Timeline) -> list[str]:
     gaps = [f"{count_text(line.num_gaps, 'gap')} (blank)"] if line.num_gaps else []
-    return [count_text(len(video.frame_ids), "frame"), duration_text(line.duration_s), *gaps]
+    return [count_text(len(line.starts), "frame"), duration_text(line.duration_s), *gaps]
 
 
 def overview_figures(evaluations: Sequence[Evaluation], lines: Sequence[Timeline]) -> list[Figure]:
@@ -212,15 +212,17 @@ def _has_truth(evaluations: Sequence[Evaluation]) -> bool:
 
 
 def _draw_confidence(axes: Axes, line: Timeline, values: FloatArray, row: int, unit_s: float) -> None:
-    """Draw values (T,) of 0 to 1 as an area of the row's height, blank where frames are missing."""
+    """Draw values (T,) of 0 to 1 as an area of the row's height, blank where frames are missing, with a scale."""
     bottom, height = row + 0.94, 0.88
     for frames in np.split(np.arange(len(values)), np.flatnonzero(line.breaks) + 1):
         times = np.column_stack([line.starts[frames], line.ends[frames]]).ravel() / unit_s
         axes.fill_between(times, bottom, bottom - height * np.repeat(values[frames], 2), color="#8a8a8a", linewidth=0)
-    frame = Rectangle(
-        (0, row + 0.06), line.duration_s / unit_s, height, fill=False, edgecolor="0.45", linewidth=0.5, clip_on=False
-    )
-    axes.add_patch(frame)
+    _frame_row(axes, line, (row + 0.06, height), unit_s)
+    scale = axes.secondary_yaxis("right")
+    scale.set_yticks([bottom, bottom - height / 2, bottom - height], ["0", "0.5", "1"], fontsize=7)
+    scale.tick_params(length=2, pad=1)
+    scale.spines["right"].set_visible(False)
+    axes.plot([0, line.duration_s / unit_s], [bottom - height / 2] * 2, color="0.2", linestyle=":", linewidth=0.6)
 
 
 def _draw_row(
@@ -237,10 +239,13 @@ def _draw_row(
             bars = list(zip(starts[of_value] / unit_s, widths, strict=True))
             # Without antialiasing, neighbours of the same row meet without a light seam.
             axes.broken_barh(bars, place, linewidth=0, antialiased=False, **_looks(value))
-    frame = Rectangle(
-        (0, place[0]), line.duration_s / unit_s, place[1], fill=False, edgecolor="0.45", linewidth=0.5, clip_on=False
-    )
-    axes.add_patch(frame)
+    _frame_row(axes, line, place, unit_s)
+
+
+def _frame_row(axes: Axes, line: Timeline, place: tuple[float, float], unit_s: float) -> None:
+    length, (top, height) = line.duration_s / unit_s, place
+    looks: dict[str, Any] = {"fill": False, "edgecolor": "0.45", "linewidth": 0.5, "clip_on": False}
+    axes.add_patch(Rectangle((0, top), length, height, **looks))
 
 
 def _looks(value: int) -> dict[str, Any]:
@@ -286,18 +291,23 @@ def _time_axis(axes: Axes, length: float, label: str) -> None:
 
 
 class _Legend:
-    """The phases with number and colour, in as many columns as surely fit: all, or of more than 60 those that occur."""
+    """The phases with number and colour, in as many columns as surely fit: all, or of more than 60 those that occur.
+
+    Without any truth, where a phase that is not drawn means nothing, those that are drawn.
+    """
 
     def __init__(self, evaluations: Sequence[Evaluation], positions: Sequence[int]) -> None:
         """positions: of the videos that are drawn."""
-        names, shown = evaluations[0].metrics["phase_names"], shown_of(evaluations)
+        names = evaluations[0].metrics["phase_names"]
+        drawn = {value for position in positions for _, row in _rows(evaluations, position) for value in np.unique(row)}
+        listed = set(range(len(names))) if _has_truth(evaluations) else drawn - {UNLABELLED}
+        shown = [phase for phase in shown_of(evaluations) if phase in listed]
         self._handles = [
             Patch(label=plain_text(f"{phase} {names[phase]}"), linewidth=0, **_looks(phase)) for phase in shown
         ]
-        if len(shown) < len(names):
-            self._handles.append(Patch(label=f"{len(names) - len(shown)} other phases", linewidth=0, fill=False))
-        rows = [row for position in positions for _, row in _rows(evaluations, position)]
-        if any((row == UNLABELLED).any() for row in rows):
+        if len(shown) < len(listed):
+            self._handles.append(Patch(label=f"{len(listed) - len(shown)} other phases", linewidth=0, fill=False))
+        if UNLABELLED in drawn:
             self._handles.append(Patch(label="no label", linewidth=0.5, **UNLABELLED_LOOKS))
         # An 8 point letter is about 0.07 inch wide.
         longest = max(len(str(handle.get_label())) for handle in self._handles)
@@ -328,18 +338,8 @@ def contact_sheet(
     frame_numbers, labels: T each, the first frame of the video being number 0. fps: frame numbers per second.
     pictures: (label, seconds, file) of each frame shown.
     """
-    shape = len(labels)
-    video = EvaluatedVideo(
-        video_id=video_id,
-        patient_id=video_id,
-        frame_ids=np.array(frame_numbers, dtype=str),
-        segments=np.zeros(shape, dtype=np.int64),
-        frame_numbers=np.array(frame_numbers, dtype=np.int64),
-        labels=np.array(labels, dtype=np.int64),
-        predictions=np.array(labels, dtype=np.int64),
-        probabilities=None,
-    )
-    line = Timeline.of(video, fps=fps, step=1)
+    phases, numbers = np.array(labels, dtype=np.int64), np.array(frame_numbers, dtype=np.int64)
+    line = Timeline.of(np.zeros_like(numbers), numbers, fps=fps, step=1)
     before_s = frame_numbers[0] / fps  # The pictures' times count from the video's start; so must the ribbon's.
     line = replace(line, starts=line.starts + before_s, ends=line.ends + before_s)
     unit_s, unit = time_unit(line.duration_s)
@@ -349,14 +349,14 @@ def contact_sheet(
     figure = Figure(figsize=(WIDTH_IN, 1.3 + height_in * num_rows), layout="constrained")
     grid = figure.add_gridspec(num_rows + 1, num_columns, height_ratios=[0.35, *[height_in] * num_rows])
     ribbon = figure.add_subplot(grid[0, :])
-    _draw_row(ribbon, line, video.labels, (0.0, 1.0), unit_s, line.duration_s)
-    _write_numbers(ribbon, line, video.labels, 0.5, unit_s)
+    _draw_row(ribbon, line, phases, (0.0, 1.0), unit_s, line.duration_s)
+    _write_numbers(ribbon, line, phases, 0.5, unit_s)
     ribbon.set_ylim(1, 0)
     ribbon.set_yticks([])
     _time_axis(ribbon, line.duration_s / unit_s, f"time ({unit})")
     num_unlabelled = labels.count(UNLABELLED)
     unlabelled = [f"{num_unlabelled} without a phase"] if num_unlabelled else []
-    facts = [count_text(shape, "sample"), *_facts(video, line)[1:]]  # The video itself has more frames than these.
+    facts = [count_text(len(labels), "sample"), *_facts(line)[1:]]  # The video itself has more frames than these.
     title = [plain_text(video_id, longest=48), *facts, *unlabelled]
     ribbon.set_title(", ".join(title), fontsize=10)
     for index, (label, seconds, path) in enumerate(pictures):

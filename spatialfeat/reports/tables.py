@@ -13,7 +13,7 @@ from spatialfeat.console import align, count_text, omission, wrap
 from spatialfeat.data.frames import UNLABELLED
 from spatialfeat.scores.metrics import MEASURES, STRATEGIES
 from spatialfeat.scores.summary import Evaluation, shown_of
-from spatialfeat.scores.table import FEWEST_FOR_A_CLAIM, MEASURE_TITLES, SCORES, VIDEO_MEAN, Score
+from spatialfeat.scores.table import FEWEST_FOR_A_CLAIM, MEASURE_TITLES, POOLED, SCORES, VIDEO_MEAN, Score
 
 Interval: TypeAlias = Sequence[float] | None
 
@@ -63,6 +63,14 @@ class ScoreRow(NamedTuple):
     occurring: float | None
 
 
+class HeadlineCard(NamedTuple):
+    """One of the report's first numbers. estimates: name, value and a note of every set of predictions."""
+
+    heading: str
+    estimates: list[tuple[str, str, str]]
+    averaging: str
+
+
 class MainRow(NamedTuple):
     """A row of the report's main table: one text per set of predictions, and how the number is averaged."""
 
@@ -94,6 +102,42 @@ def overall_rows(metrics: Mapping[str, Any]) -> list[ScoreRow]:
     ]
 
 
+def headline_cards(evaluations: Sequence[Evaluation]) -> list[HeadlineCard]:
+    """The few numbers that a reader looks for first; one card for each, however many sets there are."""
+
+    def spread(found: Mapping[str, float | None]) -> str:
+        return f"standard deviation over videos {REPORT.number(found['std_over_videos'])}"
+
+    def score_card(key: str) -> HeadlineCard:
+        score, estimates = SCORES[key], []
+        for name, metrics in sets:
+            row = next(row for row in overall_rows(metrics) if row.score is score)
+            notes = [spread(metrics["video_wise"]["accuracy"])] if key == "video_wise_accuracy" else []
+            if row.occurring is not None:
+                notes.append(f"{REPORT.number(row.occurring)} over the phases that occur")
+            level = f"{metrics['intervals']['level']:.0%}"
+            notes.append(f"{level} interval {REPORT.ends(row.interval)}" if row.interval else "no interval")
+            estimates.append((name, REPORT.number(row.value), "; ".join(notes)))
+        return HeadlineCard(score.heading, estimates, score.averaging.long)
+
+    def mean_card(measure: str) -> HeadlineCard:
+        found = [(name, metrics["video_wise"]["A"][measure]["video_macro"]) for name, metrics in sets]
+        estimates = [(name, REPORT.number(average["mean"]), spread(average)) for name, average in found]
+        averaging = "strategy A; mean over the phases of each video, then the mean over videos"
+        return HeadlineCard(f"{MEASURE_TITLES[measure]}, video-wise", estimates, averaging)
+
+    sets = [(evaluation.name, evaluation.metrics) for evaluation in evaluations]
+    cards = [score_card(key) for key in ("accuracy", "macro_f1", "video_wise_accuracy")]
+    cards += [mean_card(measure) for measure in ("f1", "jaccard")]
+    cards += [score_card(key) for key in ("edit", "f1_50")]
+    calibrated = [(name, metrics["calibration"]) for name, metrics in sets if "calibration" in metrics]
+    if calibrated:
+        errors = [(name, REPORT.number(found["expected_calibration_error"]), "0 is best") for name, found in calibrated]
+        averaging = f"{POOLED.long}, {calibrated[0][1]['num_bins']} bins of equal width"
+        cards.append(HeadlineCard("Expected calibration error", errors, averaging))
+    return cards
+
+
 def main_rows(evaluations: Sequence[Evaluation]) -> list[MainRow]:
     """Every overall score of every set with its interval, then the relaxed ones where they were computed."""
     rows = []
@@ -101,7 +145,7 @@ def main_rows(evaluations: Sequence[Evaluation]) -> list[MainRow]:
         score = found[0].score
         rows.append(MainRow(score.heading, [_estimate(row.value, row.interval) for row in found], score.averaging.long))
         if found[0].occurring is not None:
-            over = f"the mean over the {count_text(occurring_phases(evaluations[0].metrics), 'phase')} that occur"
+            over = f"the mean over {_occurring(evaluations[0].metrics)}"
             rows.append(MainRow(f"{score.heading}, occurring", [REPORT.number(row.occurring) for row in found], over))
     relaxed = [evaluation.metrics["relaxed"] for evaluation in evaluations]
     if None in relaxed:
@@ -129,8 +173,9 @@ def latex_table(evaluations: Sequence[Evaluation]) -> str:
     def line(cells: Sequence[str]) -> str:
         return " & ".join("".join(LATEX.get(letter, letter) for letter in cell) for cell in cells) + r" \\"
 
-    (headline,) = _headline(evaluations[0])
-    note = f"{headline.partition(': ')[2]}; intervals: {_resampling(evaluations[0].metrics['intervals'])}"
+    note = (
+        f"{_headline(evaluations[0]).partition(': ')[2]}; intervals: {_resampling(evaluations[0].metrics['intervals'])}"
+    )
     return "\n".join([
         rf"% \usepackage{{booktabs}}  % {note}",
         rf"\begin{{tabular}}{{l{'c' * len(evaluations)}}}",
@@ -157,8 +202,7 @@ def absence_note(metrics: Mapping[str, Any]) -> str:
     verb = "counts" if len(absent) == 1 else "count"
     return (
         f"{count_text(len(absent), 'phase')} of {metrics['num_phases']} without a labelled frame ({named}) {verb} as 0 "
-        f"in macro scores; below each of these is its mean over the {count_text(occurring_phases(metrics), 'phase')} "
-        "that occur"
+        f"in macro scores; below each of these is its mean over {_occurring(metrics)}"
     )
 
 
@@ -166,15 +210,9 @@ def _short(name: str) -> str:
     return name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH - 2]}.."
 
 
-def occurring_phases(metrics: Mapping[str, Any]) -> int:
-    """How many phases have a labelled frame."""
-    return int(metrics["occurring"]["num_phases"])
-
-
-def are_strategies_equal(video_wise: Mapping[str, Any]) -> bool:
-    """Whether strategies A and B give the same: no phase is predicted in a video that does not have it."""
-    first, second = (video_wise[strategy] for strategy in STRATEGIES)
-    return bool(first == second)
+def _occurring(metrics: Mapping[str, Any]) -> str:
+    """`the 6 phases that occur`: that have a labelled frame."""
+    return f"the {count_text(metrics['occurring']['num_phases'], 'phase')} that occur"
 
 
 def can_claim(found: Mapping[str, Any]) -> bool:
@@ -207,11 +245,17 @@ def difference_rows(comparison: Mapping[str, Any], evaluations: Sequence[Evaluat
 def score_tables(evaluation: Evaluation) -> str:
     """Everything about one set of predictions for a terminal: overall, video-wise, relaxed, per phase."""
     metrics = evaluation.metrics
-    parts = [_headline(evaluation), _overall(metrics), _video_wise(metrics), _relaxed(metrics), _per_phase(evaluation)]
+    parts = [
+        [_headline(evaluation)],
+        _overall(metrics),
+        _video_wise(metrics),
+        _relaxed(metrics),
+        _per_phase(evaluation),
+    ]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
-def _headline(evaluation: Evaluation) -> list[str]:
+def _headline(evaluation: Evaluation) -> str:
     metrics = evaluation.metrics
     unit = metrics["grouped_by"]
     counts = [f"{count_text(metrics['num_frames'], 'frame')} of {count_text(metrics['num_videos'], unit)}"]
@@ -220,7 +264,7 @@ def _headline(evaluation: Evaluation) -> list[str]:
     counts.append(count_text(metrics["num_phases"], "phase"))
     left_out = sum(int((video.labels == UNLABELLED).sum()) for video in evaluation.videos)
     note = f"; {count_text(left_out, 'unlabelled frame')} left out" if left_out else ""
-    return [f"{evaluation.name}: {', '.join(counts)}{note}"]
+    return f"{evaluation.name}: {', '.join(counts)}{note}"
 
 
 def _overall(metrics: Mapping[str, Any]) -> list[str]:
@@ -229,8 +273,7 @@ def _overall(metrics: Mapping[str, Any]) -> list[str]:
         average = row.score.averaging.short.format(unit=metrics["grouped_by"])
         rows.append([row.score.title, average, TERMINAL.number(row.value), TERMINAL.ends(row.interval)])
         if row.occurring is not None:
-            over = f"over the {count_text(occurring_phases(metrics), 'phase')} that occur"
-            rows.append(["", over, TERMINAL.number(row.occurring)])
+            rows.append(["", f"over {_occurring(metrics)}", TERMINAL.number(row.occurring)])
     if "calibration" in metrics:
         error, bins = (metrics["calibration"][name] for name in ("expected_calibration_error", "num_bins"))
         rows.append(["calibration err.", f"all frames, {bins} bins", TERMINAL.number(error)])
@@ -249,7 +292,8 @@ def _video_wise(metrics: Mapping[str, Any]) -> list[str]:
         ["", f"mean over {unit}s of", "mean over all", "mean over phases of"],
         ["", "means over phases", f"{unit} x phase", f"means over {unit}s"],
     ]
-    are_equal = are_strategies_equal(metrics["video_wise"])
+    # No phase is predicted in a video that does not have it.
+    are_equal = metrics["video_wise"]["A"] == metrics["video_wise"]["B"]
     for strategy in STRATEGIES[:1] if are_equal else STRATEGIES:
         for measure, title in MEASURE_TITLES.items():
             found = metrics["video_wise"][strategy][measure]

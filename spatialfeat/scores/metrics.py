@@ -1,4 +1,4 @@
-"""Frame-wise scores: counts of frames, scores of each phase, and how they are averaged over videos and phases.
+"""Frame-wise scores: counts of frames, scores of each phase and their averages over videos and phases, calibration.
 
 Everything is a pure function on arrays. Scores are fractions, 0..1; NaN where a quantity is undefined.
 
@@ -27,6 +27,7 @@ PhaseScores: TypeAlias = dict[str, FloatArray]
 
 STRATEGIES: tuple[Strategy, ...] = ("A", "B")
 MEASURES = ("precision", "recall", "jaccard", "f1")
+NUM_BINS = 15
 
 
 def labelled_frames(labels: IntArray, predictions: IntArray, num_phases: int) -> tuple[IntArray, IntArray]:
@@ -128,3 +129,48 @@ def ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> FloatArray:
     )
     quotient: FloatArray = np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)
     return quotient
+
+
+def softmax(logits: npt.ArrayLike) -> FloatArray:
+    """Turn finite logits (N, C) into probabilities (N, C) float64."""
+    scores = np.asarray(logits, dtype=np.float64)
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float64)
+
+
+def calibration(probabilities: npt.NDArray[np.floating[Any]], labels: IntArray) -> dict[str, Any]:
+    """Bin frames by the probability of their most probable phase (the first on a tie): whether confidence 0.8 is right
+    in 80 % of cases.
+
+    Expected calibration error after Naeini et al., "Obtaining Well Calibrated Probabilities Using Bayesian Binning",
+    AAAI 2015, for the confidence of the predicted phase as in Guo et al., "On Calibration of Modern Neural Networks",
+    2017: the mean of |accuracy - confidence| over bins of equal width, (0, 1/15], ..., (14/15, 1], weighted by their
+    frames.
+
+    probabilities: (N, C), rows that sum to 1. labels: (N,) int64; frames labelled -100 are left out.
+    Returns {"expected_calibration_error", "num_bins", "num_frames", "bins": [{"low", "high", "num_frames",
+    "confidence", "accuracy"}, ...]}. A bin's confidence and accuracy are means, NaN without frames.
+    """
+    labelled = labels != UNLABELLED
+    table, truth = probabilities[labelled].astype(np.float64), labels[labelled]
+    edges = np.linspace(0.0, 1.0, NUM_BINS + 1)
+    confidence = np.minimum(table.max(axis=1), 1.0)
+    # side="left": a confidence equal to an edge belongs to the bin that ends there.
+    bins = np.maximum(np.searchsorted(edges, confidence, side="left") - 1, 0)
+    counts = np.bincount(bins, minlength=NUM_BINS)
+    right = (table.argmax(axis=1) == truth).astype(np.float64)
+    summed_confidence = np.bincount(bins, weights=confidence, minlength=NUM_BINS)
+    summed_right = np.bincount(bins, weights=right, minlength=NUM_BINS)
+    columns = {
+        "low": edges[:-1],
+        "high": edges[1:],
+        "num_frames": counts,
+        "confidence": ratio(summed_confidence, counts),
+        "accuracy": ratio(summed_right, counts),
+    }
+    return {
+        "expected_calibration_error": float(ratio(np.abs(summed_right - summed_confidence).sum(), len(truth))),
+        "num_bins": NUM_BINS,
+        "num_frames": len(truth),
+        "bins": [{name: values[index].item() for name, values in columns.items()} for index in range(NUM_BINS)],
+    }

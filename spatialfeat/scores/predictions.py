@@ -40,7 +40,7 @@ from spatialfeat.data.patients import show_reading
 from spatialfeat.data.tables import Origin, Rows, read_rows, refuse_repeated_columns
 from spatialfeat.encoders import RESNET50_NAME
 from spatialfeat.errors import SpatialfeatError
-from spatialfeat.features.file import FeatureFile
+from spatialfeat.features.file import AGAIN, FeatureFile
 from spatialfeat.features.folder import read_features, read_folds, seen_in_training
 from spatialfeat.features.schema import TIME_CHANNEL
 from spatialfeat.files import read_json_object, write_csv
@@ -53,11 +53,9 @@ from spatialfeat.network.weights import (
     warn_of_many_classes,
 )
 from spatialfeat.phases import DEFAULT_NUM_PHASES, check_phase_names, default_phase_names
-from spatialfeat.scores.calibration import softmax
-from spatialfeat.scores.metrics import IntArray
+from spatialfeat.scores.metrics import IntArray, softmax
 
 ALL_SPLITS = "all"
-AGAIN = "extract the video again"
 
 ID_COLUMNS = ("img_id", "frame_id", "id")
 PREDICTED_COLUMNS = ("predicted_label", "prediction", "predicted")
@@ -329,11 +327,8 @@ def feature_predictions(
 def _frames_of(file: FeatureFile) -> FrameTable:
     """The file's T frames."""
     with file:
-        ids, labels = file.frame_ids, file.labels
-    columns = {"id": ids.astype(object), "label": labels, "patient": file.patient_id}
-    rows = Rows(Origin(file.path, None), pd.DataFrame(columns))
-    outside = ((labels < 0) | (labels >= file.num_phases)) & (labels != UNLABELLED)
-    rows.refuse("label", outside, f"label {{value}} is outside 0..{file.num_phases - 1}", AGAIN)
+        ids, labels = file.frame_ids, file.phases()
+    rows = Rows(Origin(file.path, None), pd.DataFrame({"id": ids.astype(object), "patient": file.patient_id}))
     # The ids are parsed, not the stored video: a file of a whole patient holds several videos.
     rule = IdRule.parse(file.provenance.id_rule)
     return make_table(rows, file.path.parent, file.split, labels, id_rule=rule)
@@ -373,7 +368,18 @@ def read_prediction_files(
             )
     rule = IdRule.given(source.id_form, source.id_pattern)
     files = {name: PredictionFile.read(path, num_classes, phase_names, rule) for name, path in paths.items()}
-    truth = _ground_truth(source.csv, list(files.values()), num_classes, phase_names, rule)
+    if source.csv is not None:
+        truth = read_frames(
+            source.csv, Path(), split=SPLIT, id_rule=rule, num_classes=num_classes, phase_names=phase_names
+        )
+    else:
+        found = [file.table for file in files.values() if file.has_truth]
+        if not found:
+            raise SpatialfeatError(
+                f"{next(iter(paths.values()))}: has no column of true phases ({' or '.join(TRUTH_COLUMNS)}) and no "
+                "other file has; pass --csv, the CSV with columns id,label"
+            )
+        truth = found[0]
     rows = {name: file.rows_of(truth) for name, file in files.items()}
     # Frames without a true phase count nowhere: a program may have left them out.
     predicted = np.all([found >= 0 for found in rows.values()], axis=0)
@@ -429,9 +435,9 @@ class PredictionFile:
     @classmethod
     def read(cls, path: Path, num_phases: int, phase_names: tuple[str, ...] | None, id_rule: IdRule) -> PredictionFile:
         rows = read_rows(path, "img_id,true_label,predicted_label", [])
-        rows = replace(rows, id_column=_one_column(rows, ID_COLUMNS, "ids"))
-        predicted_column = _one_column(rows, PREDICTED_COLUMNS, "predicted phases")
-        truth_column = _one_column(rows, TRUTH_COLUMNS, "true phases", required=False)
+        rows = replace(rows, id_column=one_column(rows, ID_COLUMNS, "ids"))
+        predicted_column = one_column(rows, PREDICTED_COLUMNS, "predicted phases")
+        truth_column = one_column(rows, TRUTH_COLUMNS, "true phases", required=False)
         predicted = rows.phases(predicted_column, num_phases, phase_names=phase_names, name=predicted_column)
         labels = None
         if truth_column:
@@ -470,7 +476,7 @@ class PredictionFile:
         return rows
 
 
-def _one_column(rows: Rows, names: Sequence[str], content: str, *, required: bool = True) -> str:
+def one_column(rows: Rows, names: Sequence[str], content: str, *, required: bool = True) -> str:
     """The column of these names that the file has, "" if it has none and needs none."""
     path = rows.origin.path
     refuse_repeated_columns(path, rows.columns, names)
@@ -483,25 +489,6 @@ def _one_column(rows: Rows, names: Sequence[str], content: str, *, required: boo
             f"{path}: has no column of {content} (found: {found}); name it {', '.join(names[:-1])} or {names[-1]}"
         )
     return there[0] if there else ""
-
-
-def _ground_truth(
-    csv: Path | None,
-    files: Sequence[PredictionFile],
-    num_phases: int,
-    phase_names: tuple[str, ...] | None,
-    id_rule: IdRule,
-) -> FrameTable:
-    """The frames that every file is compared with."""
-    if csv is not None:
-        return read_frames(csv, Path(), split=SPLIT, id_rule=id_rule, num_classes=num_phases, phase_names=phase_names)
-    for file in files:
-        if file.has_truth:
-            return file.table
-    raise SpatialfeatError(
-        f"{files[0].table.source}: has no column of true phases ({' or '.join(TRUTH_COLUMNS)}) and no other file has; "
-        "pass --csv, the CSV with columns id,label"
-    )
 
 
 def _ids_text(table: FrameTable, rows: Sequence[int]) -> str:

@@ -81,13 +81,26 @@ def relaxed_scores(truth: IntArray, predicted: IntArray, graph: BoolArray, windo
 
 
 def relaxed_graph(relaxed: str, phase_names: Sequence[str]) -> BoolArray:
-    """The graph that `--relaxed` names: Cholec80's, or the one in a CSV.
+    """The graph of these phases (C names, phase 0 first) that `--relaxed` names: Cholec80's, or the one in a CSV.
+
+    The CSV has one allowed transition per row:
+
+        from,to
+        Preparation,Dissection
+        Dissection,2
+
+    Phases are written as names or as numbers from 0; where a phase's name is a number, the name is meant. A pair may be
+    listed twice.
 
     Raises:
-        SpatialfeatError: Cholec80's graph for another number of phases, or as `read_transitions`.
+        SpatialfeatError: Cholec80's graph for another number of phases; not a CSV with the columns from,to, an unknown
+            phase, or a phase that follows itself, with the row.
     """
     if relaxed != CHOLEC80_GRAPH:
-        return read_transitions(Path(relaxed), phase_names)
+        rows = read_rows(Path(relaxed), "from,to", ["from", "to"], unit="allowed transition")
+        before, after = (_phases(rows, column, phase_names) for column in ("from", "to"))
+        rows.refuse("from", before == after, "{value} follows itself", "remove it: a phase may always last")
+        return transition_graph(len(phase_names), zip(before.tolist(), after.tolist(), strict=True))
     if len(phase_names) != len(CHOLEC80):
         raise SpatialfeatError(
             f"--relaxed {CHOLEC80_GRAPH}: its graph has {len(CHOLEC80)} phases, these data have {len(phase_names)}; "
@@ -107,26 +120,6 @@ def cholec80_notice(relaxed: str | None, phase_names: Sequence[str]) -> str | No
         f"--relaxed {CHOLEC80_GRAPH} is made for the phases {', '.join(CHOLEC80_PHASES)}; these are called "
         f"{', '.join(phase_names)}: relaxed scores mean little unless they are the same phases in the same order"
     )
-
-
-def read_transitions(path: Path, phase_names: Sequence[str]) -> BoolArray:
-    """Read a graph of these phases (C names, phase 0 first) from a CSV with one allowed transition per row.
-
-        from,to
-        Preparation,Dissection
-        Dissection,2
-
-    Phases are written as names or as numbers from 0; where a phase's name is a number, the name is meant. A pair may be
-    listed twice.
-
-    Raises:
-        SpatialfeatError: not a CSV with the columns from,to, an unknown phase, or a phase that follows itself, with
-            the row.
-    """
-    rows = read_rows(path, "from,to", ["from", "to"], unit="allowed transition")
-    before, after = (_phases(rows, column, phase_names) for column in ("from", "to"))
-    rows.refuse("from", before == after, "{value} follows itself", "remove it: a phase may always last")
-    return transition_graph(len(phase_names), zip(before.tolist(), after.tolist(), strict=True))
 
 
 def _phases(rows: Rows, column: str, phase_names: Sequence[str]) -> IntArray:

@@ -36,8 +36,7 @@ from spatialfeat.features.file import FeatureFile
 from spatialfeat.features.folder import patients_of
 from spatialfeat.files import read_text
 from spatialfeat.names import ID_BREAKS, PHASE_BREAKS, breaks_in, file_name, without_breaks
-from spatialfeat.scores.calibration import softmax
-from spatialfeat.scores.metrics import BoolArray, FloatArray, IntArray
+from spatialfeat.scores.metrics import BoolArray, FloatArray, IntArray, softmax
 from spatialfeat.scores.predictions import (
     ID_COLUMNS,
     PREDICTED_COLUMNS,
@@ -49,6 +48,7 @@ from spatialfeat.scores.predictions import (
     feature_table,
     named_paths,
     network_name,
+    one_column,
     open_features,
 )
 
@@ -87,20 +87,15 @@ def read_results(source: ResultsSource, num_classes: int | None, phase_names: tu
             f"the files in {source.place} have no logits, as the weights that made them have no classifier; there "
             f"is no {network} to compare with"
         )
-    data: list[Path] = []
     for name, path in paths.items():
-        if path.is_dir():
-            results = reader.read(path, name)
-            sets[name], data = [results], data + reader.paths
-        else:
-            sets[name], data = [reader.read_csv(path, name)], [*data, path]
+        sets[name] = [(reader.read if path.is_dir() else reader.read_csv)(path, name)]
     facts = feature_facts(source, files)
     return OpenedSource(
         tables=(table,),
         phase_names=phase_names or files[0].phase_names,
         predict=lambda: sets,
         stored_fps=files[0].fps,
-        data=tuple(data),
+        data=tuple(reader.paths),
         **facts | {"notices": (*facts.get("notices", ()), *reader.notices)},
     )
 
@@ -125,7 +120,7 @@ class _Content:
 class _Reader:
     """Reads folders of result files, and CSVs, of the same videos.
 
-    notices: what the user should know of all folders read so far. paths: the files read of the last one.
+    notices: what the user should know of what was read so far. paths: the files that were read.
     """
 
     def __init__(self, files: Sequence[FeatureFile], table: FrameTable, given_names: tuple[str, ...] | None) -> None:
@@ -143,18 +138,18 @@ class _Reader:
         found = _list_results(folder)
         pairs = self._match(folder, found, name)
         contents = [_read_content(path) for _, path in pairs]
-        self.paths = [path for _, path in pairs]
-        phase_of = self._phase_of_name(folder, contents)
+        self.paths += [path for _, path in pairs]
+        texts = [content.values for content in contents if content.values.dtype.kind == "U"]
+        words = set(np.unique(np.concatenate(texts)).tolist()) if texts else set()
+        written = _written_names(self._phase_names, words, PHASE_BREAKS, folder)
+        phase_of = {written[name]: phase for phase, name in enumerate(self._phase_names) if name in written}
         predicted = np.full(len(self._table), UNLABELLED, dtype=np.int64)
         scores = np.zeros((len(self._table), len(self._phase_names)), dtype=np.float32)
         dropped: dict[str, bool] = {}
         strange: set[str] = set()
         for (sequence, _), content in zip(pairs, contents, strict=True):
             values = self._by_frame(content)
-            rows = self._rows_of_frames(sequence, content.path, len(values))
-            labels = self._table.labels[sequence.rows]
-            if (labels == UNLABELLED).any():
-                dropped[sequence.name] = len(rows) < len(labels)
+            rows = self._rows_of_frames(sequence, content.path, len(values), dropped)
             if content.ids is not None:
                 rows = self._rows_of_ids(content, rows)
             if values.ndim == 2:
@@ -163,11 +158,16 @@ class _Reader:
                 predicted[rows], odd = self._phases(content.path, values, rows, phase_of)
                 strange |= odd
         self._notice(folder, name, dropped, strange)
-        whole = all(content.values.ndim == 2 for content in contents)
-        return FramePredictions(self._table, predicted, self._probabilities(predicted, scores) if whole else None)
+        if any(content.values.ndim == 1 for content in contents):
+            return FramePredictions(self._table, predicted)
+        known: BoolArray = predicted != UNLABELLED
+        probabilities = np.full_like(scores, 1 / scores.shape[1])
+        probabilities[known] = _probabilities(scores[known].astype(np.float64))
+        return FramePredictions(self._table, predicted, probabilities)
 
     def read_csv(self, path: Path, name: str) -> FramePredictions:
         """The predictions of a CSV of all videos."""
+        self.paths.append(path)
         names = self._given_names or self._phase_names
         rows = read_rows(path, "frame_id,true_label,predicted_label", [])
         id_column = next((column for column in ID_COLUMNS if column in rows.columns), None)
@@ -208,10 +208,8 @@ class _Reader:
                     f"{path}: has {lack} of patient {patient.name}; the study predicts no patient that is shorter than "
                     "its window: lower window_size there"
                 )
-            frames = self._rows_of_frames(patient, path, len(order))
+            frames = self._rows_of_frames(patient, path, len(order), dropped)
             labels = self._table.labels
-            if (labels[patient.rows] == UNLABELLED).any():
-                dropped[patient.name] = len(frames) < len(patient.rows)
             wrong = np.flatnonzero(truth[order] != labels[frames])
             if len(wrong):
                 raise SpatialfeatError(
@@ -269,13 +267,6 @@ class _Reader:
             if sequence.name not in stems and (labels[sequence.rows] != UNLABELLED).any()
         ]
 
-    def _phase_of_name(self, folder: Path, contents: Iterable[_Content]) -> dict[str, int]:
-        """{name as the files write it: phase}."""
-        texts = [content.values for content in contents if content.values.dtype.kind == "U"]
-        words = set(np.unique(np.concatenate(texts)).tolist()) if texts else set()
-        written = _written_names(self._phase_names, words, PHASE_BREAKS, folder)
-        return {written[name]: phase for phase, name in enumerate(self._phase_names) if name in written}
-
     def _by_frame(self, content: _Content) -> npt.NDArray[Any]:
         """Phases as they are, scores as (T, C) float32. Raises where it is not clear which axis is time."""
         values, path, num_phases = content.values, content.path, len(self._phase_names)
@@ -296,14 +287,18 @@ class _Reader:
             raise SpatialfeatError(f"{path}: holds a score that is not finite; predict the video again")
         return values.T if values.shape[0] == num_phases else values
 
-    def _rows_of_frames(self, sequence: _Sequence, path: Path, num_frames: int) -> IntArray:
-        """Where the file's frames are in the table: all of the video, or exactly those with a label."""
+    def _rows_of_frames(self, sequence: _Sequence, path: Path, num_frames: int, dropped: dict[str, bool]) -> IntArray:
+        """Where the file's frames are in the table: all of the video, or exactly those with a label.
+
+        dropped: where the two differ, gets {name: whether frames without a label are left out}.
+        """
         rows = sequence.rows
         labelled: IntArray = rows[self._table.labels[rows] != UNLABELLED]
-        if num_frames == len(rows):
-            return rows
-        if num_frames == len(labelled):
-            return labelled
+        for frames in (rows, labelled):
+            if num_frames == len(frames):
+                if len(labelled) < len(rows):
+                    dropped[sequence.name] = frames is labelled
+                return frames
         also = f", {len(labelled)} of them labelled" if len(labelled) < len(rows) else ""
         raise SpatialfeatError(
             f"{path}: has {count_text(num_frames, 'frame')}, but {sequence.name} in "
@@ -368,14 +363,11 @@ class _Reader:
         for word in strange:
             self.notices.append(f"{name}: {word}, which is no phase, is predicted for frames without a label only")
 
-    def _probabilities(self, predicted: IntArray, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """(N, C): the scores themselves where all rows are probabilities, else their softmax."""
-        known: BoolArray = predicted != UNLABELLED
-        given: FloatArray = scores[known].astype(np.float64)
-        are_probabilities = (given >= 0).all() and np.allclose(given.sum(axis=1), 1, atol=1e-3)
-        probabilities = np.full_like(scores, 1 / scores.shape[1])
-        probabilities[known] = given / given.sum(axis=1, keepdims=True) if are_probabilities else softmax(given)
-        return probabilities
+
+def _probabilities(scores: FloatArray) -> FloatArray:
+    """(N, C): the scores themselves where all rows are probabilities, else their softmax."""
+    are_probabilities = (scores >= 0).all() and np.allclose(scores.sum(axis=1), 1, atol=1e-3)
+    return scores / scores.sum(axis=1, keepdims=True) if are_probabilities else softmax(scores)
 
 
 def _list_results(folder: Path) -> dict[str, list[Path]]:
@@ -478,15 +470,9 @@ def _read_npy(path: Path) -> npt.NDArray[Any]:
 def _read_table(path: Path) -> _Content:
     """A CSV with a header."""
     rows = read_rows(path, "img_id,predicted_label", [])
-    columns = {
-        what: [name for name in names if name in rows.columns]
-        for what, names in (("predicted phases", PREDICTED_COLUMNS), ("ids", ID_COLUMNS))
-    }
-    for what, there in columns.items():
-        if len(there) > 1:
-            raise SpatialfeatError(f"{path}: columns {' and '.join(there)} could both be the {what}; keep one")
-    words = rows.columns[columns["predicted phases"][0]].str.strip().tolist()
-    ids = rows.columns[columns["ids"][0]].to_numpy(dtype=str) if columns["ids"] else None
+    words = rows.columns[one_column(rows, PREDICTED_COLUMNS, "predicted phases")].str.strip().tolist()
+    id_column = one_column(rows, ID_COLUMNS, "ids", required=False)
+    ids = rows.columns[id_column].to_numpy(dtype=str) if id_column else None
     return _Content(path, _texts(path, words), ids)
 
 

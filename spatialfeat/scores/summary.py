@@ -32,13 +32,13 @@ import pandas as pd
 from spatialfeat.console import shown_phases
 from spatialfeat.data.frames import UNLABELLED
 from spatialfeat.files import write_csv, write_json
-from spatialfeat.scores.calibration import calibration
 from spatialfeat.scores.metrics import (
     MEASURES,
     STRATEGIES,
     BoolArray,
     FloatArray,
     IntArray,
+    calibration,
     count_scores,
     labelled_frames,
     mean_and_deviation,
@@ -115,17 +115,9 @@ def score(
 
 def unscored(name: str, videos: Sequence[EvaluatedVideo], phase_names: Sequence[str]) -> Evaluation:
     """Predictions without any truth: what pictures along time need, and no scores."""
-    num_phases = len(phase_names)
-    nothing = Tallies(
-        video_ids=(),
-        patient_ids=(),
-        counts=np.zeros((0, num_phases, num_phases), dtype=np.int64),
-        edit=np.zeros(0),
-        matches=np.zeros((0, len(IOU_PERCENTS), 3), dtype=np.int64),
-    )
-    return Evaluation(
-        name=name, videos=tuple(videos), tallies=nothing, metrics={"phase_names": list(phase_names)}, per_video=[]
-    )
+    assert not any(video.num_labelled for video in videos)
+    tallies, metrics = tally(videos, len(phase_names)), {"phase_names": list(phase_names)}
+    return Evaluation(name=name, videos=tuple(videos), tallies=tallies, metrics=metrics, per_video=[])
 
 
 def _metrics(

@@ -82,15 +82,18 @@ class Tallies:
 
 
 def tally(videos: Sequence[EvaluatedVideo], num_phases: int) -> Tallies:
-    """Count what each video contributes. Videos without a labelled frame are left out; one must be there."""
+    """Count what each video contributes. Videos without a labelled frame are left out."""
     scored = [video for video in videos if video.num_labelled]
     frames = [labelled_frames(video.labels, video.predictions, num_phases) for video in scored]
     return Tallies(
         video_ids=tuple(video.video_id for video in scored),
         patient_ids=tuple(video.patient_id for video in scored),
-        counts=np.stack([confusion_counts(*pair, num_phases) for pair in frames]),
-        edit=np.array([edit_score(*pair) for pair in frames]),
-        matches=np.stack([match_runs(*pair) for pair in frames]),
+        # The shapes hold without a video, too.
+        counts=np.array([confusion_counts(*pair, num_phases) for pair in frames], np.int64).reshape(
+            -1, num_phases, num_phases
+        ),
+        edit=np.array([edit_score(*pair) for pair in frames], np.float64),
+        matches=np.array([match_runs(*pair) for pair in frames], np.int64).reshape(-1, len(IOU_PERCENTS), 3),
     )
 
 
@@ -131,15 +134,15 @@ def pooled_phase_scores(tallies: Tallies, resamples: Resamples) -> PhaseScores:
     return phase_scores(*map(resamples.total, (tallies.hits, tallies.support, tallies.predicted)))
 
 
-def interval(samples: FloatArray, level: float = LEVEL) -> list[float] | None:
-    """[low, high]: cut (1 - level) / 2 off each end of (S,) samples, interpolating linearly.
+def interval(samples: FloatArray) -> list[float] | None:
+    """[low, high]: cut (1 - LEVEL) / 2 off each end of (S,) samples, interpolating linearly.
 
     Resamples in which the score is undefined (NaN) are left out; None where none remains.
     """
     defined = samples[~np.isnan(samples)]
     if len(defined) == 0:
         return None
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return [float(low), float(high)]
 
 
@@ -193,16 +196,6 @@ def macro(measure: str, tallies: Tallies, resamples: Resamples) -> FloatArray:
     return np.asarray(np.nan_to_num(scores, nan=0.0).mean(axis=-1))
 
 
-def mean_accuracy(tallies: Tallies, resamples: Resamples) -> FloatArray:
-    """Mean over videos of each video's accuracy."""
-    return resamples.mean(tallies.accuracy)
-
-
-def mean_edit(tallies: Tallies, resamples: Resamples) -> FloatArray:
-    """Mean over videos of each video's edit score."""
-    return resamples.mean(tallies.edit)
-
-
 def run_f1(percent: int, tallies: Tallies, resamples: Resamples) -> FloatArray:
     """F1 of the runs of all videos, at an overlap of so many percent."""
     return f1_of_matches(resamples.total(tallies.matches[:, IOU_PERCENTS.index(percent)]))
@@ -224,12 +217,20 @@ SCORES = {
             "accuracy",
             "Accuracy, video-wise",
             VIDEO_MEAN,
-            mean_accuracy,
+            lambda tallies, resamples: resamples.mean(tallies.accuracy),
         ),
-        Score("edit", "segmental.edit", "edit score", "Edit score", VIDEO_MEAN, mean_edit),
-        Score("f1_10", "segmental.f1_10", "F1@10", "Segmental F1@10", ALL_RUNS, partial(run_f1, 10)),
-        Score("f1_25", "segmental.f1_25", "F1@25", "Segmental F1@25", ALL_RUNS, partial(run_f1, 25)),
-        Score("f1_50", "segmental.f1_50", "F1@50", "Segmental F1@50", ALL_RUNS, partial(run_f1, 50)),
+        Score(
+            "edit",
+            "segmental.edit",
+            "edit score",
+            "Edit score",
+            VIDEO_MEAN,
+            lambda tallies, resamples: resamples.mean(tallies.edit),
+        ),
+        *(
+            Score(f"f1_{p}", f"segmental.f1_{p}", f"F1@{p}", f"Segmental F1@{p}", ALL_RUNS, partial(run_f1, p))
+            for p in IOU_PERCENTS
+        ),
     )
 }
 """{key: score}, in the order of the tables. One more line makes a new score appear wherever the others do."""
