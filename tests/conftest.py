@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import importlib
 import importlib.util
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +30,14 @@ if TYPE_CHECKING:
     from forks import Forks
 
     from spatialfeat.finetune import FinetuneResult
+
+# What every test process imports sooner or later. pytest-cov traces already, which doubles the time that this takes.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    tracer = sys.gettrace()
+    sys.settrace(None)
+    for library in ("torchvision.transforms.v2", "torchvision.models", "pandas", "h5py", "matplotlib.pyplot", "timm"):
+        importlib.import_module(library)
+    sys.settrace(tracer)
 
 # A script that starts the tests with `&` or nohup has these ignored, and so would every command that a test sends one.
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
