@@ -13,7 +13,8 @@ import os
 import pickle
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -31,13 +32,36 @@ if TYPE_CHECKING:
 
     from spatialfeat.finetune import FinetuneResult
 
-# What every test process imports sooner or later. pytest-cov traces already, which doubles the time that this takes.
-if "PYTEST_XDIST_WORKER" in os.environ:
+# In these files the tests run next to nothing of the package that others do not run too (0.5 % of its branches), in
+# networks, pictures and trainings that tracing makes half as slow again.
+UNTRACED = {
+    f"test_{name}"
+    for name in ("benchmarks", "encoders", "evaluate", "extract", "fastnetwork", "metrics", "plots", "readme", "report",
+                 "report_browser", "ribbons", "temporal", "trainingstep", "transforms")
+}  # fmt: skip
+
+
+@contextmanager
+def untraced() -> Iterator[None]:
+    """Without coverage, which follows every line of Python, also of libraries."""
     tracer = sys.gettrace()
     sys.settrace(None)
-    for library in ("torchvision.transforms.v2", "torchvision.models", "pandas", "h5py", "matplotlib.pyplot", "timm"):
-        importlib.import_module(library)
-    sys.settrace(tracer)
+    try:
+        yield
+    finally:
+        sys.settrace(tracer)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    with untraced() if item.path.stem in UNTRACED else nullcontext():
+        return (yield)
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # Every test process imports these sooner or later.
+    with untraced():
+        for library in ("torchvision.transforms.v2", "pandas", "h5py", "matplotlib.pyplot", "timm"):
+            importlib.import_module(library)
 
 # A script that starts the tests with `&` or nohup has these ignored, and so would every command that a test sends one.
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
