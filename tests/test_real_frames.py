@@ -100,7 +100,7 @@ def test_from_jpegs_in_folders_per_video_to_scores_and_exports(
     assert not report.failed
     assert "video_02/000001: patient A, video video_02, frame 1" in (tmp_path / "check" / "check.txt").read_text()
     assert json.loads((tmp_path / "check" / "check.json").read_text())["ids"] == report.ids
-    assert [split.num_patients for split in report.splits] == [1, 1, 1]
+    assert [split["num_patients"] for split in report.splits] == [1, 1, 1]
 
     finetune(
         FinetuneConfig(**data, num_classes=2, weights="random", image_size_px=64, batch_size=4, epochs=1, workers=0,
