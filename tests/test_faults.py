@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 import torch
 from forks import Forks
+from torch.utils.data import _utils as loader_settings
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from typer.testing import CliRunner, Result
 
 import spatialfeat.data.dataset as dataset_module
+from spatialfeat import signals
 from spatialfeat.cli import app, main
 from spatialfeat.config import ExtractConfig
 from spatialfeat.console import LastingStream
@@ -252,7 +255,10 @@ def test_features_that_are_no_numbers_are_never_written(
 
 
 @pytest.fixture
-def handler_of_dead_children() -> Iterator[None]:
+def handler_of_dead_children(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # PyTorch looks every five seconds whether its decoding processes still live; here five times a second.
+    monkeypatch.setattr(loader_settings, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
     handler = signal.getsignal(signal.SIGCHLD)
     yield
     signal.signal(signal.SIGCHLD, handler)
@@ -296,6 +302,7 @@ def extract_without_shared_memory(way: str, *command: str) -> None:
     def refuse(tensor: torch.Tensor) -> None:
         raise RuntimeError("unable to allocate shared memory(shm) for file </torch_7_1>: No space left on device (28)")
 
+    signals.SECONDS_TO_LIVE = 1
     torch.Tensor.share_memory_ = refuse  # type: ignore[method-assign, assignment]
     dataset_module.SLOT_BYTES_PER_FRAME = 1  # Too small for any batch.
     if way == "as a library":
