@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pkgutil
-
 from spatialfeat.config import BackbonesConfig
 from spatialfeat.console import NO_BREAK, align, wrap
 from spatialfeat.encoders import ENCODERS, RESNET50_ROW, TIMM, Encoder
@@ -50,7 +48,9 @@ def _about(name: str) -> list[str]:
     row = ENCODERS.get(name)
     if row is not None and row.refused:
         return _facts([("name", row.name), ("network", row.network), ("source", row.source), ("refused", row.refused)])
-    backbone = pkgutil.resolve_name("spatialfeat.network.backbone:find_backbone")(name)
+    from spatialfeat.network.backbone import find_backbone  # With PyTorch, which the table does not need.
+
+    backbone = find_backbone(name)
     facts = [
         ("name", backbone.name),
         ("network", backbone.title),

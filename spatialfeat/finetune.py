@@ -46,7 +46,7 @@ from spatialfeat.files import move_aside, output_dir, read_json_object, require_
 from spatialfeat.network.backbone import find_backbone
 from spatialfeat.network.classifier import InferenceNetwork, PhaseClassifier
 from spatialfeat.network.inference import predict_logits
-from spatialfeat.network.weights import description_path, initial_model, load_checkpoint, pretrained_name
+from spatialfeat.network.weights import description_path, initial_model, load_checkpoint, pretrained_text
 from spatialfeat.reports.plots import confusion_figure, save_figure
 from spatialfeat.reports.tables import score_tables
 from spatialfeat.runrecord import RECORD_NAME, RunRecord, earlier_sessions
@@ -355,13 +355,9 @@ class _Study:
         if state is not None:
             logger.info("resuming after epoch %d of at most %d", len(state.history), config.epochs)
             return
-        start = (
-            f"ImageNet ({pretrained_name(self.backbone).rpartition(' ')[2]})"
-            if config.weights == IMAGENET
-            else config.weights
-        )
+        start = pretrained_text(self.backbone) if config.weights == IMAGENET else f"{config.weights} weights"
         parts = "children" if self.backbone.stages == CHILDREN else "stages"
-        logger.info("starting from %s weights, first %d %s frozen", start, config.freeze_until, parts)
+        logger.info("starting from %s, first %d %s frozen", start, config.freeze_until, parts)
         if config.weights == "random" and config.freeze_until:
             logger.warning(
                 "random weights with %d frozen %s: the frozen part stays random; pass --freeze-until 0 to train it",

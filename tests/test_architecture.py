@@ -73,6 +73,24 @@ def _imports(folder: Path) -> dict[str, tuple[set[str], set[str]]]:
     return found
 
 
+# Where a module finds a function of a higher level by its text: when an option needs it, so that --help stays quick.
+FOUND_BY_TEXT = {
+    "config": {"data.ids", "features.plan", "network.backbone", "training.files"},
+    "phases": {"features.folder"},
+    "formats": {"exports.mstcn", "exports.plain", "exports.tecno"},
+}
+
+
+def test_what_is_found_by_text_is_listed() -> None:
+    found: dict[str, set[str]] = {}
+    folder = Path(spatialfeat.__file__).parent
+    for path in folder.rglob("*.py"):
+        texts = re.findall(r'"spatialfeat\.([\w.]+):\w+"', path.read_text(encoding="utf-8"))
+        if texts:
+            found[_module_name(folder, path)] = set(texts)
+    assert found == FOUND_BY_TEXT
+
+
 def _is_command_line(module: str) -> bool:
     return module.startswith("cli") or module == "__main__"
 

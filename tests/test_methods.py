@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import torchvision
 from spatialfeat import __version__
 from spatialfeat.config import FinetuneConfig
 from spatialfeat.finetune import FinetuneResult
+from spatialfeat.training.files import MAY_DIFFER
 from spatialfeat.training.history import EpochRecord, explosion
 from spatialfeat.training.methods import recipe
 
@@ -54,6 +55,14 @@ def test_the_readmes_paragraph_is_that_of_the_defaults() -> None:
     assert recipe(FinetuneConfig()) in readme
 
 
+def test_only_weights_that_are_of_imagenet_are_said_to_be() -> None:
+    pytest.importorskip("timm")
+    text = recipe(FinetuneConfig(backbone="timm:vit_small_patch14_dinov2"))
+    assert "pretrained (timm/vit_small_patch14_dinov2.lvd142m), to assign" in text
+    assert "pretrained on ImageNet" not in text
+    assert "pretrained on ImageNet (torchvision's weights IMAGENET1K_V1)" in recipe(FinetuneConfig())
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -67,10 +76,32 @@ def test_the_readmes_paragraph_is_that_of_the_defaults() -> None:
         ({"lr_factor": 0.1, "lr_patience": 1}, "multiplied by 0.1 after more than 1 epoch without"),
     ],
 )
-def test_every_option_that_changes_the_recipe_is_said(changes: dict[str, object], words: str) -> None:
+def test_what_an_option_changes_is_said(changes: dict[str, object], words: str) -> None:
     config = FinetuneConfig()
     assert words not in recipe(config)
     assert words in recipe(replace(config, **changes))  # type: ignore[arg-type]
+
+
+CHANGES = {
+    "num_classes": 8, "backbone": "resnet18", "image_size_px": 96, "freeze_until": 3, "epochs": 7, "batch_size": 5,
+    "patience": 4, "weights": "random", "reset_classifier": True, "lr": 0.5, "lr_patience": 9, "lr_factor": 0.3,
+    "class_weights": "balanced", "label_smoothing": 0.3, "clip_grad_norm": 3.0, "cache_dir": Path("cache"),
+    "cache_size_px": 300,
+}  # fmt: skip
+SAID_OF_THE_RUN = {"precision", "seed", "jpeg_decoder"}
+"""In the last paragraph, with device and versions."""
+ONLY_READ = {"id_form", "id_pattern", "phase_names"}
+"""How the CSVs are read: the frames and phases that come out are counted."""
+
+
+def test_no_option_is_forgotten() -> None:
+    """An option is in the text, or a resumed study may change it, or it is in one of the lists above."""
+    options = {field.name for field in fields(FinetuneConfig)}
+    assert options == set(CHANGES) | SAID_OF_THE_RUN | ONLY_READ | MAY_DIFFER
+    base = FinetuneConfig(weights="a.pth", cache_dir=Path("other"))
+    for name, value in CHANGES.items():
+        before = FinetuneConfig(weights="a.pth") if name == "cache_dir" else base
+        assert recipe(replace(before, **{name: value})) != recipe(before), name
 
 
 def test_a_classifier_that_was_kept_is_not_said_to_be_new() -> None:

@@ -443,6 +443,14 @@ def _from_hub(backbone: Backbone, hub: Hub) -> tuple[Path, StateDict]:
     return path, read_content(path)
 
 
+def pretrained_text(backbone: Backbone) -> str:
+    """That a network is pretrained, and how. Of timm's weights nobody knows here which pictures they have seen."""
+    pretrained = backbone.pretrained
+    if isinstance(pretrained, Hub):
+        return f"pretrained ({pretrained.repository})"
+    return f"pretrained on ImageNet (torchvision's weights {pretrained.name})"
+
+
 def pretrained_name(backbone: Backbone) -> str:
     """What --weights imagenet stands for: `torchvision's IMAGENET1K_V1`, or a repository of timm's."""
     pretrained = backbone.pretrained

@@ -331,7 +331,7 @@ def _decode(
 
     def wanted(sample: Sample) -> bool:
         time = Fraction(sample.k) / fps
-        named = _named(job, sample.k, time, sample.frame)
+        named = labelled_sample(job, sample.k, time, sample.frame)
         rows.append((*named, sample.k, float(time), sample.frame, round(float(sample.time), 6), ""))
         return bool(named[0])
 
@@ -395,7 +395,7 @@ def _look_at_pictures(
             continue
         time = Fraction(frame) / source_fps + Fraction(pictures.offset_s)
         native = frame if pictures.annotation_fps is None else int(time * Fraction(pictures.annotation_fps))
-        named, number = _named(job, k, time, native), frame + pictures.first
+        named, number = labelled_sample(job, k, time, native), frame + pictures.first
         rows.append((*named, k, float(Fraction(k) / fps), number, float(time), str(files[frame])))
     end = Fraction(last + 1) / source_fps
     advance(float(end))
@@ -405,7 +405,7 @@ def _look_at_pictures(
     return facts, suffixes.pop()
 
 
-def _named(job: VideoJob, k: int, time: Fraction, frame: int) -> tuple[str, int, str]:
+def labelled_sample(job: VideoJob, k: int, time: Fraction, frame: int) -> tuple[str, int, str]:
     """(id, "" where it is left out; label; what the annotation writes) of sample k, when this source frame is shown."""
     if job.track is None:
         return job.frame_id(k), UNLABELLED, ""

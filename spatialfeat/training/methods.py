@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from spatialfeat.config import CHILDREN, IMAGENET, FinetuneConfig
 from spatialfeat.console import count_text
+from spatialfeat.data.augmentation import DEGREES, JITTER, RATIO, SCALE
 from spatialfeat.data.frames import UNLABELLED, FrameTable
 from spatialfeat.data.transforms import IMAGENET_MEAN, IMAGENET_STD, SQUASH
 from spatialfeat.files import write_atomically
-from spatialfeat.network.backbone import RESNET50, Hub, find_backbone
+from spatialfeat.network.backbone import RESNET50, find_backbone
+from spatialfeat.network.weights import pretrained_text
 from spatialfeat.training.data import StudyData
 from spatialfeat.training.history import EpochRecord, best_epoch, stopped_early
 
@@ -36,15 +39,12 @@ def recipe(config: FinetuneConfig) -> str:
 
 def _network(config: FinetuneConfig) -> str:
     backbone = find_backbone(config.backbone)
-    imagenet = (
-        backbone.pretrained.repository
-        if isinstance(backbone.pretrained, Hub)
-        else "torchvision's weights IMAGENET1K_V1"
-    )
-    start = {
-        IMAGENET: f"pretrained on ImageNet ({imagenet})",
-        "random": "with random initial weights",
-    }.get(config.weights, f"initialized with the weights {Path(config.weights).name}")
+    if config.weights == IMAGENET:
+        start = pretrained_text(backbone)
+    elif config.weights == "random":
+        start = "with random initial weights"
+    else:
+        start = f"initialized with the weights {Path(config.weights).name}"
     network = "a ResNet-50 (He et al., 2016)" if backbone is RESNET50 else f"the encoder {backbone.title}"
     text = f"We trained {network}, {start}, to assign each single frame to one of {config.num_classes} phases."
     if config.weights in (IMAGENET, "random") or config.reset_classifier:
@@ -73,13 +73,16 @@ def _augmentation(config: FinetuneConfig) -> str:
         normalized = (
             f"the mean {preprocessing.mean} and the standard deviation {preprocessing.std} of red, green and blue"
         )
+    smallest, largest = (100 * share for share in SCALE)
+    narrowest, widest = (Fraction(ratio).limit_denominator(100) for ratio in RATIO)
     shrunk = config.training_frames_px
     first = "" if shrunk is None else f"shrunk to at most {shrunk} pixels on the shorter side, then "
     return (
-        f"Training frames were {first}augmented by a random crop of 8 to 100 % of their area (aspect ratio 3/4 to 4/3) "
-        f"resized to {side} x {side} pixels, a horizontal flip with probability 0.5, a rotation by up to 10 degrees, "
-        "and random changes of brightness, contrast and saturation by up to 20 %. Validation and test frames were "
-        f"resized to {resized} and cropped to the central {side} x {side}. All were normalized with {normalized}."
+        f"Training frames were {first}augmented by a random crop of {smallest:g} to {largest:g} % of their area "
+        f"(aspect ratio {narrowest} to {widest}) resized to {side} x {side} pixels, a horizontal flip with probability "
+        f"0.5, a rotation by up to {DEGREES[1]:g} degrees, and random changes of brightness, contrast and saturation "
+        f"by up to {100 * (JITTER[1] - 1):.0f} %. Validation and test frames were resized to {resized} and cropped to "
+        f"the central {side} x {side}. All were normalized with {normalized}."
     )
 
 
