@@ -5,10 +5,8 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import platform
 import random
 import warnings
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -229,21 +227,3 @@ def use_true_float32() -> None:
     """Turn off TF32: GPUs would otherwise round inputs of convolutions to 10 bits and call it float32."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what results depend on."""
-    import PIL
-    import torchvision
-
-    from spatialfeat import __version__
-
-    return {
-        "spatialfeat": __version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),  # A subclass of str, which `training_state.pt` would refuse.
-        "torchvision": torchvision.__version__,
-        "numpy": np.__version__,
-        "pillow": PIL.__version__,
-        "h5py": metadata.version("h5py"),
-    }

@@ -9,7 +9,6 @@ import random
 import warnings
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -20,7 +19,6 @@ from spatialfeat.device import (
     choose_workers,
     describe_arithmetic,
     describe_device,
-    library_versions,
     prepare_processor,
     random_state,
     restore_random_state,
@@ -257,14 +255,6 @@ def test_float32_is_float32() -> None:
     use_true_float32()
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
-
-
-def test_library_versions() -> None:
-    versions = library_versions()
-    assert versions["torch"] == torch.__version__
-    assert versions["h5py"] == h5py.__version__
-    assert set(versions) == {"spatialfeat", "python", "torch", "torchvision", "numpy", "pillow", "h5py"}
-    assert json.loads(json.dumps(versions)) == versions
 
 
 @pytest.mark.parametrize(

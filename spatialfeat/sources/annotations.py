@@ -1,6 +1,6 @@
 """Annotation files as phases along a video: a row per frame or second, intervals, or the starts of phases.
 
-Only the standard library, so that `spatialfeat prepare --help` answers at once.
+Imports nothing heavy, such as numpy or pandas, so that `spatialfeat prepare --help` answers at once.
 """
 
 from __future__ import annotations
