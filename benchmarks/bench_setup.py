@@ -23,8 +23,9 @@ from bench_frames import FrameSet, make_frames
 from comparing import Epoch, read_history
 from measuring import BenchmarkError, Measured, load_average, run_measured
 
-from spatialfeat.device import DTYPES, choose_precision, describe_device, library_versions, select_device, usable_cores
+from spatialfeat.device import DTYPES, choose_precision, describe_device, select_device, usable_cores
 from spatialfeat.errors import SpatialfeatError
+from spatialfeat.runrecord import library_versions
 
 BENCHMARKS_DIR = Path(__file__).resolve().parent
 MIN_FRAMES = 200

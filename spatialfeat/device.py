@@ -5,10 +5,8 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import platform
 import random
 import warnings
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +20,16 @@ MAX_WORKERS = 16
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Precision by name, as options and files say it."""
 
-GAIN_ON_GPU = "measured with bf16 on an H200: the network alone is 5 times as fast, to train and to extract"
+GAIN_OF_BF16 = "measured on an H200: the network alone is 5 times as fast, to train and to extract"
 """Against float32 without TF32, batches of 32: 6,127 to 1,203 and 12,274 to 2,456 frames/s (benchmarks/results)."""
+
+NO_CUDA_DEVICE = "no CUDA device is visible"
 
 FREED_MEMORY_TO_KEEP = 1 << 30
 CGROUPS = Path("/sys/fs/cgroup")
 """Where Linux says what a container may use."""
+CPU_INFO = Path("/proc/cpuinfo")
+"""Where Linux says what each processor can do."""
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ def select_device(requested: str = "auto") -> torch.device:
         problem = _cuda_problem(torch.device("cuda"))
         if problem is None:
             return torch.device("cuda")
-        if problem != "no CUDA device is visible":
+        if problem != NO_CUDA_DEVICE:
             logger.warning("computing on the CPU: the CUDA device cannot be used (%s)", problem)
         return torch.device("cpu")
     try:
@@ -67,7 +69,7 @@ def _cuda_problem(device: torch.device) -> str | None:
         # This warning alone is silenced: the CPU is used, and the run says so.
         warnings.filterwarnings("ignore", message="CUDA initialization", category=UserWarning)
         if not torch.cuda.is_available():
-            return "no CUDA device is visible"
+            return NO_CUDA_DEVICE
         if device.index is not None and device.index >= torch.cuda.device_count():
             return f"only {torch.cuda.device_count()} CUDA device(s) are visible"
         try:
@@ -81,14 +83,15 @@ def describe_device(device: torch.device) -> str:
     """`cuda (NVIDIA H100 80GB HBM3)` or `cpu (2 cores)`, for people and for run.json."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({usable_cores()} cores)"
+    cores = usable_cores()
+    return f"cpu ({cores} core{'' if cores == 1 else 's'})"
 
 
 def choose_precision(requested: str, device: torch.device) -> str:
-    """The precision to compute in: "auto" is the narrowest that the device computes natively and that keeps its range.
+    """The precision to compute in: "auto" is bf16 where the device computes it natively, else fp16, else fp32.
 
-    That is bf16 on GPUs since Ampere and on processors with AVX512-BF16 or AMX, fp16 on GPUs with older tensor cores,
-    fp32 elsewhere.
+    That is bf16 on GPUs since Ampere and on processors with AVX512-BF16, AMX or ARM's BF16, fp16 on GPUs with older
+    tensor cores, fp32 elsewhere.
 
     Raises:
         SpatialfeatError: the device could only emulate the precision asked for, at a loss of speed.
@@ -108,14 +111,13 @@ def _native_precisions(device: torch.device) -> list[str]:
     if device.type == "cuda":
         major, _ = torch.cuda.get_device_capability(device)
         return ["fp32"] + ["bf16"] * (major >= 8) + ["fp16"] * (major >= 7)
-    return ["fp32"] + ["bf16"] * bool({"avx512_bf16", "amx_bf16"} & _processor_flags())
+    return ["fp32"] + ["bf16"] * bool({"avx512_bf16", "amx_bf16", "bf16"} & _processor_flags())
 
 
 def _processor_flags() -> set[str]:
     """Instruction sets as Linux names them; empty on other systems."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    flags = next((line for line in lines if line.startswith("flags")), "")
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.is_file() else []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")  # The second on ARM.
     return set(flags.partition(":")[2].split())
 
 
@@ -137,7 +139,7 @@ def describe_arithmetic(device: torch.device, precision: str) -> str:
     fastest = choose_precision("auto", device)
     if precision == "fp32" != fastest:
         text += f"; --precision auto would take {fastest}, which is faster and slightly less exact"
-        text += f" ({GAIN_ON_GPU})" if device.type == "cuda" else ""
+        text += f" ({GAIN_OF_BF16})" if device.type == "cuda" and fastest == "bf16" else ""
     return text
 
 
@@ -225,21 +227,3 @@ def use_true_float32() -> None:
     """Turn off TF32: GPUs would otherwise round inputs of convolutions to 10 bits and call it float32."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what results depend on."""
-    import PIL
-    import torchvision
-
-    from spatialfeat import __version__
-
-    return {
-        "spatialfeat": __version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),  # A subclass of str, which `training_state.pt` would refuse.
-        "torchvision": torchvision.__version__,
-        "numpy": np.__version__,
-        "pillow": PIL.__version__,
-        "h5py": metadata.version("h5py"),
-    }

@@ -125,7 +125,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
             frames=opened.tables[0] if config.frames and isinstance(config.source, WeightsSource) else None,
         )
         pooled = {evaluation.name: evaluation.metrics["pooled"] for evaluation in evaluations}
-        record.finish(scores=pooled, **opened.found)
+        record.finish(scores=pooled, **opened.facts_after)
     return EvaluationResult(evaluations, comparisons)
 
 

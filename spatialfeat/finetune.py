@@ -34,7 +34,6 @@ from spatialfeat.device import (
     choose_workers,
     describe_arithmetic,
     describe_device,
-    library_versions,
     prepare_processor,
     records_graphs,
     seed_everything,
@@ -49,7 +48,7 @@ from spatialfeat.network.inference import predict_logits
 from spatialfeat.network.weights import description_path, initial_model, load_checkpoint, pretrained_text
 from spatialfeat.reports.plots import confusion_figure, save_figure
 from spatialfeat.reports.tables import score_tables
-from spatialfeat.runrecord import RECORD_NAME, RunRecord, earlier_sessions
+from spatialfeat.runrecord import RECORD_NAME, RunRecord, earlier_sessions, library_versions
 from spatialfeat.scores.predictions import FramePredictions, evaluated_videos
 from spatialfeat.scores.summary import score, write_scores
 from spatialfeat.signals import is_interruption

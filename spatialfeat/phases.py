@@ -32,6 +32,9 @@ NAMES_FILE = "phase_names.txt"
 DEFAULT_NUM_PHASES = 7
 """The specification's number of phases, where neither weights, feature files nor options say it."""
 
+NO_PHASE = ("", "-1", "-100", "nan", "NaN")
+"""What people, and programs that write tables, write where there is no phase."""
+
 logger = logging.getLogger(__name__)
 
 

@@ -68,7 +68,7 @@ def predict(config: PredictConfig) -> list[EvaluatedVideo]:
         logger.info("\nwriting ribbons to %s", config.out_dir)
         write_ribbons(results_dir, [unscored(network, videos, opened.phase_names)], lines)
         num_frames = sum(map(len, opened.tables))
-        record.finish(videos=[video.video_id for video in videos], num_frames=num_frames, **opened.found)
+        record.finish(videos=[video.video_id for video in videos], num_frames=num_frames, **opened.facts_after)
     logger.info("phases and confidences: %s", config.out_dir / CSV_NAME)
     return list(videos)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 import shlex
 import sys
 import time
@@ -10,11 +11,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from spatialfeat.device import library_versions
 from spatialfeat.errors import SpatialfeatError, translate_os_errors
 from spatialfeat.files import (
     file_sha256,
@@ -132,6 +133,26 @@ def earlier_sessions(out_dir: Path) -> dict[str, Any]:
         return {}
     session = {name: record[name] for name in ("started", "status", "seconds", "device", "workers") if name in record}
     return {"earlier_sessions": [*record.get("earlier_sessions", []), session]}
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what results depend on."""
+    import numpy as np
+    import PIL
+    import torch
+    import torchvision
+
+    from spatialfeat import __version__
+
+    return {
+        "spatialfeat": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # A subclass of str, which `training_state.pt` would refuse.
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+        "h5py": metadata.version("h5py"),
+    }
 
 
 def recorded_options(config: Any) -> dict[str, Any]:

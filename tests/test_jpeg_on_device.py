@@ -21,7 +21,7 @@ from spatialfeat.config import ExtractConfig, FinetuneConfig
 from spatialfeat.data.augmentation import Augmentation
 from spatialfeat.data.dataset import AugmentedFrame, EpochBatches, FrameDataset, make_loader
 from spatialfeat.data.frames import FrameTable
-from spatialfeat.data.images import content_digest, decode_rgb, usual_jpeg_size
+from spatialfeat.data.images import content_digest, decode_rgb, image_header, usual_jpeg_size
 from spatialfeat.data.staging import StagedBatch, staged
 from spatialfeat.data.transforms import Preprocessing, evaluation_transform, training_transform
 from spatialfeat.errors import SpatialfeatError
@@ -87,6 +87,24 @@ def test_it_is_the_usual_files_that_are_left_to_the_device() -> None:
     behind_adobe = whole[:2] + b"\xff\xee\x00\x0eAdobe\0\x64\0\0\0\0\0" + whole[2:]
     for other in (b"", whole[:-1], whole + b"\0", whole[:200], behind_adobe):
         assert usual_jpeg_size(other) is None
+
+
+@pytest.mark.parametrize(
+    "segment",
+    [
+        b"\xff\xc4\x00\x14\x00\x01" + bytes(15) + b"\x00",  # a Huffman table of one code
+        b"\xff\xcc\x00\x0a\x00\x10\x01\x10\x10\x05\x11\x05",  # the settings of arithmetic coding, unused
+        b"\xff\xfe\x00\x12A comment \xff\xc0 ...",
+        b"\xff\xff\xff",
+    ],
+    ids=["DHT", "DAC", "COM", "fill"],
+)
+def test_both_readers_of_headers_find_the_same_size_behind_other_segments(segment: bytes) -> None:
+    whole = CONTENTS["one"]
+    behind = whole[:2] + segment + whole[2:]
+    assert decode_rgb(behind).size == (120, 90)
+    assert image_header(behind) == (120, 90, "RGB")
+    assert usual_jpeg_size(behind) == (90, 120)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

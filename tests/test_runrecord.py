@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
+import torch
 
 from spatialfeat.config import ExtractConfig, FinetuneConfig
-from spatialfeat.device import library_versions
-from spatialfeat.runrecord import RunRecord
+from spatialfeat.runrecord import RunRecord, library_versions
 
 
 def _load(out_dir: Path) -> dict[str, Any]:
@@ -70,3 +71,11 @@ def test_a_new_run_replaces_the_old_record(tmp_path: Path) -> None:
     content = _load(tmp_path)
     assert content["status"] == "running"
     assert "written" not in content
+
+
+def test_library_versions() -> None:
+    versions = library_versions()
+    assert versions["torch"] == torch.__version__
+    assert versions["h5py"] == h5py.__version__
+    assert set(versions) == {"spatialfeat", "python", "torch", "torchvision", "numpy", "pillow", "h5py"}
+    assert json.loads(json.dumps(versions)) == versions

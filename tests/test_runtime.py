@@ -9,7 +9,6 @@ import random
 import warnings
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -20,7 +19,6 @@ from spatialfeat.device import (
     choose_workers,
     describe_arithmetic,
     describe_device,
-    library_versions,
     prepare_processor,
     random_state,
     restore_random_state,
@@ -213,6 +211,8 @@ def test_workers(
 def test_describe_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _pretend_cores(monkeypatch, 5, tmp_path / "cpu.max")
     assert describe_device(torch.device("cpu")) == "cpu (5 cores)"
+    _pretend_cores(monkeypatch, 1, tmp_path / "cpu.max")
+    assert describe_device(torch.device("cpu")) == "cpu (1 core)"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     assert describe_device(torch.device("cuda:1")) == "cuda:1 (NVIDIA H100 80GB HBM3)"
 
@@ -257,14 +257,6 @@ def test_float32_is_float32() -> None:
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
-def test_library_versions() -> None:
-    versions = library_versions()
-    assert versions["torch"] == torch.__version__
-    assert versions["h5py"] == h5py.__version__
-    assert set(versions) == {"spatialfeat", "python", "torch", "torchvision", "numpy", "pillow", "h5py"}
-    assert json.loads(json.dumps(versions)) == versions
-
-
 @pytest.mark.parametrize(
     ("capability", "flags", "native"),
     [
@@ -275,6 +267,8 @@ def test_library_versions() -> None:
         (None, "fpu avx512f avx512_bf16", ["bf16", "fp32"]),
         (None, "fpu amx_bf16", ["bf16", "fp32"]),
         (None, "fpu avx512f avx512_vnni", ["fp32"]),
+        (None, "fp asimd sve i8mm bf16", ["bf16", "fp32"]),
+        (None, "fp asimd fphp asimdhp", ["fp32"]),
     ],
 )
 def test_precision_is_what_the_device_computes_natively(
@@ -294,9 +288,29 @@ def test_precision_is_what_the_device_computes_natively(
     hint = f"--precision auto would take {native[0]}"
     assert (hint in describe_arithmetic(device, "fp32")) == (native[0] != "fp32")
     assert hint not in describe_arithmetic(device, native[0])
-    # On a GPU, where it matters most, with what was measured.
+    # On a GPU, where it matters most, with what was measured, which was bf16.
     measured = "the network alone is 5 times as fast, to train and to extract"
-    assert (measured in describe_arithmetic(device, "fp32")) == (device.type == "cuda" and native[0] != "fp32")
+    assert (measured in describe_arithmetic(device, "fp32")) == (device.type == "cuda" and native[0] == "bf16")
+
+
+@pytest.mark.parametrize(
+    ("lines", "precision"),
+    [
+        ("vendor_id\t: GenuineIntel\nflags\t\t: fpu avx2 amx_bf16 avx512_fp16\nbugs\t\t: spectre_v1\n", "bf16"),
+        ("vendor_id\t: GenuineIntel\nflags\t\t: fpu avx2\nvmx flags\t: vnmi\nbugs\t\t: amx_bf16\n", "fp32"),
+        ("BogoMIPS\t: 2100.00\nFeatures\t: fp asimd sve i8mm bf16 dgh\nCPU implementer\t: 0x41\n", "bf16"),
+        ("BogoMIPS\t: 243.75\nFeatures\t: fp asimd evtstrm\nCPU implementer\t: 0x41\n", "fp32"),
+        (None, "fp32"),
+    ],
+    ids=["Intel with AMX", "Intel without", "ARM with bf16", "ARM without", "not Linux"],
+)
+def test_what_a_processor_computes_is_read_where_linux_says_it(
+    lines: str | None, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "CPU_INFO", tmp_path / "cpuinfo")
+    if lines is not None:
+        (tmp_path / "cpuinfo").write_text("".join(f"processor\t: {core}\n{lines}\n" for core in range(2)))
+    assert choose_precision("auto", torch.device("cpu")) == precision
 
 
 def test_processor_flags_are_those_that_linux_names() -> None:

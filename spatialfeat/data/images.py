@@ -57,6 +57,8 @@ HEAD_BYTES = 4096
 
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 ADOBE_MARKER = 0xEE
+FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Of the header (SOF, ITU T.81, B.2.2) that has the size; the three others are tables, and reserved."""
 JPEG_KINDS = {1: "grey", 3: "RGB", 4: "CMYK"}
 """By the number of channels."""
 
@@ -171,14 +173,12 @@ def usual_jpeg_size(content: bytes) -> tuple[int, int] | None:
     """
     if not content.startswith(JPEG_START) or not content.endswith(JPEG_END):
         return None
-    for marker, place in _jpeg_segments(content):
-        if marker == ADOBE_MARKER:
-            return None  # Its colours may be others.
-        if 0xC0 <= marker <= 0xCF and marker != 0xC4:
-            bits, height, width, channels = struct.unpack_from(">BHHB", content, place + 4)
-            usual = marker <= 0xC2 and (bits, channels) == (8, 3) and 0 < width * height <= MAX_PIXELS
-            return (height, width) if usual and content[place + 10] != ord("R") else None
-    return None
+    header = _jpeg_header(content)
+    if header is None or ADOBE_MARKER in header.before:  # The marker may say that the colours are others.
+        return None
+    height, width = header.height, header.width
+    usual = header.marker <= 0xC2 and (header.bits, header.channels) == (8, 3) and 0 < width * height <= MAX_PIXELS
+    return (height, width) if usual and content[header.place + 10] != ord("R") else None
 
 
 def _is_sound(content: bytes, place: int, length: int) -> bool:
@@ -195,7 +195,10 @@ def image_header(head: bytes) -> tuple[int, int, str]:
     Raises ImageError unless they are the first bytes of a frame: of a PNG or a JPEG, and not of too many pixels.
     """
     if _form(head) == "JPEG":
-        width, height, channels = _jpeg_header(head) or (0, 0, 0)
+        header = _jpeg_header(head)
+        if header is None:
+            return 0, 0, ""
+        width, height, channels = header.width, header.height, header.channels
         kind = JPEG_KINDS.get(channels, f"{channels} channels") if channels else ""
     elif len(head) < PNG_HEADER.size:
         raise ImageError("the PNG cannot be decoded (it ends in its header)")
@@ -527,12 +530,25 @@ def _form(content: bytes) -> str:
     raise ImageError("the content is not a PNG or JPEG image")
 
 
-def _jpeg_header(content: bytes) -> tuple[int, int, int] | None:
-    """(width, height, channels) of the first frame header (SOF, ITU T.81, B.2.2), None where these bytes hold none."""
+class _JpegHeader(NamedTuple):
+    """What the first frame header says. place: where it stands. before: the markers before it."""
+
+    marker: int
+    place: int
+    before: list[int]
+    bits: int
+    height: int
+    width: int
+    channels: int
+
+
+def _jpeg_header(content: bytes) -> _JpegHeader | None:
+    """None where these bytes hold no frame header."""
+    before: list[int] = []
     for marker, place in _jpeg_segments(content):
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # These are tables.
-            height, width, channels = struct.unpack_from(">HHB", content, place + 5)
-            return width, height, channels
+        if marker in FRAME_MARKERS:
+            return _JpegHeader(marker, place, before, *struct.unpack_from(">BHHB", content, place + 4))
+        before.append(marker)
     return None
 
 

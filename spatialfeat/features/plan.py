@@ -14,7 +14,7 @@ from spatialfeat.data.pseudonyms import Pseudonyms
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
 from spatialfeat.features.folder import describe_differences
-from spatialfeat.features.schema import SUFFIX, Provenance, VideoHeader
+from spatialfeat.features.schema import IMAGES_CONTENT, IMAGES_STAT, SUFFIX, Provenance, VideoHeader
 from spatialfeat.names import file_name
 
 THERE_AND_NOW = "{} there, {} now"
@@ -166,13 +166,13 @@ def _why_not_reusable(path: Path, video: Video, provenance: Provenance) -> str |
 
 
 def _same_images(file: FeatureFile, video: Video) -> bool:
-    if file.attributes.get("images_stat") == fingerprints_digest(video):
+    if file.attributes.get(IMAGES_STAT) == fingerprints_digest(video):
         return True
     # Copied files have new times but the same content; reading them is far cheaper than extracting them.
     digest = hashlib.sha256()
     for name in video.table.image_names[video.rows].tolist():
         digest.update(content_digest(video.table.images.read(name)))
-    return file.attributes.get("images_content") == digest.hexdigest()
+    return file.attributes.get(IMAGES_CONTENT) == digest.hexdigest()
 
 
 def share_out(videos: Sequence[Video], shares: int) -> list[list[Video]]:

@@ -49,6 +49,8 @@ CHANNEL_FIRST, TIME_FIRST = "channel-first", "time-first"
 CHANNEL_TIME, TIME_CHANNEL = "channel,time", "time,channel"
 AXES_OF_LAYOUT = {CHANNEL_FIRST: CHANNEL_TIME, TIME_FIRST: TIME_CHANNEL}
 
+IMAGES_STAT, IMAGES_CONTENT = "images_stat", "images_content"
+"""Attributes: digests of the image files' sizes and times, and of their bytes."""
 PSEUDONYMIZED = "pseudonymized"
 """An attribute, "yes", of files that `extract --pseudonymize` wrote; other files do not have it."""
 WEIGHTS_ORIGIN = "weights_origin"

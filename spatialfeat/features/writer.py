@@ -20,13 +20,14 @@ from spatialfeat.config import CPU_DECODER
 from spatialfeat.console import count_text
 from spatialfeat.data.dataset import describe_broken_image
 from spatialfeat.data.frames import Video
-from spatialfeat.device import library_versions
 from spatialfeat.errors import SpatialfeatError, describe_os_error, translate_os_errors
 from spatialfeat.features.plan import feature_path, fingerprints_digest, video_header
 from spatialfeat.features.schema import (
     CHANNEL_TIME,
     DATA_SET,
     FORMAT,
+    IMAGES_CONTENT,
+    IMAGES_STAT,
     LOGITS,
     PSEUDONYMIZED,
     SCHEMA,
@@ -39,6 +40,7 @@ from spatialfeat.features.schema import (
 )
 from spatialfeat.files import commit, is_name_of
 from spatialfeat.network.inference import NOT_FINITE, FrameOutputs
+from spatialfeat.runrecord import library_versions
 
 LOCK_ATTEMPTS = 4
 SECONDS_BETWEEN_ATTEMPTS = 0.05
@@ -133,12 +135,12 @@ class FeatureSink:
         if self._writer is None:
             return
         try:
-            images_stat = fingerprints_digest(video)
+            stat = fingerprints_digest(video)
         except FileNotFoundError as error:
             self._fail(video, f"{error.filename}: was removed while the video was extracted")
             return
-        content = self._images_digest.hexdigest()
-        self._writer.finish(images_stat=images_stat, images_content=content, **self._attributes)
+        digests = {IMAGES_STAT: stat, IMAGES_CONTENT: self._images_digest.hexdigest()}
+        self._writer.finish(**digests, **self._attributes)
         self._writer = None
         self.written.append(video.video_id)
 

@@ -103,8 +103,8 @@ def predict_logits(
     with frame_bar(len(table), title) as advance:
         for outputs in run_inference(network, loader):
             dataset.refuse_failures(outputs.failures)
-            for row in outputs.not_finite():
-                raise SpatialfeatError(f"{table.image_path(row)}: {NOT_FINITE}")
+            if rows := outputs.not_finite():
+                raise SpatialfeatError(f"{table.image_path(rows[0])}: {NOT_FINITE}")
             logits[outputs.positions] = outputs.logits
             advance(len(outputs.positions) * size)
     return group.sum(logits) if group else logits  # Every row is zero in all processes but one.
@@ -114,7 +114,7 @@ class TableInference:
     """A weights file's network and the frames of a table: checked first, computed by `logits`.
 
     Attributes:
-        arithmetic: what computes, for people. facts: for `run.json`. found: what `logits` adds to them.
+        arithmetic: what computes, for people. facts: for `run.json`. facts_after: what `logits` adds to them.
 
     Raises:
         SpatialfeatError: a device or precision that is not there, a cache that cannot be used, an image that cannot be
@@ -135,7 +135,7 @@ class TableInference:
             "precision": self._precision,
             "weights_sha256": checkpoint.sha256,
         }
-        self.found: dict[str, Any] = {}
+        self.facts_after: dict[str, Any] = {}
         steps = evaluation_transform(checkpoint.preprocessing).fixed_steps
         is_kept = None if cache is None else lambda table, name: cache.holds(table.images, name, steps)
         require_images([table], is_kept=is_kept)
@@ -157,7 +157,7 @@ class TableInference:
                 jpeg_on_device=self._source.jpeg_on_device,
             )
         if self._cache is not None:
-            self.found["cache"] = self._cache.close()
+            self.facts_after["cache"] = self._cache.close()
         return logits
 
 

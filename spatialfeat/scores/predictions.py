@@ -167,9 +167,9 @@ class OpenedSource:
 
     tables: the frames that are scored. phase_names: C names. predict: gives the sets of predictions; long work, if
     there is any, happens there. stored_fps: frames per second of the frame numbers, where the source knows it. data:
-    files that `run.json` gets hashes of. facts: more for `run.json`, and found: what `predict` adds to them. notices:
-    what a reader of the scores should know; warning: why not to believe them. folds: of a cross-validation, what
-    `metrics.json` says of each: where its features are, by which weights, and of which videos.
+    files that `run.json` gets hashes of. facts: more for `run.json`, and facts_after: what `predict` adds to them.
+    notices: what a reader of the scores should know; warning: why not to believe them. folds: of a cross-validation,
+    what `metrics.json` says of each: where its features are, by which weights, and of which videos.
     """
 
     tables: tuple[FrameTable, ...]
@@ -178,7 +178,7 @@ class OpenedSource:
     stored_fps: float | None = None
     data: tuple[Path, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
-    found: dict[str, Any] = field(default_factory=dict)
+    facts_after: dict[str, Any] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
     warning: str = ""
     folds: tuple[dict[str, Any], ...] = ()
@@ -234,7 +234,7 @@ def open_weights(
         predict=predict,
         data=(source.csv,) if source.csv else (),
         facts=inference.facts | ({} if epoch is None else {"weights_epoch": epoch}),
-        found=inference.found,
+        facts_after=inference.facts_after,
     )
 
 

@@ -1,6 +1,6 @@
 """Annotation files as phases along a video: a row per frame or second, intervals, or the starts of phases.
 
-Only the standard library, so that `spatialfeat prepare --help` answers at once.
+Imports nothing heavy, such as numpy or pandas, so that `spatialfeat prepare --help` answers at once.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from spatialfeat.console import name_some
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import read_text
+from spatialfeat.phases import NO_PHASE
 
 FRAME, SECOND, MILLISECOND = "frame", "second", "ms"
 """What positions along a video count: frames as they are decoded, or time since the first one."""
@@ -205,9 +206,6 @@ def rows_track(
 
 MOST_PHASES = 200
 """More names than this are whole lines, whose columns were not recognized."""
-
-NO_PHASE = ("", "-1", "-100", "nan")
-"""What people write where there is no phase."""
 
 
 @dataclass(frozen=True)

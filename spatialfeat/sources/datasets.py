@@ -1,6 +1,6 @@
 """Public data sets: where their files are, what their annotations mean, which splits were published.
 
-A new data set is an entry here. Only the standard library: `spatialfeat prepare --help` lists them.
+A new data set is an entry here. Imports nothing heavy (numpy, pandas), as `spatialfeat prepare --help` lists them.
 
 Sources: the data sets' own pages and descriptions; docs/data.md names what is known of each, and what is not.
 """
