@@ -32,8 +32,8 @@ NAMES_FILE = "phase_names.txt"
 DEFAULT_NUM_PHASES = 7
 """The specification's number of phases, where neither weights, feature files nor options say it."""
 
-NO_PHASE = ("", "-1", "-100", "nan", "NaN")
-"""What people, and programs that write tables, write where there is no phase."""
+NO_PHASE = ("", "-1", "-100")
+"""What stands for no phase, in CSVs of frames and in annotations."""
 
 logger = logging.getLogger(__name__)
 

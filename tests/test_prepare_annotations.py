@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tinydata import write_csv
 
-from spatialfeat.data.frames import read_frames
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.sources.annotations import FRAME, Span, Track, doubtful_phases, name_phases, parse_position, rows_track
 
@@ -89,16 +87,6 @@ def test_labels_of_numbers() -> None:
 def test_tracks_without_any_phase_have_no_numbers() -> None:
     unlabelled = name_phases([track_of("-1")], names=("a", "b"), first_phase=(1,), unlabelled=("-1",))
     assert (unlabelled.names, unlabelled.labels) == (("a", "b"), {"-1": None})
-
-
-def test_what_means_no_phase_in_annotations_does_so_in_a_csv_of_frames(tmp_path: Path) -> None:
-    texts = ["", "-1", "-100", "nan", "NaN"]
-    phases = name_phases([track_of("cut", *texts, "sew")])
-    assert phases.names == ("cut", "sew")
-    assert [phases.labels[text] for text in texts] == [None] * 5
-    path = write_csv(tmp_path / "train.csv", [(f"1_1_{row}", text) for row, text in enumerate(["cut", *texts, "sew"])])
-    table = read_frames(path, tmp_path, split="train", num_classes=2, phase_names=("cut", "sew"))
-    assert table.labels.tolist() == [0, *[-100] * 5, 1]
 
 
 def test_names_and_numbers_together_are_names() -> None:

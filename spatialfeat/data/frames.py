@@ -124,7 +124,7 @@ def read_frames(
 ) -> FrameTable:
     """Read and validate a CSV with the columns `id` and `label`, and perhaps `patient`.
 
-    The label -100, -1, nan or nothing is UNLABELLED.
+    The label -100, -1 or nothing is UNLABELLED.
 
     Args:
         id_rule: how ids are read. A column `patient` wins over the patient that it reads.

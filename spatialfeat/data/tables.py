@@ -188,9 +188,9 @@ class Rows:
         the number of another phase, or means an unlabelled frame, could be read in two ways and is refused. Where
         `on_problem` lets a fault pass, the number is -1.
 
-        phase_names: C names in label order. unlabelled: the number to give for NO_PHASE (-100, -1, nan and empty
-        cells); None where every row needs a phase. name: what a message calls the value. more_classes: what the message
-        for a number outside advises beside fixing the row.
+        phase_names: C names in label order. unlabelled: the number to give for -100, -1 and empty cells; None where
+        every row needs a phase. name: what a message calls the value. more_classes: what the message for a number
+        outside advises beside fixing the row.
         """
         texts = self.columns[column].str.strip()
         read = {text: _number(text, unlabelled) for text in texts.unique()}
@@ -204,7 +204,7 @@ class Rows:
             if phase is None:
                 faults[text] = "no phase"
             elif number not in (None, phase):
-                faults[text] = "two meanings" if _WHOLE_NUMBER.fullmatch(text) else "name of nothing"
+                faults[text] = "two meanings"
             elif phase == unlabelled or 0 <= phase < limit:
                 found[text] = phase
             else:
@@ -223,12 +223,10 @@ class Rows:
             wrong = f"{name} {{value!r}} is not an integer"
             remedy = "write the phase's number, e.g. 3, or pass --phase-names if these are the names of phases"
         two_meanings = f"{name} {{value}} is a number, and the name of another phase"
-        of_nothing = f"{name} {{value!r}} means no phase, and is the name of one"
         outside = f"{name} {{value}} is outside {allowed}"
         for fault, problem, advice, kind in (
             ("no phase", wrong, remedy + no_label, "label-not-a-number"),
             ("two meanings", two_meanings, "give names with --phase-names that are no numbers", "label-not-a-number"),
-            ("name of nothing", of_nothing, "give names with --phase-names that do not", "label-not-a-number"),
             ("too large", outside, f"fix the row or {more_classes}", "label-out-of-range"),
             ("negative", outside, f"fix the row: phases count from 0{no_label}", "label-out-of-range"),
         ):

@@ -25,6 +25,9 @@ FRAME, SECOND, MILLISECOND = "frame", "second", "ms"
 
 SEPARATORS = {"\t": "tab", ";": "semicolon", ",": "comma", " ": "blank"}
 
+NO_PHASE_IN_TABLES = (*NO_PHASE, "nan", "NaN")
+"""As programs write it that made a table of numbers. In a CSV of frames nan is an error: a join that found nothing."""
+
 _NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?")
 _CLOCK = re.compile(r"(?:(?P<h>[0-9]+):)?(?P<m>[0-9]{1,2}):(?P<s>[0-9]{1,2}(?:\.[0-9]+)?)")
 
@@ -222,7 +225,7 @@ def name_phases(
     names: tuple[str, ...] | None = None,
     first_phase: Sequence[int] | None = None,
     spelling: Callable[[str], str] = str,
-    unlabelled: Sequence[str] = NO_PHASE,
+    unlabelled: Sequence[str] = NO_PHASE_IN_TABLES,
     phase_map: Mapping[str, str] | None = None,
 ) -> Phases:
     """Give every phase that the tracks write a label.
