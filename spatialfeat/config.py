@@ -167,6 +167,9 @@ class DecodingOptions(Options):
                 f"--jpeg-decoder {GPU_DECODER} and --cache: a cache keeps what the processor decoded; leave one of "
                 "them out"
             )
+        img_dir, out_dir = (getattr(self, name, None) for name in ("img_dir", "out_dir"))
+        if img_dir is not None and out_dir is not None and img_dir.resolve() == out_dir.resolve():
+            raise SpatialfeatError(f"--out {out_dir}: is the folder of the frames (--img-dir); choose another one")
 
     @property
     def jpeg_on_device(self) -> bool:

@@ -148,6 +148,7 @@ class _Extraction:
             config.out_dir,
             self.provenance,
             overwrite=config.overwrite,
+            data_set=config.data_set,
             pseudonyms=self.pseudonyms,
             elsewhere=self.elsewhere,
         )

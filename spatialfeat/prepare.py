@@ -348,9 +348,12 @@ def _prepare_all(config: PrepareConfig, plan: Plan) -> list[dict[str, Any]]:
     if errors:
         if len(errors) == 1 == len(plan.jobs):
             raise next(iter(errors.values()))
+        others = "The others are kept; fix" if len(errors) < len(plan.jobs) else "Fix"
+        old = [path.name for split in SPLITS if (path := out / csv_name(split)).exists()]
+        stale = f". Of an earlier run, and perhaps no longer true: {', '.join(old)}" if old else ""
         raise SpatialfeatError(
             f"{count_text(len(errors), 'video')} of {len(plan.jobs)} could not be prepared (see above): "
-            f"{', '.join(errors)}. The others are kept; fix these, or leave them out with --leave-out, and run again"
+            f"{', '.join(errors)}. {others} these, or leave them out with --leave-out, and run again{stale}"
         )
     for job in plan.jobs:
         if not (out / RECORDS / f"{job.video}.png").exists():

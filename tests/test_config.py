@@ -75,6 +75,7 @@ def test_options_cannot_change_during_a_run() -> None:
         ({"phase_names": ("a", "b"), "num_classes": 7}, "--phase-names: 2 names for 7 phases"),
         ({"phase_names": ("a",)}, "--phase-names: 1 names for 7 phases; give one name per phase"),
         ({"cache_limit_gb": 0.0}, "--cache-limit 0: must be a positive number of gigabytes, e.g. 100"),
+        ({"img_dir": Path("a/b"), "out_dir": Path("a/./b")}, "--out a/b: is the folder of the frames (--img-dir)"),
         ({"cache_size_px": 320}, "--cache-size does nothing without --cache"),
         ({"cache_size_px": 223, "cache_dir": Path("cache")}, "--cache-size 223: must be at least 224"),
     ],
@@ -106,6 +107,7 @@ def test_finetune_takes_the_extremes(options: dict[str, Any]) -> None:
         ({"fps": 0.0}, "--fps 0: must be a positive number of frames per second"),
         ({"fps": float("nan")}, "--fps nan: must be a positive number"),
         ({"batch_size": 0}, "--batch-size 0: must be at least 1"),
+        ({"out_dir": Path("images")}, "--out images: is the folder of the frames (--img-dir); choose another one"),
     ],
 )
 def test_extract_refuses(options: dict[str, Any], message: str) -> None:

@@ -262,3 +262,18 @@ def test_other_kinds_of_files_are_ignored(videos: list[Video], out_dir: Path) ->
     (out_dir / "run.json").write_text("{}")
     (out_dir / "notes.txt").write_text("mine")
     assert _plan(videos, out_dir) == (["video2", "video10"], [])
+
+
+def test_the_data_set_that_is_named_is_the_one_in_the_files(videos: list[Video], out_dir: Path) -> None:
+    for video in videos:
+        path = _extract(video, out_dir)
+        with h5py.File(path, "r+") as file:
+            file.attrs["data_set"] = "cholec8"
+    everything = (["video2", "video10"], [])
+    for name in (None, "cholec8"):
+        to_compute, done = plan_extraction(videos, out_dir, PROVENANCE, overwrite=False, data_set=name)
+        assert (to_compute, len(done)) == ([], 2)
+    with pytest.raises(SpatialfeatError, match="was made with --data-set cholec8, now cholec80; pass --overwrite"):
+        plan_extraction(videos, out_dir, PROVENANCE, overwrite=False, data_set="cholec80")
+    to_compute, done = plan_extraction(videos, out_dir, PROVENANCE, overwrite=True, data_set="cholec80")
+    assert ([video.video_id for video in to_compute], done) == everything

@@ -276,6 +276,7 @@ def test_a_patient_in_two_splits_is_a_loud_warning(
     assert [record.levelname for record in told] == ["WARNING"] * 2
     assert all(record.message.count("is in train and val") == 2 for record in told)
     assert "2 PATIENTS IN MORE THAN ONE SPLIT: the scores of this study will be too good to publish" in told[0].message
+    assert "2 patients are in more than one of these sets: scores are too good" in (tmp_path / "methods.md").read_text()
 
 
 def test_a_broken_image_stops_training_before_it_starts(quick_config: FinetuneConfig, tmp_path: Path) -> None:

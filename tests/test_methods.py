@@ -34,7 +34,7 @@ def test_a_study_says_what_it_did(small_study: FinetuneResult, quick_config: Fin
     for words in (
         "with random initial weights",
         "one of 7 phases",
-        "The first 6 of its 10 children (conv1 to layer2) were frozen",
+        "The first 6 of its 10 children (conv1 to layer2) were frozen, at their random weights",
         "resized to 64 x 64 pixels",
         "to 73 pixels on the shorter side and cropped to the central 64 x 64",
         "initial learning rate 0.0001",

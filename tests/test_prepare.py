@@ -183,6 +183,16 @@ REFUSED = {
         (),
         ["the annotation has 0.07 s, the video 4.40 s", "its positions are minutes", "--allow-length-difference"],
     ),
+    "seconds for milliseconds": (
+        "video,start,end,phase\nop1,0.0,4.4,cut\nop2,0.0,4.4,cut\n",
+        ("--unit", "ms"),
+        ["the annotation has 0.00 s, the video 4.40 s", "its positions are seconds (--unit)"],
+    ),
+    "milliseconds for seconds": (
+        "video,start,end,phase\nop1,0,4400,cut\nop2,0,4400,cut\n",
+        ("--unit", "second"),
+        ["line 2: the annotation has 4400.00 s", "its positions are milliseconds (--unit)"],
+    ),
     "no number": ("video,start,end,phase\nop1,0,two,cut\nop2,0,4.4,cut\n", (), ["line 2: 'two' is no number"]),
     "unknown columns": ("a,b,c,d\nop1,0,2,cut\n", (), ["line 1: 'a,b,c,d' does not say", "video,start,end,phase"]),
     "uneven lines": ("video,start,end,phase\nop1,0,2\n", (), ["line 2: has 3 cells, the first line 4"]),
@@ -556,6 +566,26 @@ def test_run_again_it_does_what_is_missing_or_has_changed(videos: Path, tmp_path
     table(tmp_path / "foreign" / "notes.txt", "mine")
     result = prepare("videos", videos, tmp_path / "foreign", "--annotations", path)
     assert "is not empty, and not begun by prepare" in result.output
+
+
+def test_what_an_earlier_run_has_made_stays_until_there_is_something_better(videos: Path, tmp_path: Path) -> None:
+    path, out = table(tmp_path / "a.csv", INTERVALS), tmp_path / "out"
+    command = ("videos", videos, out, "--annotations", path, "--unit", "second")
+    prepare(*command)
+    before, labels = images(out), labels_of(out)
+    table(path, INTERVALS.replace("4.4", "60"))
+    one = prepare(*command)
+    assert "1 video of 2 could not be prepared (see above): op1. The others are kept; fix these" in one.output
+    assert "Of an earlier run, and perhaps no longer true: all_ResNet_DB.csv" in one.output
+    table(path, INTERVALS.replace("4.4", "60").replace("3.5", "60"))
+    both = prepare(*command)
+    assert "2 videos of 2 could not be prepared" in both.output
+    assert "are kept" not in both.output
+    assert contents(images(out)) == contents(before)
+    assert labels_of(out) == labels
+    table(path, INTERVALS)
+    assert prepare(*command).exit_code == 0
+    assert contents(images(out)) == contents(before)
 
 
 def test_a_cut_video_is_refused_and_the_others_are_kept(videos: Path, tmp_path: Path) -> None:

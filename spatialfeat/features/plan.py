@@ -14,7 +14,7 @@ from spatialfeat.data.pseudonyms import Pseudonyms
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.features.file import FeatureFile
 from spatialfeat.features.folder import describe_differences
-from spatialfeat.features.schema import IMAGES_CONTENT, IMAGES_STAT, SUFFIX, Provenance, VideoHeader
+from spatialfeat.features.schema import DATA_SET, IMAGES_CONTENT, IMAGES_STAT, SUFFIX, Provenance, VideoHeader
 from spatialfeat.names import file_name
 
 THERE_AND_NOW = "{} there, {} now"
@@ -74,6 +74,7 @@ def plan_extraction(
     provenance: Provenance,
     *,
     overwrite: bool,
+    data_set: str | None = None,
     pseudonyms: Pseudonyms | None = None,
     elsewhere: Collection[Path] = (),
 ) -> tuple[list[Video], list[Video]]:
@@ -85,6 +86,7 @@ def plan_extraction(
     together: it is an error, unless it belongs to one of `videos` and `overwrite` is set.
 
     Args:
+        data_set: what the files must say that the frames are from; None is anything.
         pseudonyms: those that the ids of `videos` are of, None if they are real ids.
         elsewhere: the files of other shares of the same extraction, which see to them: with `overwrite` they may be
             anything yet.
@@ -100,7 +102,7 @@ def plan_extraction(
             if not (overwrite and path in elsewhere):
                 _refuse_stranger(path, provenance, pseudonyms)
             continue
-        problem = _why_not_reusable(path, video, provenance)
+        problem = _why_not_reusable(path, video, provenance, data_set)
         if problem is None:
             done.add(video.video_id)
         elif not overwrite:
@@ -141,7 +143,7 @@ def _refuse_stranger(path: Path, provenance: Provenance, pseudonyms: Pseudonyms 
         )
 
 
-def _why_not_reusable(path: Path, video: Video, provenance: Provenance) -> str | None:
+def _why_not_reusable(path: Path, video: Video, provenance: Provenance, data_set: str | None) -> str | None:
     try:
         with FeatureFile(path) as file:
             # All but features and logits is read, so that damage there is seen.
@@ -151,6 +153,9 @@ def _why_not_reusable(path: Path, video: Video, provenance: Provenance) -> str |
     differing = describe_differences(file.provenance, provenance, THERE_AND_NOW)
     if differing:
         return f"was made with other {', '.join(differing)}"
+    there = file.attributes.get(DATA_SET, "")
+    if data_set not in (None, there):
+        return f"was made {f'with --data-set {there}' if there else 'without --data-set'}, now {data_set}"
     expected = video_header(video)
     if expected.split != file.split:
         return f"was made for split {file.split}, now {expected.split}"

@@ -33,7 +33,7 @@ from spatialfeat.console import clock_text, count_text
 from spatialfeat.errors import SpatialfeatError
 from spatialfeat.files import CsvTable, atomic_folder, file_sha256, open_csv_text, read_json_object, write_json
 from spatialfeat.signals import leave_signals_to_main_process
-from spatialfeat.sources.annotations import FRAME, MILLISECOND, Track
+from spatialfeat.sources.annotations import FRAME, MILLISECOND, SECOND, Track
 from spatialfeat.sources.video import Facts, Sample, find_box, sample_video
 
 RECORDS, IMAGES = "prepare", "images"
@@ -159,9 +159,8 @@ def prepare_video(out: Path, job: VideoJob, *, threads: int, advance: Callable[[
     """Write one video's frames, rows and record.
 
     Raises:
-        SpatialfeatError: the video or its annotation is at fault; nothing of it is kept.
+        SpatialfeatError: the video or its annotation is at fault; what an earlier run has made of it stays.
     """
-    remove_video(out, job.video)
     inputs = job.inputs()
     with atomic_folder(out / RECORDS / job.video) as folder:
         (folder / IMAGES).mkdir()
@@ -200,6 +199,7 @@ def prepare_video(out: Path, job: VideoJob, *, threads: int, advance: Callable[[
             "inputs": inputs,
         }
         write_json(folder / RECORD, record)
+        remove_video(out, job.video)  # Only now: what an earlier run has made is better than nothing.
     place_images(out, job.video)
 
 
@@ -436,7 +436,7 @@ def _check_length(job: VideoJob, track: Track, facts: Facts, surplus: Fraction) 
             where = f" line {last.line}" if last is not None and track.rows_end is None and surplus > 0 else ""
             raise SpatialfeatError(
                 f"{track.path}{where}: {lengths} ({job.source.path}), {float(abs(surplus)):.1f} s "
-                f"{'more' if surplus > 0 else 'less'}; most likely {_cause(track, facts, rate)}. "
+                f"{'more' if surplus > 0 else 'less'}; most likely {_cause(job, track, facts, rate)}. "
                 "Fix it, pass --allow-length-difference if the annotation is right as far as it goes, or leave the "
                 "video out with --leave-out"
             )
@@ -469,17 +469,19 @@ def _frame_rate(job: VideoJob, facts: Facts) -> Fraction:
     return Fraction(job.source.pictures.annotation_fps or job.source.pictures.fps)
 
 
-def _cause(track: Track, facts: Facts, rate: Fraction) -> str:
+def _cause(job: VideoJob, track: Track, facts: Facts, rate: Fraction) -> str:
     if facts.lost:
         return f"{count_text(facts.lost, 'frame')} of the video got lost, which the annotation still counts"
-    ratio = float(track.end / (facts.end * (rate if track.unit == FRAME else 1)))
+    ratio = float(_annotated_s(track, rate) / facts.end)
     for other in (24, 25, 30, 50, 60):
         if track.unit == FRAME and abs(ratio * float(rate) - other) < 0.2 and abs(other - float(rate)) > 0.3:
             return f"it counts frames of a copy with {other} frames a second (this one has {float(rate):.2f})"
-    for unit, factor in (("frames", rate), ("seconds", 1 / rate)):
-        if abs(ratio / float(factor) - 1) < 0.02 and (unit == "frames") != (track.unit == FRAME):
-            return f"its positions are {unit} (--unit)"
-    if track.unit != FRAME and 50 < 1 / ratio < 70:
+    others = {FRAME: ((1 / rate, "seconds"),), MILLISECOND: ((Fraction(1, 1000), "seconds"),)}
+    for factor, unit in others.get(track.unit, ((rate, "frames"), (Fraction(1000), "milliseconds"))):
+        if abs(ratio / float(factor) - 1) < 0.02:
+            also = ", or --source-fps is another" if job.source.pictures else ""
+            return f"its positions are {unit} (--unit){also}"
+    if track.unit == SECOND and 50 < 1 / ratio < 70:
         return "its positions are minutes, or hours and minutes; write h:m:s"
     return (
         "the video is cut, or the annotation that of another video"

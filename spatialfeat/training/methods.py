@@ -12,6 +12,7 @@ from spatialfeat.config import CHILDREN, IMAGENET, FinetuneConfig
 from spatialfeat.console import count_text
 from spatialfeat.data.augmentation import DEGREES, JITTER, RATIO, SCALE
 from spatialfeat.data.frames import UNLABELLED, FrameTable
+from spatialfeat.data.patients import shared_patients
 from spatialfeat.data.transforms import IMAGENET_MEAN, IMAGENET_STD, SQUASH
 from spatialfeat.files import write_atomically
 from spatialfeat.network.backbone import RESNET50, find_backbone
@@ -52,12 +53,13 @@ def _network(config: FinetuneConfig) -> str:
     frozen = backbone.stages[: config.freeze_until]
     if not frozen:
         return f"{text} All layers were trained."
+    kept = ", at their random weights" if config.weights == "random" else ""
     named = frozen[0] if len(frozen) == 1 else f"{frozen[0]} to {frozen[-1]}"
     is_resnet = backbone.stages == CHILDREN
     parts, norms = ("children", "their") if is_resnet else ("stages", "any")
     return (
-        f"{text} The first {config.freeze_until} of its {len(backbone.stages)} {parts} ({named}) were frozen, with the "
-        f"statistics of {norms} batch normalization{'' if is_resnet else ' in them'}."
+        f"{text} The first {config.freeze_until} of its {len(backbone.stages)} {parts} ({named}) were frozen{kept}, "
+        f"with the statistics of {norms} batch normalization{'' if is_resnet else ' in them'}."
     )
 
 
@@ -98,8 +100,8 @@ def _optimization(config: FinetuneConfig) -> str:
     return (
         f"We minimized the {loss} with Adam (beta 0.9 and 0.999, no weight decay; initial learning rate {config.lr:g}) "
         f"in batches of {config.batch_size} for at most {count_text(config.epochs, 'epoch')}{clipping}. The learning "
-        f"rate was multiplied by {config.lr_factor:g} after more than {count_text(config.lr_patience, 'epoch')} "
-        f"without a better validation accuracy, and training stopped after {config.patience} such epochs. The weights "
+        f"rate was to be multiplied by {config.lr_factor:g} after more than {count_text(config.lr_patience, 'epoch')} "
+        f"without a better validation accuracy, and training to stop after {config.patience} such epochs. The weights "
         "of the epoch with the best validation accuracy were kept, the earliest of equal ones."
     )
 
@@ -107,7 +109,13 @@ def _optimization(config: FinetuneConfig) -> str:
 def _data(data: StudyData) -> str:
     counts = [f"{_counted(table)} for {SPLIT_PURPOSES[table.split]}" for table in data.tables]
     text = f"The data were {', '.join(counts[:-1])} and {counts[-1]}; frames without a phase were not counted."
-    return text if data.test is None else f"{text} No choice was made by the test frames."
+    if data.test is not None:
+        text += " No choice was made by the test frames."
+    shared = shared_patients(data.tables)
+    if shared:
+        verb = "is" if len(shared) == 1 else "are"
+        text += f" {count_text(len(shared), 'patient')} {verb} in more than one of these sets: scores are too good."
+    return text
 
 
 def _counted(table: FrameTable) -> str:
