@@ -294,7 +294,8 @@ def _read_rows(config: PrepareConfig, plan: Plan) -> pd.DataFrame:
     rows = [
         (row["id"], row["label"], job.patient, job.video)
         for job in plan.jobs
-        for row, _ in images_of(config.out, job.video)
+        for row in read_samples(config.out, job.video)
+        if row["id"]
     ]
     frames: pd.DataFrame = pd.DataFrame(rows, columns=["id", "label", "patient", "video"], dtype=str)
     return frames
@@ -349,8 +350,8 @@ def _prepare_all(config: PrepareConfig, plan: Plan) -> list[dict[str, Any]]:
         if len(errors) == 1 == len(plan.jobs):
             raise next(iter(errors.values()))
         others = "The others are kept; fix" if len(errors) < len(plan.jobs) else "Fix"
-        old = [path.name for split in SPLITS if (path := out / csv_name(split)).exists()]
-        stale = f". Of an earlier run, and perhaps no longer true: {', '.join(old)}" if old else ""
+        old = ", ".join(path.name for path in _csvs_there(out, SPLITS))
+        stale = f". Of an earlier run, and perhaps no longer true: {old}" if old else ""
         raise SpatialfeatError(
             f"{count_text(len(errors), 'video')} of {len(plan.jobs)} could not be prepared (see above): "
             f"{', '.join(errors)}. {others} these, or leave them out with --leave-out, and run again{stale}"
@@ -421,7 +422,7 @@ def _write_study(
 ) -> None:
     """The CSVs and phase_names.txt; those of an earlier run with other splits are removed. frames: all rows."""
     out = config.out
-    old = [path for split in SPLITS if split not in splits and (path := out / csv_name(split)).exists()]
+    old = _csvs_there(out, [split for split in SPLITS if split not in splits])
     if old:
         logger.info(
             "removed, as an earlier run had shared out the patients otherwise: %s; now: %s",
@@ -436,6 +437,10 @@ def _write_study(
         write_csv(out / csv_name(split), frames.loc[split_of_row == split, header])
     if plan.phase_names is not None:
         write_names(out, plan.phase_names)
+
+
+def _csvs_there(out: Path, splits: Sequence[str]) -> list[Path]:
+    return [path for path in (out / csv_name(split) for split in splits) if path.exists()]
 
 
 def _tell(

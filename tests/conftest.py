@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import gc
-import importlib
 import importlib.util
 import os
 import pickle

@@ -353,7 +353,8 @@ def test_every_picture_is_written_twice(drawn_dir: Path) -> None:
 
 @pytest.mark.usefixtures("drawing")
 def test_one_frame_and_no_probabilities(tmp_path: Path) -> None:
-    written(tmp_path, [evaluation_of("one", [small_video("v", [1], [1])], CHOLEC_NAMES)])
+    shown = written(tmp_path, [evaluation_of("one", [small_video("v", [1], [1])], CHOLEC_NAMES)])
+    assert read(shown).text.count("no interval: fewer than two patients") == 5
     names = {path.name for path in tmp_path.iterdir()}
     assert "confusion_matrix.svg" in names
     assert not any(name.startswith("reliability") for name in names)

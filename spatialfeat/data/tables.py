@@ -282,9 +282,8 @@ def read_rows(
     padded = [fields + [""] * (len(names) - len(fields)) for fields in cells]
     table: pd.DataFrame = pd.DataFrame(padded, columns=[name.strip() for name in names], dtype=str)
     require_columns(csv_path, table, required, header)
-    table = table[
-        ~(table == "").all(axis="columns")
-    ]  # A blank line is harmless, and dropping it keeps the row numbers.
+    # A blank line is harmless, and dropping it keeps the row numbers.
+    table = table[~(table == "").all(axis="columns")]
     if table.empty:
         raise SpatialfeatError(f"{csv_path}: has no rows; add one row `{header}` per {unit}")
     return Rows(Origin(csv_path, table.index.to_numpy(dtype=np.int64) + FIRST_ROW), table, on_problem=on_problem)

@@ -116,7 +116,8 @@ def headline_cards(evaluations: Sequence[Evaluation]) -> list[HeadlineCard]:
             if row.occurring is not None:
                 notes.append(f"{REPORT.number(row.occurring)} over the phases that occur")
             level = f"{metrics['intervals']['level']:.0%}"
-            notes.append(f"{level} interval {REPORT.ends(row.interval)}" if row.interval else "no interval")
+            why_none = ": fewer than two patients" if metrics["intervals"]["num_patients"] < 2 else ""
+            notes.append(f"{level} interval {REPORT.ends(row.interval)}" if row.interval else f"no interval{why_none}")
             estimates.append((name, REPORT.number(row.value), "; ".join(notes)))
         return HeadlineCard(score.heading, estimates, score.averaging.long)
 
